@@ -1,0 +1,85 @@
+//! What we hand out: the secret, when it ends, what binds it, and what may be said about it in a log.
+//! Made by the room `issuer` after it has doubted the issuer's answer; handed on unchanged.
+
+use std::{fmt, time::Duration};
+
+use jiff::Timestamp;
+
+use crate::{
+    clock::Boot,
+    secret::{Fingerprint, Secret},
+};
+
+/// What makes a stolen credential useless.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Binding {
+    /// Nothing: whoever has it can use it until it ends. Only under a dated exception (BCP-01).
+    Bearer,
+}
+
+impl Binding {
+    /// As config, API and records write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Bearer => "bearer",
+        }
+    }
+}
+
+impl fmt::Display for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// From when until when, on both clocks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Window {
+    /// When the answer was received.
+    pub from: Boot,
+    /// When it ends: the clock that decides (CLK-01).
+    pub until: Boot,
+    /// When it ends by the wall, for people and programs to read.
+    pub until_wall: Timestamp,
+}
+
+impl Window {
+    /// A window that opens now and stays open for `life`.
+    pub fn opening(now: Boot, wall: Timestamp, life: Duration) -> Self {
+        let life_signed = jiff::SignedDuration::try_from(life).unwrap_or(jiff::SignedDuration::MAX);
+        Self {
+            from: now,
+            until: now + life,
+            until_wall: wall.checked_add(life_signed).unwrap_or(Timestamp::MAX),
+        }
+    }
+
+    /// Its whole length.
+    pub fn life(&self) -> Duration {
+        self.until.since(self.from)
+    }
+
+    /// What is left of it.
+    pub fn left(&self, now: Boot) -> Duration {
+        self.until.since(now)
+    }
+}
+
+/// A live credential. Shared by reference: its secret is wiped when the last holder lets go.
+#[derive(Debug)]
+pub struct Credential {
+    /// The access token, as the issuer wrote it.
+    pub token: Secret,
+    /// Its validity.
+    pub window: Window,
+    /// What binds it to its holder.
+    pub binding: Binding,
+    /// The scope it was granted, sorted.
+    pub scope: Vec<String>,
+    /// The audience it was asked for, if the order named one.
+    pub audience: Option<String>,
+    /// What may be logged about it (AUD-05).
+    pub fingerprint: Fingerprint,
+    /// The fingerprint of its `jti`, where it is a JWT with one (AUD-05).
+    pub jti: Option<Fingerprint>,
+}

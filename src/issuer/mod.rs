@@ -1,0 +1,207 @@
+//! Where credentials come from. In goes an [`Order`]; out comes a [`Credential`] whose every claim was held
+//! against the order, or an [`IssueError`] whose variant says what to do next. Nothing is cached here and
+//! nothing is retried here: that is the broker's.
+
+use std::{fmt, future::Future, hash, pin::Pin, sync::Arc, time::Duration};
+
+use crate::{
+    credential::{Binding, Credential},
+    jose::Signer,
+};
+
+/// What we ask an issuer for, and with which key. Two orders are equal if the same credential would do for
+/// both (CLK-08): the shelf is keyed by them.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The identity it is for.
+    pub identity: Arc<str>,
+    /// The name of the credential within the identity.
+    pub credential: Arc<str>,
+    /// The name of the issuer in the settings.
+    pub issuer: Arc<str>,
+    /// The OAuth client to be.
+    pub client_id: Arc<str>,
+    /// The one resource the credential is for (OA-21).
+    pub resource: Option<Arc<str>>,
+    /// The scope to ask for, sorted, without duplicates.
+    pub scope: Vec<Arc<str>>,
+    /// Whether a JWT must name the resource as its audience.
+    pub require_aud: bool,
+    /// The longest life we use; what is longer is cut to it.
+    pub max_ttl: Duration,
+    /// What must bind it.
+    pub binding: Binding,
+    /// The key that proves who asks.
+    pub signer: Arc<dyn Signer>,
+}
+
+type Key<'a> =
+    (&'a str, &'a str, &'a str, &'a str, Option<&'a str>, &'a [Arc<str>], bool, Duration, Binding, &'a str);
+
+impl Order {
+    fn key(&self) -> Key<'_> {
+        (
+            &self.identity,
+            &self.credential,
+            &self.issuer,
+            &self.client_id,
+            self.resource.as_deref(),
+            &self.scope,
+            self.require_aud,
+            self.max_ttl,
+            self.binding,
+            self.signer.kid(),
+        )
+    }
+}
+
+impl PartialEq for Order {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Order {}
+
+impl hash::Hash for Order {
+    fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+/// A future that a trait object can return.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Whoever mints credentials.
+pub trait Issuer: fmt::Debug + Send + Sync {
+    /// Asks once. The answer has been doubted: a credential that comes out fits the order.
+    fn issue<'a>(&'a self, order: &'a Order) -> Pending<'a, Result<Credential, IssueError>>;
+
+    /// Gives a credential back, so that it dies before its time (RFC 7009).
+    fn revoke<'a>(&'a self, order: &'a Order, credential: &'a Credential) -> Pending<'a, Result<(), IssueError>>;
+}
+
+/// Why there is no credential, sorted by what to do next.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum IssueError {
+    /// It may work later: try again, not before `after` if that is given (CLK-05, CLK-06).
+    #[error("{reason}: {detail}")]
+    Retry {
+        /// The class of trouble.
+        reason: Reason,
+        /// What happened, for the ledger and the log; never a secret, never raw issuer text.
+        detail: String,
+        /// The issuer's own wish for when to come back.
+        after: Option<Duration>,
+    },
+    /// The issuer understood and said no. Asking again the same way is of no use.
+    #[error("{reason}: {detail}")]
+    Refused {
+        /// The class of refusal.
+        reason: Reason,
+        /// What happened.
+        detail: String,
+    },
+    /// A person has to change a setting, here or at the issuer.
+    #[error("{reason}: {detail}")]
+    Misconfigured {
+        /// What is set wrong.
+        reason: Reason,
+        /// What happened.
+        detail: String,
+    },
+}
+
+impl IssueError {
+    /// The class, whatever the next move.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Retry { reason, .. } | Self::Refused { reason, .. } | Self::Misconfigured { reason, .. } => *reason,
+        }
+    }
+}
+
+/// The classes of trouble with an issuer; the names are those of `ErrorInfo.reason` (STANDARDS 4.4).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Reason {
+    /// ER-01: the issuer could not read our request.
+    AgentBugRequest,
+    /// ER-06: `invalid_target`.
+    AudienceDenied,
+    /// OA-21: the token is not for the resource.
+    AudMismatch,
+    /// PKJ-05: the pinned token endpoint and the metadata differ.
+    CfgAudPin,
+    /// ER-02: `invalid_client`.
+    ClientAuthRejected,
+    /// CLK-03: our clock and the issuer's are too far apart.
+    ClockUntrusted,
+    /// ER-08: a DPoP proof was refused.
+    DpopRejected,
+    /// OA-04: the metadata names a host that is not the issuer's.
+    EndpointForeign,
+    /// ER-03: `invalid_grant`.
+    GrantRejected,
+    /// ER-04: `unauthorized_client`, `unsupported_grant_type`, or no algorithm in common.
+    IssuerConfig,
+    /// OA-02, OA-09: somebody else's metadata or token.
+    IssuerMismatch,
+    /// The answer breaks the protocol (OA-03, OA-44, OA-45, CLK-04).
+    IssuerProtocol,
+    /// ER-11: 429.
+    IssuerRateLimit,
+    /// PKJ-17: a redirect where none is allowed.
+    IssuerRedirect,
+    /// ER-12: TLS failed.
+    IssuerTls,
+    /// ER-12: out of reach, 5xx, or silent.
+    IssuerUnavailable,
+    /// Custody could not sign.
+    KeyUnavailable,
+    /// ER-10: the issuer says our one-time value was used before.
+    OneTimeReuse,
+    /// ER-07: `invalid_authorization_details`.
+    RarDenied,
+    /// ER-05: `invalid_scope`.
+    ScopeDenied,
+    /// OA-20: more scope came back than was asked.
+    ScopeEscalated,
+    /// The token's binding is not the one asked for.
+    TokenNotBound,
+}
+
+impl Reason {
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AgentBugRequest => "AGENT_BUG_REQUEST",
+            Self::AudienceDenied => "AUDIENCE_DENIED",
+            Self::AudMismatch => "AUD_MISMATCH",
+            Self::CfgAudPin => "CFG_AUD_PIN",
+            Self::ClientAuthRejected => "CLIENT_AUTH_REJECTED",
+            Self::ClockUntrusted => "CLOCK_UNTRUSTED",
+            Self::DpopRejected => "DPOP_REJECTED",
+            Self::EndpointForeign => "ENDPOINT_FOREIGN",
+            Self::GrantRejected => "GRANT_REJECTED",
+            Self::IssuerConfig => "ISSUER_CONFIG",
+            Self::IssuerMismatch => "ISSUER_MISMATCH",
+            Self::IssuerProtocol => "ISSUER_PROTOCOL",
+            Self::IssuerRateLimit => "ISSUER_RATE_LIMIT",
+            Self::IssuerRedirect => "ISSUER_REDIRECT",
+            Self::IssuerTls => "ISSUER_TLS",
+            Self::IssuerUnavailable => "ISSUER_UNAVAILABLE",
+            Self::KeyUnavailable => "KEY_UNAVAILABLE",
+            Self::OneTimeReuse => "ONE_TIME_REUSE",
+            Self::RarDenied => "RAR_DENIED",
+            Self::ScopeDenied => "SCOPE_DENIED",
+            Self::ScopeEscalated => "SCOPE_ESCALATED",
+            Self::TokenNotBound => "TOKEN_NOT_BOUND",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,167 @@
+//! A private key at rest: a PKCS#8 PEM file of mode 0600 in a directory of mode 0700, both ours (KEY-11).
+//! What is checked is the descriptor that was opened, not the path that was named.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use rustix::fs::OFlags;
+use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
+use zeroize::Zeroizing;
+
+use super::memory::Key;
+use crate::{jose::Algorithm, secret::Secret};
+
+/// Larger than any key we can use; a longer file is not a key.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// Opens the key at `path`, or makes one there. A file that is there is never overwritten.
+pub(super) fn open_or_make(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
+    match open(path, algorithm) {
+        Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => make(path, algorithm),
+        done => done,
+    }
+}
+
+fn open(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
+    let io = |error| FileError::Io { path: path.into(), error };
+    if let Some(directory) = path.parent() {
+        check_directory(directory)?;
+    }
+    let nofollow = (OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK).bits();
+    let file =
+        OpenOptions::new().read(true).custom_flags(nofollow.cast_signed()).open(path).map_err(io)?;
+    check_file(path, &file)?;
+    let mut pem = Zeroizing::new(Vec::new());
+    (&file).take(MAX_FILE).read_to_end(&mut pem).map_err(io)?;
+    let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| FileError::NotPkcs8 { path: path.into() })?;
+    let secret = Secret::new(der.secret_pkcs8_der());
+    Key::from_pkcs8(&secret, algorithm)
+        .map_err(|_| FileError::NotForAlgorithm { path: path.into(), algorithm })
+}
+
+fn make(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
+    let io = |error| FileError::Io { path: path.into(), error };
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    if !directory.exists() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
+    }
+    check_directory(directory)?;
+    let pkcs8 = Key::generate_pkcs8(algorithm)?;
+    let key = Key::from_pkcs8(&pkcs8, algorithm)?;
+    let body = Zeroizing::new(STANDARD.encode(pkcs8.expose()));
+    let pem = Zeroizing::new(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", *body));
+
+    // Written beside and linked into place: nobody ever reads half a key, and a file that appeared
+    // meanwhile is left alone.
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(pem.as_bytes())?;
+        file.sync_all()?;
+        fs::hard_link(&beside, path)?;
+        File::open(directory)?.sync_all()
+    })();
+    let swept = fs::remove_file(&beside);
+    written.and(swept).map_err(io)?;
+    Ok(key)
+}
+
+fn check_directory(directory: &Path) -> Result<(), FileError> {
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    let meta = fs::metadata(directory).map_err(|error| FileError::Io { path: directory.into(), error })?;
+    refuse_wide(directory, &meta, 0o077, 0o700)
+}
+
+fn check_file(path: &Path, file: &File) -> Result<(), FileError> {
+    let meta = file.metadata().map_err(|error| FileError::Io { path: path.into(), error })?;
+    if !meta.is_file() {
+        return Err(FileError::NotAFile { path: path.into() });
+    }
+    refuse_wide(path, &meta, 0o177, 0o600)
+}
+
+fn refuse_wide(path: &Path, meta: &fs::Metadata, forbidden: u32, wanted: u32) -> Result<(), FileError> {
+    let ours = rustix::process::geteuid().as_raw();
+    if meta.uid() != ours {
+        return Err(FileError::Owner { path: path.into(), uid: meta.uid(), ours });
+    }
+    if meta.mode() & forbidden != 0 {
+        return Err(FileError::Perm { path: path.into(), mode: meta.mode() & 0o7777, wanted });
+    }
+    Ok(())
+}
+
+/// Why a key cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file system said no.
+    #[error("{path}: {error}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        error: io::Error,
+    },
+    /// *ring* makes no RSA keys.
+    #[error(
+        "an RSA key has to be made elsewhere: openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072, \
+         then name it with key.custody = \"file\" and key.path"
+    )]
+    NoRsaKey,
+    /// A directory, a device, a pipe.
+    #[error("{path} is not a regular file")]
+    NotAFile {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A key, but of another kind.
+    #[error("{path} holds no key for {algorithm}: set key.algorithm to what it is, or move the file away")]
+    NotForAlgorithm {
+        /// Which.
+        path: PathBuf,
+        /// What was wanted.
+        algorithm: Algorithm,
+    },
+    /// No PKCS#8 PEM in it.
+    #[error("{path} is no PKCS#8 PEM (BEGIN PRIVATE KEY): openssl pkcs8 -topk8 -nocrypt converts a key")]
+    NotPkcs8 {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Somebody else's file.
+    #[error("KEY_PERM: {path} belongs to uid {uid}, not to this agent (uid {ours}): chown {ours} {path}")]
+    Owner {
+        /// Which.
+        path: PathBuf,
+        /// Whose it is.
+        uid: u32,
+        /// Who we are.
+        ours: u32,
+    },
+    /// Others could read or replace it.
+    #[error("KEY_PERM: {path} has mode {mode:04o}: chmod {wanted:04o} {path}")]
+    Perm {
+        /// Which.
+        path: PathBuf,
+        /// What it has.
+        mode: u32,
+        /// What it should have.
+        wanted: u32,
+    },
+    /// Two identities, one key.
+    #[error("it is the same key as that of identity {other}: each identity has its own (KEY-01)")]
+    Shared {
+        /// Whose it also is.
+        other: String,
+    },
+    /// Not a key *ring* accepts.
+    #[error("it is not a usable private key")]
+    Unusable,
+}

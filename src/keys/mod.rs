@@ -1,0 +1,128 @@
+//! Custody: keys go in, signatures come out. In goes a purpose; out comes a [`Signer`]. Private bytes never
+//! leave this room: no type here returns them.
+
+mod file;
+mod memory;
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
+
+pub use file::FileError;
+pub use memory::Key;
+
+use crate::jose::{Algorithm, Signer};
+
+/// What a key is for. Each purpose has a key of its own (KEY-01).
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Purpose {
+    /// Signs client assertions (private_key_jwt).
+    ClientAuth,
+}
+
+impl Purpose {
+    /// As file names and listings write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ClientAuth => "client-auth",
+        }
+    }
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Where one identity's keys live.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Custody {
+    /// Made at each start, gone at each stop: the issuer must learn it anew, so for development and tests.
+    Memory,
+    /// A PKCS#8 file, mode 0600 in a directory of mode 0700. Made at first use unless the operator put one there.
+    File {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// One identity's wish for its keys.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KeySettings {
+    /// Where the key lives.
+    pub custody: Custody,
+    /// What it signs with.
+    pub algorithm: Algorithm,
+}
+
+/// All keys in custody, by identity and purpose. Keys of different identities are never the same key.
+#[derive(Clone, Debug, Default)]
+pub struct Keyring(BTreeMap<(Arc<str>, Purpose), Arc<dyn Signer>>);
+
+impl Keyring {
+    /// Opens or makes the keys that `wanted` asks for. A key in memory that `before` holds under the same
+    /// settings stays, so that a reload does not make the issuer forget us.
+    ///
+    /// # Errors
+    /// Every [`KeyError`], not only the first, so that one look mends all.
+    pub fn open(
+        wanted: &BTreeMap<Arc<str>, KeySettings>,
+        before: &Self,
+    ) -> Result<Self, Vec<KeyError>> {
+        let mut ring = BTreeMap::new();
+        let mut errors = Vec::new();
+        for (identity, settings) in wanted {
+            let slot = (Arc::clone(identity), Purpose::ClientAuth);
+            let kept = before.0.get(&slot).filter(|kept| {
+                settings.custody == Custody::Memory && kept.algorithm() == settings.algorithm
+            });
+            let opened: Result<Arc<dyn Signer>, FileError> = match (&settings.custody, kept) {
+                (Custody::Memory, Some(kept)) => Ok(Arc::clone(kept)),
+                (Custody::Memory, None) => {
+                    Key::generate(settings.algorithm).map(|key| Arc::new(key) as _)
+                }
+                (Custody::File { path }, _) => {
+                    file::open_or_make(path, settings.algorithm).map(|key| Arc::new(key) as _)
+                }
+            };
+            match opened {
+                Ok(key) => {
+                    ring.insert(slot, key);
+                }
+                Err(error) => errors.push(KeyError { identity: Arc::clone(identity), error }),
+            }
+        }
+        // KEY-01: two identities that share a file share a key; that is refused however it came about.
+        let mut seen: BTreeMap<&str, &Arc<str>> = BTreeMap::new();
+        for ((identity, _), key) in &ring {
+            if let Some(other) = seen.insert(key.kid(), identity) {
+                let error = FileError::Shared { other: other.to_string() };
+                errors.push(KeyError { identity: Arc::clone(identity), error });
+            }
+        }
+        if errors.is_empty() { Ok(Self(ring)) } else { Err(errors) }
+    }
+
+    /// The key of `identity` for `purpose`.
+    pub fn signer(&self, identity: &str, purpose: Purpose) -> Option<Arc<dyn Signer>> {
+        self.0.iter().find(|((name, what), _)| **name == *identity && *what == purpose).map(|(_, key)| Arc::clone(key))
+    }
+
+    /// Every key, for listings and exports; public halves are all one gets from them.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Purpose, &dyn Signer)> {
+        self.0.iter().map(|((identity, purpose), key)| (&**identity, *purpose, &**key))
+    }
+}
+
+/// A key that could not be opened, and whose it is.
+#[derive(Debug, thiserror::Error)]
+#[error("identities.{identity}.key: {error}")]
+pub struct KeyError {
+    /// The identity that wants it.
+    pub identity: Arc<str>,
+    /// What is wrong.
+    #[source]
+    pub error: FileError,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,91 @@
+//! Bytes that must not be seen: wiped when dropped, without `Display`, without a telling `Debug`, and with
+//! one loud way in. In goes whatever must stay hidden; out comes a [`Fingerprint`], which may be logged.
+
+use std::fmt;
+
+use ring::digest;
+use zeroize::Zeroizing;
+
+/// Secret bytes. Not `Clone`: share it by reference or `Arc`, so that it is wiped once and everywhere.
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// Takes the bytes over. The caller's copy is gone, because it was moved.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self(Zeroizing::new(bytes.into()))
+    }
+
+    /// The bytes themselves. Every call of this is a place to review: where do they go from here?
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The bytes as text, where they are text. The same care as [`Secret::expose`].
+    pub fn expose_str(&self) -> Option<&str> {
+        std::str::from_utf8(&self.0).ok()
+    }
+
+    /// Length in bytes. Not secret.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What may be written down about it (AUD-05).
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.0)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// The first 16 bytes of a SHA-256: enough to recognise a secret that is in hand, useless to rebuild it (AUD-05).
+#[derive(Clone, Copy, Eq, Hash, PartialEq)]
+pub struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    /// The fingerprint of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut short = [0; 16];
+        short.copy_from_slice(&digest::digest(&digest::SHA256, bytes).as_ref()[..16]);
+        Self(short)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_tells_nothing() {
+        let secret = Secret::new("canary-5d1f");
+        assert_eq!(format!("{secret:?}"), "Secret(..)");
+        assert!(!format!("{:?}", Some(&secret)).contains("canary"));
+    }
+
+    #[test]
+    fn a_fingerprint_is_the_head_of_a_sha256() {
+        // FIPS 180-2, the SHA-256 of "abc".
+        assert_eq!(Fingerprint::of(b"abc").to_string(), "ba7816bf8f01cfea414140de5dae2223");
+    }
+}
