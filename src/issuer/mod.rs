@@ -78,7 +78,11 @@ pub trait Issuer: fmt::Debug + Send + Sync {
     fn issue<'a>(&'a self, order: &'a Order) -> Pending<'a, Result<Credential, IssueError>>;
 
     /// Gives a credential back, so that it dies before its time (RFC 7009).
-    fn revoke<'a>(&'a self, order: &'a Order, credential: &'a Credential) -> Pending<'a, Result<(), IssueError>>;
+    fn revoke<'a>(
+        &'a self,
+        order: &'a Order,
+        credential: &'a Credential,
+    ) -> Pending<'a, Result<(), IssueError>>;
 }
 
 /// Why there is no credential, sorted by what to do next.
@@ -116,7 +120,9 @@ impl IssueError {
     /// The class, whatever the next move.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Retry { reason, .. } | Self::Refused { reason, .. } | Self::Misconfigured { reason, .. } => *reason,
+            Self::Retry { reason, .. }
+            | Self::Refused { reason, .. }
+            | Self::Misconfigured { reason, .. } => *reason,
         }
     }
 }

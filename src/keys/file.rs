@@ -33,12 +33,12 @@ fn open(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
         check_directory(directory)?;
     }
     let nofollow = (OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK).bits();
-    let file =
-        OpenOptions::new().read(true).custom_flags(nofollow.cast_signed()).open(path).map_err(io)?;
+    let file = OpenOptions::new().read(true).custom_flags(nofollow.cast_signed()).open(path).map_err(io)?;
     check_file(path, &file)?;
     let mut pem = Zeroizing::new(Vec::new());
     (&file).take(MAX_FILE).read_to_end(&mut pem).map_err(io)?;
-    let der = PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| FileError::NotPkcs8 { path: path.into() })?;
+    let der =
+        PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| FileError::NotPkcs8 { path: path.into() })?;
     let secret = Secret::new(der.secret_pkcs8_der());
     Key::from_pkcs8(&secret, algorithm)
         .map_err(|_| FileError::NotForAlgorithm { path: path.into(), algorithm })

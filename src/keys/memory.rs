@@ -64,7 +64,8 @@ impl Key {
                     .map_err(|_| FileError::Unusable)?;
                 // An uncompressed point: 0x04, x, y (SEC 1, 2.3.3).
                 let point = pair.public_key().as_ref();
-                let (x, y) = point.get(1..).and_then(|xy| xy.split_at_checked(32)).ok_or(FileError::Unusable)?;
+                let (x, y) =
+                    point.get(1..).and_then(|xy| xy.split_at_checked(32)).ok_or(FileError::Unusable)?;
                 let public = PublicKey::P256 { x: array(x)?, y: array(y)? };
                 (Pair::P256(pair), public)
             }

@@ -64,22 +64,18 @@ impl Keyring {
     ///
     /// # Errors
     /// Every [`KeyError`], not only the first, so that one look mends all.
-    pub fn open(
-        wanted: &BTreeMap<Arc<str>, KeySettings>,
-        before: &Self,
-    ) -> Result<Self, Vec<KeyError>> {
+    pub fn open(wanted: &BTreeMap<Arc<str>, KeySettings>, before: &Self) -> Result<Self, Vec<KeyError>> {
         let mut ring = BTreeMap::new();
         let mut errors = Vec::new();
         for (identity, settings) in wanted {
             let slot = (Arc::clone(identity), Purpose::ClientAuth);
-            let kept = before.0.get(&slot).filter(|kept| {
-                settings.custody == Custody::Memory && kept.algorithm() == settings.algorithm
-            });
+            let kept = before
+                .0
+                .get(&slot)
+                .filter(|kept| settings.custody == Custody::Memory && kept.algorithm() == settings.algorithm);
             let opened: Result<Arc<dyn Signer>, FileError> = match (&settings.custody, kept) {
                 (Custody::Memory, Some(kept)) => Ok(Arc::clone(kept)),
-                (Custody::Memory, None) => {
-                    Key::generate(settings.algorithm).map(|key| Arc::new(key) as _)
-                }
+                (Custody::Memory, None) => Key::generate(settings.algorithm).map(|key| Arc::new(key) as _),
                 (Custody::File { path }, _) => {
                     file::open_or_make(path, settings.algorithm).map(|key| Arc::new(key) as _)
                 }
@@ -104,7 +100,10 @@ impl Keyring {
 
     /// The key of `identity` for `purpose`.
     pub fn signer(&self, identity: &str, purpose: Purpose) -> Option<Arc<dyn Signer>> {
-        self.0.iter().find(|((name, what), _)| **name == *identity && *what == purpose).map(|(_, key)| Arc::clone(key))
+        self.0
+            .iter()
+            .find(|((name, what), _)| **name == *identity && *what == purpose)
+            .map(|(_, key)| Arc::clone(key))
     }
 
     /// Every key, for listings and exports; public halves are all one gets from them.

@@ -64,8 +64,7 @@ fn wide_modes_links_and_foreign_content_are_refused() {
     let path = dir.path().join("a.pem");
     let entries = [("a", file(dir.path(), "a.pem"), Algorithm::Es256)];
     Keyring::open(&wanted(&entries), &Keyring::default()).unwrap();
-    let refusal =
-        || Keyring::open(&wanted(&entries), &Keyring::default()).unwrap_err().remove(0).to_string();
+    let refusal = || Keyring::open(&wanted(&entries), &Keyring::default()).unwrap_err().remove(0).to_string();
 
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(refusal().contains("KEY_PERM"), "{}", refusal());

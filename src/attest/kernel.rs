@@ -1,0 +1,196 @@
+//! The three questions to the kernel that no safe wrapper asks: who connected, by number and by pidfd, and who
+//! wrote this chunk. The only unsafe code of the house. In goes a socket; out come plain values; a
+//! descriptor that a stranger passed along is closed here and never seen by anybody else.
+#![expect(
+    unsafe_code,
+    reason = "SO_PEERCRED with pid 0, SO_PEERPIDFD and SCM_CREDENTIALS beside SCM_RIGHTS have no safe wrapper"
+)]
+
+use std::{
+    io,
+    mem::{self, MaybeUninit},
+    os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
+    ptr,
+};
+
+/// A process as the kernel names it in this PID namespace. `pid` 0: one we cannot see.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Sender {
+    /// Thread group id.
+    pub pid: u32,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+impl From<libc::ucred> for Sender {
+    fn from(cred: libc::ucred) -> Self {
+        Self { pid: u32::try_from(cred.pid).unwrap_or(0), uid: cred.uid, gid: cred.gid }
+    }
+}
+
+/// One read from a socket with `SO_PASSCRED`: how much, by whom, and whether it was clean.
+#[derive(Debug)]
+pub struct Chunk {
+    /// Bytes read; 0 at the end.
+    pub len: usize,
+    /// Who wrote them. None where the kernel did not say.
+    pub sender: Option<Sender>,
+    /// Whether descriptors came along or the control data did not fit: a reason to hang up (ATT-04).
+    pub smuggled: bool,
+}
+
+/// `SO_PEERCRED`: who called `connect()`.
+///
+/// # Errors
+/// What `getsockopt(2)` says.
+pub fn peer_cred(socket: impl AsFd) -> io::Result<Sender> {
+    // SAFETY: ucred is three integers; any bit pattern is one.
+    unsafe { sockopt::<libc::ucred>(socket, libc::SO_PEERCRED) }.map(Sender::from)
+}
+
+/// `SO_PEERPIDFD`: a hold on the process that called `connect()`, immune to pid reuse. `None` on a kernel
+/// before 6.5, which has no such option, or for a peer that is gone.
+///
+/// # Errors
+/// What `getsockopt(2)` says beyond that.
+pub fn peer_pidfd(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    // SAFETY: RawFd is an integer; any bit pattern is one.
+    match unsafe { sockopt::<RawFd>(socket, libc::SO_PEERPIDFD) } {
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ENOPROTOOPT | libc::EINVAL | libc::ENODATA | libc::ESRCH) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// Reads once from `socket` into `buffer`, without waiting, with the sender's stamp (ATT-02, ATT-04).
+///
+/// # Errors
+/// What `recvmsg(2)` says, `WouldBlock` included.
+pub fn receive(socket: impl AsFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<Chunk> {
+    // Room for the credentials and for the most descriptors one message can carry (SCM_MAX_FD, 253), so that
+    // each of them reaches us and is closed. usize elements, because cmsghdr wants its alignment.
+    let mut control = [0usize; 160];
+    let mut io = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: msghdr is plain data for which all zeros is the empty message.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut io;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = mem::size_of_val(&control);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: message points at live buffers with their true lengths; the kernel writes within them.
+    let len = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
+    let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+
+    let mut sender = None;
+    let mut smuggled = message.msg_flags & libc::MSG_CTRUNC != 0;
+    // SAFETY: the CMSG macros walk the control buffer that the kernel filled and bounded by msg_controllen.
+    let mut cmsg = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !cmsg.is_null() {
+        // SAFETY: not null, so CMSG_FIRSTHDR/NXTHDR found a whole header within the buffer.
+        let header = unsafe { ptr::read_unaligned(cmsg) };
+        // SAFETY: as above; the data lies behind the header.
+        let data = unsafe { libc::CMSG_DATA(cmsg) };
+        // SAFETY: pure arithmetic on a constant.
+        let payload = header.cmsg_len.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
+        match (header.cmsg_level, header.cmsg_type) {
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if payload >= mem::size_of::<libc::ucred>() => {
+                // SAFETY: the payload holds at least a ucred.
+                sender = Some(unsafe { ptr::read_unaligned(data.cast::<libc::ucred>()) }.into());
+            }
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                smuggled = true;
+                for slot in 0..payload / mem::size_of::<RawFd>() {
+                    // SAFETY: within the payload; the kernel installed this descriptor for us to own.
+                    drop(unsafe {
+                        OwnedFd::from_raw_fd(ptr::read_unaligned(data.cast::<RawFd>().add(slot)))
+                    });
+                }
+            }
+            _ => {}
+        }
+        // SAFETY: cmsg came from this message.
+        cmsg = unsafe { libc::CMSG_NXTHDR(&raw const message, cmsg) };
+    }
+    Ok(Chunk { len, sender, smuggled })
+}
+
+/// # Safety
+/// `T` must be valid for any bit pattern.
+unsafe fn sockopt<T>(socket: impl AsFd, name: libc::c_int) -> io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut length = libc::socklen_t::try_from(mem::size_of::<T>()).unwrap_or(0);
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: value and length describe each other; the kernel writes at most `length` bytes.
+    let done =
+        unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, name, value.as_mut_ptr().cast(), &raw mut length) };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed at first, then filled; any bit pattern is a T by the caller's promise.
+    Ok(unsafe { value.assume_init() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{IoSlice, Write as _},
+        os::unix::net::UnixStream,
+    };
+
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
+
+    use super::*;
+
+    fn stamped_pair() -> (UnixStream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        sockopt::set_socket_passcred(&ours, true).unwrap();
+        (ours, theirs)
+    }
+
+    fn read(socket: &UnixStream) -> Chunk {
+        receive(socket, &mut [MaybeUninit::uninit(); 64]).unwrap()
+    }
+
+    #[test]
+    fn a_chunk_names_its_writer() {
+        // ATT-02
+        let (ours, mut theirs) = stamped_pair();
+        theirs.write_all(b"hello").unwrap();
+        let chunk = read(&ours);
+        assert_eq!(chunk.len, 5);
+        assert!(!chunk.smuggled);
+        assert_eq!(chunk.sender.unwrap().pid, std::process::id());
+        assert_eq!(peer_cred(&ours).unwrap().pid, std::process::id());
+    }
+
+    #[test]
+    fn smuggled_descriptors_are_closed_and_told() {
+        // ATT-04: 253 of them, the most the kernel lets through.
+        let (ours, theirs) = stamped_pair();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let many = vec![file.as_fd(); 253];
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
+        sendmsg(&theirs, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = open();
+        let chunk = read(&ours);
+        assert!(chunk.smuggled);
+        // Other tests open and close files beside this one; 253 leaked ones would stand out.
+        assert!(open() < before + 100, "descriptors leaked");
+    }
+
+    #[test]
+    fn nothing_there_is_would_block() {
+        let (ours, _theirs) = stamped_pair();
+        let error = receive(&ours, &mut [MaybeUninit::uninit(); 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+}

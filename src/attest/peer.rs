@@ -1,0 +1,144 @@
+//! The kernel's word on the other end of a connection. In goes a live socket; out comes a [`Peer`], which holds
+//! a pidfd: as long as that process lives its pid cannot be given to another, so *the sender's pid equals the
+//! pinned pid* is proof of who wrote a chunk (ATT-05).
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+
+use super::{AttestError, kernel, kernel::Sender, process};
+
+/// The uid the kernel shows for one that this user namespace does not know (ATT-06).
+const OVERFLOW_UID: u32 = 65534;
+
+/// How the process is held.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Hold {
+    /// By `pidfd_open` after the fact, on kernels before 6.5. Caps the level at L1 (ATT-03).
+    Opened,
+    /// By `SO_PEERPIDFD`: the kernel pinned it when it connected.
+    Socket,
+}
+
+/// The process at the other end, pinned. Only a live socket makes one.
+#[derive(Debug)]
+pub struct Peer {
+    pid: u32,
+    uid: u32,
+    gid: u32,
+    start: u64,
+    pidfd: OwnedFd,
+    hold: Hold,
+}
+
+impl Peer {
+    /// Pins the process that connected `socket`.
+    ///
+    /// # Errors
+    /// [`AttestError::PeerInvisible`] for one this agent's namespaces cannot see, [`AttestError::PeerExited`]
+    /// for one that is gone, [`AttestError::Kernel`] where a call fails.
+    pub fn pin(socket: impl AsFd) -> Result<Self, AttestError> {
+        let socket = socket.as_fd();
+        let cred = kernel::peer_cred(socket).map_err(|error| AttestError::kernel("SO_PEERCRED", &error))?;
+        if cred.pid == 0 || cred.uid == OVERFLOW_UID {
+            return Err(AttestError::PeerInvisible);
+        }
+        let by_socket =
+            kernel::peer_pidfd(socket).map_err(|error| AttestError::kernel("SO_PEERPIDFD", &error))?;
+        let (pidfd, hold) = match by_socket {
+            Some(pidfd) => (pidfd, Hold::Socket),
+            None => (open(cred.pid)?, Hold::Opened),
+        };
+        // Read under the hold: from here on this pid means this process and no other.
+        let start = process::start_time(cred.pid)?;
+        let peer = Self { pid: cred.pid, uid: cred.uid, gid: cred.gid, start, pidfd, hold };
+        if peer.alive() { Ok(peer) } else { Err(AttestError::PeerExited) }
+    }
+
+    /// Its process id, valid while [`Peer::alive`].
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The uid it connected with.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// The gid it connected with.
+    pub fn gid(&self) -> u32 {
+        self.gid
+    }
+
+    /// When it started, in clock ticks since boot: with the pid, a name for the process in records.
+    pub fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// How it is held.
+    pub fn hold(&self) -> Hold {
+        self.hold
+    }
+
+    /// The pidfd: readable once the process has exited.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Whether the process still runs.
+    pub fn alive(&self) -> bool {
+        let mut polled = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        matches!(poll(&mut polled, Some(&Timespec::default())), Ok(0))
+    }
+
+    /// Whether `sender` is this process, and with the ids it connected with (ATT-05, ATT-07).
+    ///
+    /// # Errors
+    /// [`AttestError::SenderChanged`] if another process wrote, [`AttestError::CredChanged`] if this one has
+    /// become somebody else, [`AttestError::PeerExited`] if it is gone, so that its pid proves nothing.
+    pub fn wrote(&self, sender: Sender) -> Result<(), AttestError> {
+        if sender.pid != self.pid {
+            return Err(AttestError::SenderChanged { pinned: self.pid, sender: sender.pid });
+        }
+        if sender.uid != self.uid {
+            return Err(AttestError::CredChanged);
+        }
+        if self.alive() { Ok(()) } else { Err(AttestError::PeerExited) }
+    }
+}
+
+fn open(pid: u32) -> Result<OwnedFd, AttestError> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(AttestError::PeerInvisible)?;
+    pidfd_open(pid, PidfdFlags::empty()).map_err(|_| AttestError::PeerExited)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_is_the_process_that_connected() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let peer = Peer::pin(&ours).unwrap();
+        assert_eq!(peer.pid(), std::process::id());
+        assert!(peer.alive());
+        let sender = Sender { pid: peer.pid(), uid: peer.uid(), gid: peer.gid() };
+        assert_eq!(peer.wrote(sender), Ok(()));
+    }
+
+    #[test]
+    fn another_sender_or_another_uid_is_told_apart() {
+        // ATT-05, ATT-07
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let peer = Peer::pin(&ours).unwrap();
+        let other = Sender { pid: 1, uid: peer.uid(), gid: peer.gid() };
+        assert_eq!(peer.wrote(other), Err(AttestError::SenderChanged { pinned: peer.pid(), sender: 1 }));
+        let become_other = Sender { pid: peer.pid(), uid: peer.uid() + 1, gid: peer.gid() };
+        assert_eq!(peer.wrote(become_other), Err(AttestError::CredChanged));
+    }
+}
