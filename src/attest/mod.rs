@@ -1,12 +1,309 @@
-//! Who is calling.
+//! Who is calling. In goes a [`Peer`] that the kernel vouches for; out comes a [`Workload`] with the evidence about
+//! it, read while the process is held. Evidence that cannot be had is [`Missing`] with its reason, never a
+//! default; a process that changes under our eyes is nobody.
+//!
+//! Containers get their room here when they come; until then a process in a user namespace of its own is refused
+//! (ATT-13), and cgroup paths of container runtimes name no unit.
 
 pub mod kernel;
 mod peer;
 mod process;
+mod executable;
+mod unit;
 
-use std::io;
+use std::{fmt, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
+pub use executable::{Digests, Executable};
 pub use peer::{Hold, Peer};
+pub use process::{Proc, Status};
+pub use unit::{Manager, Sources, Unit};
+
+/// How strong the evidence is (STANDARDS 7.2). What a kernel cannot prove lowers it.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Level {
+    /// The permission to open the socket.
+    L0,
+    /// The uid that connected.
+    L1,
+    /// And each chunk is the pinned process's own, in this user namespace.
+    L2,
+    /// And it runs in a unit that the service manager vouches for.
+    L3,
+    /// And its program is known and has answered a challenge. Not reached yet.
+    L4,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+/// Why a piece of evidence is not there.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
+pub enum Missing {
+    /// The text of /proc/PID/cgroup is not what the kernel writes for a unit of this host.
+    #[error("its cgroup is outside this host's tree or not of the form systemd makes")]
+    CgroupForm,
+    /// v1 and v2 name different units.
+    #[error("its v1 and v2 cgroups name different units")]
+    CgroupsDisagree,
+    /// A cgroup above it is not root's alone.
+    #[error("it runs below a cgroup that is delegated to somebody else")]
+    Delegated,
+    /// The program file was deleted, replaced, or changed while it was read.
+    #[error("its program file was deleted, replaced or changed since it started: restart it")]
+    ExeReplaced,
+    /// Too large to hash.
+    #[error("its program is larger than the 512 MiB that are hashed")]
+    ExeTooLarge,
+    /// EXE_WRITABLE: its own user can change the program.
+    #[error("EXE_WRITABLE: its own user can change the program file, so its path proves nothing")]
+    ExeWritable,
+    /// The process is gone.
+    #[error("it has exited")]
+    Exited,
+    /// In a mount namespace of its own, where paths mean other files.
+    #[error("it has a mount namespace of its own, where paths are other files: match its sha256")]
+    MountNamespace,
+    /// systemd does not run here.
+    #[error("no service manager runs here to vouch for a unit")]
+    NoServiceManager,
+    /// It runs in no unit.
+    #[error("it runs in no unit of this host")]
+    NoUnit,
+    /// Nobody asked for it.
+    #[error("no identity asks for it, so it was not read")]
+    NotAsked,
+    /// This agent lacks the privilege.
+    #[error("this agent may not read it: give it CAP_SYS_PTRACE")]
+    NotPermitted,
+    /// systemd does not know the unit.
+    #[error("the service manager does not know its unit")]
+    UnitUnknown,
+    /// Any other failure to read.
+    #[error("it could not be read ({0})")]
+    Unreadable(io::ErrorKind),
+}
+
+impl Missing {
+    fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => Self::NotPermitted,
+            io::ErrorKind::NotFound => Self::Exited,
+            _ if error.raw_os_error() == Some(libc::ESRCH) => Self::Exited,
+            kind => Self::Unreadable(kind),
+        }
+    }
+}
+
+/// What is known about a process, and why the rest is not.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Evidence {
+    /// Its process id.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub start: u64,
+    /// Its ids, groups and hardening, now.
+    pub status: Status,
+    /// The uid that logged in, for records only.
+    pub login_uid: Option<u32>,
+    /// Its program.
+    pub exe: Result<Executable, Missing>,
+    /// Which of the paths that identities name are its program.
+    pub exe_paths: Result<Vec<PathBuf>, Missing>,
+    /// The SHA-256 of its program.
+    pub sha256: Result<[u8; 32], Missing>,
+    /// The link text of its program: a hint for people, never compared.
+    pub path_hint: Option<String>,
+    /// A value that changes at exec.
+    pub exec: Result<[u8; 32], Missing>,
+    /// Its systemd unit.
+    pub unit: Result<Unit, Missing>,
+    /// Whether it lives in this agent's user namespace.
+    pub same_user_namespace: Result<bool, Missing>,
+    /// Its mount namespace.
+    pub mount_namespace: Result<u64, Missing>,
+    /// The cgroup text it was read from.
+    pub cgroup: String,
+    /// How it is held.
+    pub hold: Hold,
+}
+
+impl Evidence {
+    /// Its uid.
+    pub fn uid(&self) -> u32 {
+        self.status.uids[1]
+    }
+
+    /// Its primary gid.
+    pub fn gid(&self) -> u32 {
+        self.status.gids[1]
+    }
+
+    /// How strong all of this is.
+    pub fn level(&self) -> Level {
+        let held = self.hold == Hold::Socket && self.same_user_namespace == Ok(true) && self.exec.is_ok();
+        match &self.unit {
+            _ if !held => Level::L1,
+            Ok(unit) if unit.manager == Manager::System => Level::L3,
+            _ => Level::L2,
+        }
+    }
+}
+
+/// An attested process. Only this room makes one, from a [`Peer`].
+#[derive(Debug)]
+pub struct Workload {
+    peer: Arc<Peer>,
+    evidence: Evidence,
+}
+
+impl Workload {
+    /// The evidence about it.
+    pub fn evidence(&self) -> &Evidence {
+        &self.evidence
+    }
+
+    /// The process it is.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+}
+
+/// What identities want to know, so that nothing else is read.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Interests {
+    /// The program paths that identities name.
+    pub exe_paths: Vec<PathBuf>,
+    /// Whether any identity names a digest.
+    pub sha256: bool,
+}
+
+/// Takes evidence. Shared by all connections.
+#[derive(Debug)]
+pub struct Attestor {
+    proc: Proc,
+    sources: Sources,
+    digests: Arc<Digests>,
+    own_mounts: Result<u64, Missing>,
+}
+
+impl Attestor {
+    /// An attestor over this host's /proc, cgroups and service manager.
+    pub fn new(proc: Proc, sources: Sources) -> Self {
+        let own_mounts = proc.namespace(std::process::id(), "mnt");
+        Self { proc, sources, digests: Arc::default(), own_mounts }
+    }
+
+    /// Takes all evidence about `peer` (ATT-16, the first time).
+    ///
+    /// # Errors
+    /// [`AttestError`] if it is not the process that connected any more, lives in another user namespace, or
+    /// /proc cannot be read.
+    pub fn attest(&self, peer: &Arc<Peer>, interests: &Interests) -> Result<Workload, AttestError> {
+        let evidence = self.evidence(peer.pid(), peer.hold(), interests)?;
+        if evidence.start != peer.start() || !peer.alive() {
+            return Err(AttestError::PeerExited);
+        }
+        if evidence.uid() != peer.uid() || evidence.gid() != peer.gid() {
+            return Err(AttestError::CredChanged);
+        }
+        if evidence.same_user_namespace == Ok(false) {
+            return Err(AttestError::UserNamespace);
+        }
+        Ok(Workload { peer: Arc::clone(peer), evidence })
+    }
+
+    /// The evidence about any process, for an operator who asks why. No workload comes of it.
+    ///
+    /// # Errors
+    /// [`AttestError`] if the process is gone or /proc cannot be read.
+    pub fn evidence(&self, pid: u32, hold: Hold, interests: &Interests) -> Result<Evidence, AttestError> {
+        let start = self.proc.start_time(pid)?;
+        let status = self.proc.status(pid)?;
+        let cgroup = self.proc.cgroup(pid)?;
+        let exe = Executable::of(&self.proc, pid);
+        let mount_namespace = self.proc.namespace(pid, "mnt");
+        let exe_paths = match (&exe, &mount_namespace, &self.own_mounts) {
+            (Err(missing), ..) | (_, Err(missing), _) | (_, _, Err(missing)) => Err(*missing),
+            (_, Ok(theirs), Ok(ours)) if theirs != ours => Err(Missing::MountNamespace),
+            (Ok(exe), ..) => exe.known_as(&interests.exe_paths, status.uids[1], &status.groups),
+        };
+        let sha256 = match &exe {
+            Err(missing) => Err(*missing),
+            Ok(_) if !interests.sha256 => Err(Missing::NotAsked),
+            Ok(exe) => match self.digests.known(exe) {
+                Some(sum) => Ok(sum),
+                None => self.digests.read(&self.proc, pid, exe),
+            },
+        };
+        let evidence = Evidence {
+            pid,
+            start,
+            login_uid: self.proc.login_uid(pid),
+            path_hint: self.proc.path_hint(pid),
+            exec: self.proc.exec_generation(pid),
+            unit: self.sources.unit(&cgroup),
+            same_user_namespace: self.proc.same_user_namespace(pid),
+            status,
+            exe,
+            exe_paths,
+            sha256,
+            mount_namespace,
+            cgroup,
+            hold,
+        };
+        // Every read above was of one process only if the same one is there at the end (ATT-08).
+        if self.proc.start_time(pid)? == start { Ok(evidence) } else { Err(AttestError::PeerExited) }
+    }
+
+    /// Whether the digest of this program would have to be read from disk: work for a thread that may wait.
+    pub fn must_read(&self, pid: u32, interests: &Interests) -> bool {
+        interests.sha256
+            && Executable::of(&self.proc, pid).is_ok_and(|exe| self.digests.known(&exe).is_none())
+    }
+
+    /// Takes the evidence again, right before the answer: nothing may have changed (ATT-16).
+    ///
+    /// # Errors
+    /// [`AttestError`] naming what changed.
+    pub fn confirm(&self, workload: &Workload) -> Result<(), AttestError> {
+        let (peer, then) = (&workload.peer, &workload.evidence);
+        let changed = |what| Err(AttestError::EvidenceChanged(what));
+        let status = self.proc.status(then.pid)?;
+        if status.uids != then.status.uids
+            || status.gids != then.status.gids
+            || status.groups != then.status.groups
+        {
+            return Err(AttestError::CredChanged);
+        }
+        if status.tracer != then.status.tracer {
+            return changed("tracer");
+        }
+        if self.proc.exec_generation(then.pid) != then.exec
+            || Executable::of(&self.proc, then.pid) != then.exe
+        {
+            return changed("program");
+        }
+        if self.proc.cgroup(then.pid)? != then.cgroup {
+            return changed("cgroup");
+        }
+        if self.proc.namespace(then.pid, "mnt") != then.mount_namespace {
+            return changed("mount namespace");
+        }
+        if peer.alive() { Ok(()) } else { Err(AttestError::PeerExited) }
+    }
+}
+
+/// Whether a connection to a server may be trusted with a request: its process runs as root or as `uid` (ATT-24).
+///
+/// # Errors
+/// [`AttestError::Kernel`] if the kernel does not say.
+pub fn server_is_trusted(socket: impl AsFd, uid: u32) -> Result<bool, AttestError> {
+    let server = kernel::peer_cred(socket).map_err(|error| AttestError::kernel("SO_PEERCRED", &error))?;
+    Ok(server.uid == 0 || server.uid == uid)
+}
 
 /// Why a caller could not be attested. An attestor that fails, fails the request: absence of evidence is never a
 /// default value. The names are those of records.
@@ -51,6 +348,9 @@ pub enum AttestError {
     /// Descriptors came along, or the kernel did not say who wrote (ATT-04).
     #[error("the caller passed descriptors, or the kernel did not stamp what it wrote")]
     Smuggled,
+    /// In another user namespace, where it may be whoever it likes (ATT-13).
+    #[error("the caller is in another user namespace than this agent")]
+    UserNamespace,
 }
 
 impl AttestError {
@@ -70,6 +370,76 @@ impl AttestError {
             Self::Proc { .. } => "PROC",
             Self::SenderChanged { .. } => "SENDER_CHANGED",
             Self::Smuggled => "SMUGGLED",
+            Self::UserNamespace => "USER_NAMESPACE",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn attestor() -> Attestor {
+        Attestor::new(Proc::at("/proc"), Sources::default())
+    }
+
+    fn own_peer() -> Arc<Peer> {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        Arc::new(Peer::pin(&ours).unwrap())
+    }
+
+    #[test]
+    fn this_test_is_attested() {
+        let interests = Interests { exe_paths: vec![], sha256: true };
+        let workload = attestor().attest(&own_peer(), &interests).unwrap();
+        let evidence = workload.evidence();
+        assert_eq!(evidence.pid, std::process::id());
+        assert_eq!(evidence.uid(), rustix::process::geteuid().as_raw());
+        assert!(evidence.sha256.is_ok());
+        assert!(evidence.level() >= Level::L1);
+        assert_eq!(attestor().confirm(&workload), Ok(()));
+    }
+
+    #[test]
+    fn a_change_between_connect_and_answer_is_told() {
+        // ATT-16
+        let attestor = attestor();
+        let mut workload = attestor.attest(&own_peer(), &Interests::default()).unwrap();
+        workload.evidence.exec = Ok([7; 32]);
+        assert_eq!(attestor.confirm(&workload), Err(AttestError::EvidenceChanged("program")));
+        let mut workload = attestor.attest(&own_peer(), &Interests::default()).unwrap();
+        workload.evidence.cgroup.push_str("0::/elsewhere\n");
+        assert_eq!(attestor.confirm(&workload), Err(AttestError::EvidenceChanged("cgroup")));
+        let mut workload = attestor.attest(&own_peer(), &Interests::default()).unwrap();
+        workload.evidence.status.groups.push(4_000_000);
+        assert_eq!(attestor.confirm(&workload), Err(AttestError::CredChanged));
+    }
+
+    #[test]
+    fn a_weaker_hold_lowers_the_level() {
+        // ATT-03
+        let mut evidence =
+            attestor().evidence(std::process::id(), Hold::Socket, &Interests::default()).unwrap();
+        evidence.same_user_namespace = Ok(true);
+        evidence.exec = Ok([0; 32]);
+        evidence.unit = Err(Missing::NoUnit);
+        assert_eq!(evidence.level(), Level::L2);
+        evidence.hold = Hold::Opened;
+        assert_eq!(evidence.level(), Level::L1);
+        evidence.hold = Hold::Socket;
+        evidence.same_user_namespace = Err(Missing::NotPermitted);
+        assert_eq!(evidence.level(), Level::L1);
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_nobody() {
+        // ATT-08
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        let gone = attestor().evidence(pid, Hold::Socket, &Interests::default());
+        assert_eq!(gone.unwrap_err(), AttestError::PeerExited);
     }
 }
