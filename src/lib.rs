@@ -29,3 +29,4 @@ pub mod credential;
 pub mod keys;
 pub mod issuer;
 pub mod attest;
+pub mod policy;

@@ -1,0 +1,139 @@
+//! What an operator grants: identities, their credentials, and the dated exceptions among them.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+
+use super::Selectors;
+use crate::{attest::Level, credential::Binding};
+
+/// What an owner looks like, for messages.
+pub const OWNER_FORM: &str = "a mail address or team name, 3 to 128 printable characters";
+
+/// A distinct non-human identity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Who answers for it.
+    pub owner: String,
+    /// What it demands.
+    pub assurance: Assurance,
+    /// Any of these makes a process this identity; within one, all must match.
+    pub selectors: Vec<Selectors>,
+    /// Its credentials, by name.
+    pub credentials: BTreeMap<Arc<str>, CredentialRule>,
+}
+
+/// One credential an identity may have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CredentialRule {
+    /// Its name within the identity.
+    pub name: Arc<str>,
+    /// The issuer's name in the settings.
+    pub issuer: Arc<str>,
+    /// The OAuth client to be.
+    pub client_id: Arc<str>,
+    /// The one resource it is for.
+    pub resource: Option<Arc<str>>,
+    /// Whether a JWT must name the resource as audience.
+    pub require_aud: bool,
+    /// The scope, sorted, without duplicates.
+    pub scope: Vec<Arc<str>>,
+    /// What binds it.
+    pub binding: Binding,
+    /// The longest life it may have here.
+    pub max_ttl: Duration,
+    /// Why it may be weaker than it should, and until when.
+    pub exception: Option<Exception>,
+}
+
+impl CredentialRule {
+    /// The scope a caller gets who asks for `wanted`: all of it, or less, never more.
+    pub(super) fn narrowed(&self, wanted: &[String]) -> Result<Vec<Arc<str>>, String> {
+        if wanted.is_empty() {
+            return Ok(self.scope.clone());
+        }
+        let granted = |want: &String| {
+            self.scope.iter().find(|scope| ***scope == **want).cloned().ok_or_else(|| want.clone())
+        };
+        let mut narrowed = wanted.iter().map(granted).collect::<Result<Vec<_>, _>>()?;
+        narrowed.sort();
+        narrowed.dedup();
+        Ok(narrowed)
+    }
+}
+
+/// A weakness somebody answers for, for a while (S36).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Exception {
+    /// Who answers for it.
+    pub owner: String,
+    /// Why.
+    pub reason: String,
+    /// When it ends: afterwards the credential is denied.
+    pub until: Timestamp,
+}
+
+/// What an identity demands of evidence and credentials (S38).
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Assurance {
+    /// Signed assertions as a step on the way (S40): L2, an hour.
+    Interim,
+    /// The default one strives for: L3, fifteen minutes.
+    Standard,
+    /// Bound credentials, L4, five minutes (S39).
+    High,
+}
+
+impl Assurance {
+    /// The least level of evidence.
+    pub fn level(self) -> Level {
+        match self {
+            Self::Interim => Level::L2,
+            Self::Standard => Level::L3,
+            Self::High => Level::L4,
+        }
+    }
+
+    /// The longest life a credential may have (S2).
+    pub fn max_ttl(self) -> Duration {
+        match self {
+            Self::Interim => Duration::from_secs(3600),
+            Self::Standard => Duration::from_secs(900),
+            Self::High => Duration::from_secs(300),
+        }
+    }
+
+    /// As config and records write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interim => "interim",
+            Self::Standard => "standard",
+            Self::High => "high",
+        }
+    }
+}
+
+impl FromStr for Assurance {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        [Self::Interim, Self::Standard, Self::High].into_iter().find(|known| known.as_str() == name).ok_or(())
+    }
+}
+
+impl fmt::Display for Assurance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether a name may name an identity, a credential or an issuer: it goes into paths, records and commands.
+pub fn name_is_sound(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    name.len() <= 63
+        && bytes.next().is_some_and(|first| first.is_ascii_lowercase() || first.is_ascii_digit())
+        && bytes
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_')
+}

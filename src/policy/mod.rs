@@ -1,0 +1,370 @@
+//! May it. In goes a [`Workload`] and a wish; out comes a [`Grant`] or a [`Denial`], each able to explain itself to
+//! the ledger and to an operator, never to the caller. Pure, and deny by default: nothing here reads a file or a
+//! clock.
+
+mod identity;
+mod lint;
+mod selector;
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use jiff::Timestamp;
+
+pub use identity::{Assurance, CredentialRule, Exception, Identity, OWNER_FORM, name_is_sound};
+pub use lint::Problem;
+pub use selector::{Named, Selectors};
+
+use crate::attest::{Evidence, Interests, Level, Workload};
+
+/// All identities of this host, proved not to overlap.
+#[derive(Debug, Default)]
+pub struct Policy {
+    identities: BTreeMap<Arc<str>, Identity>,
+}
+
+impl Policy {
+    /// Takes the identities over, if they are sound at `now`.
+    ///
+    /// # Errors
+    /// Every [`Problem`] at once: the lint rows of STANDARDS, and each pair of identities that one process could
+    /// both be.
+    pub fn new(identities: Vec<Identity>, environment: &str, now: Timestamp) -> Result<Self, Vec<Problem>> {
+        let problems = lint::problems(&identities, environment, now);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let identities =
+            identities.into_iter().map(|identity| (Arc::clone(&identity.name), identity)).collect();
+        Ok(Self { identities })
+    }
+
+    /// The identities, by name.
+    pub fn identities(&self) -> impl Iterator<Item = &Identity> {
+        self.identities.values()
+    }
+
+    /// What evidence these identities ask for.
+    pub fn interests(&self) -> Interests {
+        let selectors = || self.identities.values().flat_map(|identity| &identity.selectors);
+        Interests {
+            exe_paths: selectors().filter_map(|selectors| selectors.exe.clone()).collect(),
+            sha256: selectors().any(|selectors| selectors.sha256.is_some()),
+        }
+    }
+
+    /// Whether `workload` may have what it wishes, at `now`.
+    ///
+    /// # Errors
+    /// A [`Denial`] with its reason and all that was weighed.
+    pub fn decide(&self, workload: &Workload, wish: &Wish<'_>, now: Timestamp) -> Result<Grant, Denial> {
+        match self.judge(workload.evidence(), wish, now) {
+            (Ok((identity, rule, scope)), explanation) => Ok(Grant {
+                identity: Arc::clone(&identity.name),
+                owner: identity.owner.clone(),
+                assurance: identity.assurance,
+                level: workload.evidence().level(),
+                rule: rule.clone(),
+                scope,
+                explanation,
+            }),
+            (Err(reason), explanation) => Err(Denial { reason, explanation }),
+        }
+    }
+
+    /// Who `workload` is and what it may have: the whole of its entitlement.
+    ///
+    /// # Errors
+    /// A [`Denial`] if it is nobody.
+    pub fn describe(&self, workload: &Workload, now: Timestamp) -> Result<Entitlement, Denial> {
+        let mut explanation = Explanation::of(workload.evidence());
+        match self.identify(workload.evidence(), &mut explanation) {
+            Ok(identity) => {
+                let usable = |rule: &&CredentialRule| {
+                    let wish = Wish { credential: &rule.name, scope: &[] };
+                    self.judge(workload.evidence(), &wish, now).0.is_ok()
+                };
+                let credentials = identity.credentials.values().filter(usable).cloned().collect();
+                Ok(Entitlement {
+                    identity: Arc::clone(&identity.name),
+                    owner: identity.owner.clone(),
+                    assurance: identity.assurance,
+                    credentials,
+                    explanation,
+                })
+            }
+            Err(reason) => Err(Denial { reason, explanation }),
+        }
+    }
+
+    /// The same judgement for an operator who asks about a process. It grants nothing.
+    pub fn explain(
+        &self,
+        evidence: &Evidence,
+        wish: &Wish<'_>,
+        now: Timestamp,
+    ) -> (Option<Reason>, Explanation) {
+        let (judged, explanation) = self.judge(evidence, wish, now);
+        (judged.err(), explanation)
+    }
+
+    fn judge<'a>(
+        &'a self,
+        evidence: &Evidence,
+        wish: &Wish<'_>,
+        now: Timestamp,
+    ) -> (Judged<'a>, Explanation) {
+        let mut explanation = Explanation::of(evidence);
+        let judged = self.identify(evidence, &mut explanation).and_then(|identity| {
+            let rule = identity.credentials.get(wish.credential).ok_or(Reason::NoCredential)?;
+            explanation.rule = Some(format!("{}.{}", identity.name, rule.name));
+            let needs = identity.assurance.level();
+            if evidence.level() < needs {
+                let has = evidence.level();
+                explanation
+                    .missed
+                    .push(format!("assurance {} needs level {needs}, this is {has}", identity.assurance));
+                return Err(Reason::Level);
+            }
+            if identity.assurance == Assurance::High && evidence.status.tracer != 0 {
+                explanation.missed.push(format!("pid {} traces it", evidence.status.tracer));
+                return Err(Reason::Traced);
+            }
+            if let Some(exception) = &rule.exception {
+                explanation.exception_until = Some(exception.until);
+                if exception.until <= now {
+                    explanation.missed.push(format!("its exception ended at {}", exception.until));
+                    return Err(Reason::ExceptionExpired);
+                }
+            }
+            let scope = rule.narrowed(wish.scope).map_err(|wider| {
+                explanation.missed.push(format!("scope {wider:?} is not among those granted"));
+                Reason::Scope
+            })?;
+            Ok((identity, rule, scope))
+        });
+        (judged, explanation)
+    }
+
+    fn identify(&self, evidence: &Evidence, explanation: &mut Explanation) -> Result<&Identity, Reason> {
+        let mut found: Option<&Identity> = None;
+        for identity in self.identities.values() {
+            for selectors in &identity.selectors {
+                let missed = selectors.missed(evidence);
+                if missed.is_empty() {
+                    // Overlap is refused at load, but two paths may have become one file since.
+                    if found.is_some_and(|other| other.name != identity.name) {
+                        explanation.missed.push("two identities match it".into());
+                        return Err(Reason::Ambiguous);
+                    }
+                    found = Some(identity);
+                } else {
+                    explanation.near.push(Near {
+                        identity: Arc::clone(&identity.name),
+                        of: selectors.len(),
+                        missed,
+                    });
+                }
+            }
+        }
+        let identity = found.ok_or(Reason::NoIdentity)?;
+        explanation.identity = Some(Arc::clone(&identity.name));
+        Ok(identity)
+    }
+}
+
+type Judged<'a> = Result<(&'a Identity, &'a CredentialRule, Vec<Arc<str>>), Reason>;
+
+/// What a caller asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    /// The credential's name within the caller's identity.
+    pub credential: &'a str,
+    /// A narrower scope than policy grants; empty for all of it.
+    pub scope: &'a [String],
+}
+
+/// Policy's yes. Only [`Policy::decide`] makes one.
+#[derive(Debug)]
+pub struct Grant {
+    identity: Arc<str>,
+    owner: String,
+    assurance: Assurance,
+    level: Level,
+    rule: CredentialRule,
+    scope: Vec<Arc<str>>,
+    explanation: Explanation,
+}
+
+impl Grant {
+    /// Who the workload is.
+    pub fn identity(&self) -> &Arc<str> {
+        &self.identity
+    }
+
+    /// Who answers for it.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// What it demands.
+    pub fn assurance(&self) -> Assurance {
+        self.assurance
+    }
+
+    /// How strongly the workload was attested.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The credential it may have.
+    pub fn rule(&self) -> &CredentialRule {
+        &self.rule
+    }
+
+    /// The scope it gets: policy's, or the caller's narrower one.
+    pub fn scope(&self) -> &[Arc<str>] {
+        &self.scope
+    }
+
+    /// What was weighed.
+    pub fn explanation(&self) -> &Explanation {
+        &self.explanation
+    }
+}
+
+/// Who a workload is, and which credentials are its.
+#[derive(Debug)]
+pub struct Entitlement {
+    /// Who it is.
+    pub identity: Arc<str>,
+    /// Who answers for it.
+    pub owner: String,
+    /// What it demands.
+    pub assurance: Assurance,
+    /// What it may have now.
+    pub credentials: Vec<CredentialRule>,
+    /// What was weighed.
+    pub explanation: Explanation,
+}
+
+/// Policy's no.
+#[derive(Debug)]
+pub struct Denial {
+    /// Why, in one word.
+    pub reason: Reason,
+    /// What was weighed.
+    pub explanation: Explanation,
+}
+
+/// Why not. For the ledger; a stranger gets the same answer for all of them (ATT-27).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Reason {
+    /// Two identities match.
+    Ambiguous,
+    /// Its dated exception is over (S36).
+    ExceptionExpired,
+    /// The evidence is weaker than the identity demands.
+    Level,
+    /// The identity has no credential of that name.
+    NoCredential,
+    /// No identity matches.
+    NoIdentity,
+    /// More scope than policy grants (OA-20).
+    Scope,
+    /// Somebody traces the process (ATT-19).
+    Traced,
+}
+
+impl Reason {
+    /// The stable name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ambiguous => "AMBIGUOUS",
+            Self::ExceptionExpired => "EXCEPTION_EXPIRED",
+            Self::Level => "LEVEL",
+            Self::NoCredential => "NO_CREDENTIAL",
+            Self::NoIdentity => "NO_IDENTITY",
+            Self::Scope => "SCOPE",
+            Self::Traced => "TRACED",
+        }
+    }
+
+    /// What an operator can do about it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Ambiguous => "make the selectors of these identities exclude each other",
+            Self::ExceptionExpired => "bind the credential, or have its owner renew the exception",
+            Self::Level => "run it as a systemd unit, or lower the identity's assurance on purpose",
+            Self::NoCredential => {
+                "add [identities.NAME.credentials.CREDENTIAL] to agent.toml, or correct the name"
+            }
+            Self::NoIdentity => {
+                "add an identity that matches this evidence, or mend the one that nearly does"
+            }
+            Self::Scope => "ask for less, or add the scope to the credential",
+            Self::Traced => "detach the debugger",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a decision weighed: for the ledger and for operators.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Explanation {
+    /// The identity that matched.
+    pub identity: Option<Arc<str>>,
+    /// The rule that was applied, as `identity.credential`.
+    pub rule: Option<String>,
+    /// The level of the evidence.
+    pub level: Level,
+    /// What was missing, in words.
+    pub missed: Vec<String>,
+    /// The identities that did not match, and by what.
+    pub near: Vec<Near>,
+    /// When the exception that was used ends.
+    pub exception_until: Option<Timestamp>,
+}
+
+impl Explanation {
+    fn of(evidence: &Evidence) -> Self {
+        Self {
+            identity: None,
+            rule: None,
+            level: evidence.level(),
+            missed: vec![],
+            near: vec![],
+            exception_until: None,
+        }
+    }
+
+    /// What was missing, the nearest identity's misses included when none matched; for a record.
+    pub fn missing(&self) -> Vec<String> {
+        let nearest = self.near.iter().min_by_key(|near| (near.missed.len(), usize::MAX - near.of));
+        match (nearest, &self.identity) {
+            (Some(near), None) => {
+                let misses = near.missed.iter().map(|miss| format!("{}: {miss}", near.identity));
+                self.missed.iter().cloned().chain(misses).collect()
+            }
+            _ => self.missed.clone(),
+        }
+    }
+}
+
+/// An identity that did not match.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Near {
+    /// Which.
+    pub identity: Arc<str>,
+    /// How many selectors it has.
+    pub of: usize,
+    /// Which of them missed, and by what.
+    pub missed: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests;

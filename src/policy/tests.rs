@@ -1,0 +1,356 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    attest::{Executable, Hold, Manager, Missing, Status, Unit},
+    credential::Binding,
+};
+
+const NOW: &str = "2026-01-01T00:00:00Z";
+
+fn now() -> Timestamp {
+    NOW.parse().unwrap()
+}
+
+fn evidence(uid: u32, unit: Option<&str>) -> Evidence {
+    Evidence {
+        pid: 4242,
+        start: 1,
+        status: Status {
+            uids: [uid; 4],
+            gids: [uid; 4],
+            groups: vec![27],
+            tracer: 0,
+            no_new_privs: false,
+            seccomp: 0,
+        },
+        login_uid: None,
+        exe: Err::<Executable, _>(Missing::NotPermitted),
+        exe_paths: Ok(vec!["/usr/bin/payments".into()]),
+        sha256: Ok([9; 32]),
+        path_hint: Some("/usr/bin/payments".into()),
+        exec: Ok([1; 32]),
+        unit: unit
+            .map(|name| Unit {
+                name: name.into(),
+                manager: Manager::System,
+                slices: vec!["system.slice".into()],
+                invocation: None,
+            })
+            .ok_or(Missing::NoUnit),
+        same_user_namespace: Ok(true),
+        mount_namespace: Ok(1),
+        cgroup: String::new(),
+        hold: Hold::Socket,
+    }
+}
+
+fn user(id: u32) -> Selectors {
+    Selectors { user: Some(Named { id, name: None }), ..Selectors::default() }
+}
+
+fn unit(name: &str) -> Selectors {
+    Selectors { unit: Some(name.into()), ..Selectors::default() }
+}
+
+fn identity(name: &str, selectors: Selectors) -> Identity {
+    let rule = CredentialRule {
+        name: "ledger".into(),
+        issuer: "corp".into(),
+        client_id: name.into(),
+        resource: Some("https://ledger.example.com".into()),
+        require_aud: true,
+        scope: vec!["ledger:read".into(), "ledger:write".into()],
+        binding: Binding::Bearer,
+        max_ttl: Duration::from_secs(300),
+        exception: Some(Exception {
+            owner: "ops@example.com".into(),
+            reason: "not bound yet".into(),
+            until: "2026-03-01T00:00:00Z".parse().unwrap(),
+        }),
+    };
+    Identity {
+        name: name.into(),
+        owner: "ops@example.com".into(),
+        assurance: Assurance::Interim,
+        selectors: vec![selectors],
+        credentials: BTreeMap::from([(Arc::clone(&rule.name), rule)]),
+    }
+}
+
+fn policy(identities: Vec<Identity>) -> Policy {
+    Policy::new(identities, "prod", now()).unwrap()
+}
+
+fn refused(identities: Vec<Identity>) -> Vec<String> {
+    let problems = Policy::new(identities, "prod", now()).unwrap_err();
+    problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
+}
+
+const LEDGER: Wish<'static> = Wish { credential: "ledger", scope: &[] };
+
+fn reason(policy: &Policy, evidence: &Evidence, wish: &Wish<'_>, at: Timestamp) -> Option<Reason> {
+    policy.explain(evidence, wish, at).0
+}
+
+#[test]
+fn nobody_is_entitled_by_default() {
+    assert_eq!(reason(&Policy::default(), &evidence(0, None), &LEDGER, now()), Some(Reason::NoIdentity));
+}
+
+#[test]
+fn a_match_needs_every_selector() {
+    let both = Selectors { unit: Some("payments.service".into()), ..user(1000) };
+    let policy = policy(vec![identity("payments", both)]);
+    assert_eq!(reason(&policy, &evidence(1000, Some("payments.service")), &LEDGER, now()), None);
+    for other in
+        [evidence(1000, None), evidence(1001, Some("payments.service")), evidence(1000, Some("x.service"))]
+    {
+        assert_eq!(reason(&policy, &other, &LEDGER, now()), Some(Reason::NoIdentity));
+    }
+    let (_, why) = policy.explain(&evidence(1000, None), &LEDGER, now());
+    assert_eq!(why.missing(), ["payments: unit should be payments.service: it runs in no unit of this host"]);
+}
+
+#[test]
+fn every_selector_matches_and_misses() {
+    let named = |id| Some(Named { id, name: None });
+    let none = Selectors::default;
+    let cases = [
+        (Selectors { user: named(1000), ..none() }, Selectors { user: named(1), ..none() }),
+        (Selectors { group: named(1000), ..none() }, Selectors { group: named(27), ..none() }),
+        // ATT-10
+        (
+            Selectors { supplementary: named(27), ..none() },
+            Selectors { supplementary: named(1000), ..none() },
+        ),
+        (
+            Selectors { exe: Some("/usr/bin/payments".into()), ..none() },
+            Selectors { exe: Some("/usr/bin/other".into()), ..none() },
+        ),
+        (Selectors { sha256: Some([9; 32]), ..none() }, Selectors { sha256: Some([8; 32]), ..none() }),
+        (unit("payments.service"), unit("other.service")),
+        (
+            Selectors { slice: Some("system.slice".into()), ..none() },
+            Selectors { slice: Some("user.slice".into()), ..none() },
+        ),
+    ];
+    let seen = evidence(1000, Some("payments.service"));
+    for (hit, miss) in cases {
+        assert_eq!(hit.missed(&seen), Vec::<String>::new(), "{hit:?}");
+        assert_eq!(miss.missed(&seen).len(), 1, "{miss:?}");
+    }
+    let mut of_user = seen.clone();
+    of_user.unit.as_mut().unwrap().manager = Manager::User(1000);
+    let user_unit = Selectors { user_unit: Some("payments.service".into()), ..none() };
+    assert!(user_unit.missed(&of_user).is_empty());
+    assert_eq!(user_unit.missed(&seen).len(), 1, "the host's unit is no user's unit");
+    // ATT-15: and a user's unit never passes for the host's.
+    assert_eq!(unit("payments.service").missed(&of_user).len(), 1);
+}
+
+#[test]
+fn weak_evidence_is_denied_with_what_it_lacks() {
+    // ATT-03
+    let policy =
+        policy(vec![Identity { assurance: Assurance::Standard, ..identity("payments", user(1000)) }]);
+    assert_eq!(reason(&policy, &evidence(1000, None), &LEDGER, now()), Some(Reason::Level));
+    assert_eq!(reason(&policy, &evidence(1000, Some("a.service")), &LEDGER, now()), None);
+    let opened = Evidence { hold: Hold::Opened, ..evidence(1000, Some("a.service")) };
+    let (why, explanation) = policy.explain(&opened, &LEDGER, now());
+    assert_eq!(why, Some(Reason::Level));
+    assert_eq!(explanation.missing(), ["assurance standard needs level L3, this is L1"]);
+}
+
+#[test]
+fn scope_is_only_ever_narrowed() {
+    // OA-20, S3
+    let policy = policy(vec![identity("payments", user(1000))]);
+    let ask = |scope: &[&str]| {
+        let scope: Vec<String> = scope.iter().map(|word| (*word).to_owned()).collect();
+        reason(&policy, &evidence(1000, None), &Wish { credential: "ledger", scope: &scope }, now())
+    };
+    assert_eq!(ask(&["ledger:read"]), None);
+    assert_eq!(ask(&["ledger:read", "admin"]), Some(Reason::Scope));
+    assert_eq!(ask(&[""]), Some(Reason::Scope));
+}
+
+#[test]
+fn an_exception_ends_on_its_date() {
+    // S36
+    let policy = policy(vec![identity("payments", user(1000))]);
+    let seen = evidence(1000, None);
+    assert_eq!(reason(&policy, &seen, &LEDGER, "2026-02-28T23:59:59Z".parse().unwrap()), None);
+    let over = "2026-03-01T00:00:00Z".parse().unwrap();
+    assert_eq!(reason(&policy, &seen, &LEDGER, over), Some(Reason::ExceptionExpired));
+}
+
+#[test]
+fn two_identities_that_one_process_could_be_are_refused() {
+    // S22
+    let clash = refused(vec![identity("a", user(1000)), identity("b", unit("b.service"))]);
+    assert_eq!(clash.len(), 1);
+    assert!(clash[0].contains("identities.a and identities.b"), "{clash:?}");
+    for (one, other) in [
+        (user(1), user(2)),
+        (unit("a.service"), unit("b.service")),
+        (
+            Selectors { unit: Some("a.service".into()), ..user(1) },
+            Selectors { unit: Some("b.service".into()), ..user(1) },
+        ),
+        (Selectors { sha256: Some([1; 32]), ..user(1) }, Selectors { sha256: Some([2; 32]), ..user(1) }),
+        (unit("a.service"), Selectors { user_unit: Some("a.service".into()), ..Selectors::default() }),
+    ] {
+        policy(vec![identity("a", one), identity("b", other)]);
+    }
+}
+
+#[test]
+fn the_lint_names_the_key_and_the_row() {
+    let base = || identity("payments", user(1000));
+    let with_rule = |change: fn(&mut CredentialRule)| {
+        let mut identity = base();
+        identity.credentials.values_mut().for_each(change);
+        identity
+    };
+    let python = Selectors { exe: Some("/usr/bin/python3.11".into()), ..user(1000) };
+    let only_exe = Selectors { exe: Some("/opt/app".into()), ..Selectors::default() };
+    for (identity, key, row) in [
+        (with_rule(|rule| rule.exception = None), "credentials.ledger.exception", "BCP-01"),
+        (with_rule(|rule| rule.scope = vec!["*".into()]), "credentials.ledger.scope", "S41"),
+        (with_rule(|rule| rule.scope = vec!["https://x/.default".into()]), "credentials.ledger.scope", "S41"),
+        (with_rule(|rule| rule.max_ttl = Duration::from_secs(3601)), "credentials.ledger.max_ttl", "S2"),
+        (
+            with_rule(|rule| {
+                rule.exception.as_mut().unwrap().until = "2027-01-01T00:00:00Z".parse().unwrap()
+            }),
+            "credentials.ledger.exception.until",
+            "S36",
+        ),
+        (
+            with_rule(|rule| rule.resource = Some("ledger#x".into())),
+            "credentials.ledger.resource",
+            "RFC 8707",
+        ),
+        (identity("payments", python), "match.exe", "ATT-18"),
+        (Identity { assurance: Assurance::Standard, ..identity("payments", only_exe) }, "match", "ATT-18"),
+        (Identity { assurance: Assurance::High, ..base() }, "assurance", "S39"),
+        (
+            Identity { assurance: Assurance::Standard, ..with_rule(|rule| rule.resource = None) },
+            "credentials.ledger.resource",
+            "BCP-02",
+        ),
+        (identity("payments", Selectors::default()), "match", "selector"),
+    ] {
+        let said = refused(vec![identity]);
+        let wanted = format!("identities.payments.{key}: ");
+        assert!(
+            said.iter().any(|line| line.starts_with(&wanted) && line.contains(row)),
+            "{wanted} {row}: {said:#?}"
+        );
+    }
+}
+
+#[test]
+fn an_ambiguous_match_is_denied_even_if_it_slipped_in() {
+    // Two paths that have become one file after load.
+    let exe = |path: &str| Selectors { exe: Some(path.into()), ..Selectors::default() };
+    let policy = policy(vec![identity("a", exe("/opt/a")), identity("b", exe("/opt/b"))]);
+    let both = Evidence { exe_paths: Ok(vec!["/opt/a".into(), "/opt/b".into()]), ..evidence(1, None) };
+    assert_eq!(reason(&policy, &both, &LEDGER, now()), Some(Reason::Ambiguous));
+}
+
+prop_compose! {
+    fn any_selectors()(
+        uid in prop::option::of(0u32..4),
+        gid in prop::option::of(0u32..4),
+        sum in prop::option::of(0u8..3),
+        unit in prop::option::of(0u8..3),
+        user_unit in prop::option::of(0u8..3),
+    ) -> Selectors {
+        let named = |id: Option<u32>| id.map(|id| Named { id, name: None });
+        Selectors {
+            user: named(uid),
+            group: named(gid),
+            sha256: sum.map(|sum| [sum; 32]),
+            unit: unit.map(|unit| format!("u{unit}.service")),
+            user_unit: user_unit.map(|unit| format!("u{unit}.service")),
+            ..Selectors::default()
+        }
+    }
+}
+
+prop_compose! {
+    fn any_evidence()(
+        uid in 0u32..4,
+        gid in 0u32..4,
+        sum in prop::option::of(0u8..3),
+        unit in prop::option::of((0u8..3, any::<bool>())),
+    ) -> Evidence {
+        let mut seen = evidence(uid, None);
+        seen.status.gids = [gid; 4];
+        seen.sha256 = sum.map(|sum| [sum; 32]).ok_or(Missing::NotPermitted);
+        seen.unit = unit
+            .map(|(unit, system)| Unit {
+                name: format!("u{unit}.service"),
+                manager: if system { Manager::System } else { Manager::User(uid) },
+                slices: vec![],
+                invocation: None,
+            })
+            .ok_or(Missing::NoUnit);
+        seen
+    }
+}
+
+proptest! {
+    #[test]
+    fn adding_an_identity_never_changes_anothers_decision(
+        all in prop::collection::vec(any_selectors(), 2..6),
+        seen in any_evidence(),
+    ) {
+        let named = |count: usize| {
+            all.iter().take(count).enumerate().map(|(n, selectors)| identity(&format!("i{n}"), selectors.clone())).collect::<Vec<_>>()
+        };
+        let (fewer, more) = (Policy::new(named(all.len() - 1), "prod", now()), Policy::new(named(all.len()), "prod", now()));
+        // Only sets that load can serve; the others are refused whole.
+        if let (Ok(fewer), Ok(more)) = (fewer, more) {
+            let (before, why_before) = fewer.explain(&seen, &LEDGER, now());
+            let (after, why_after) = more.explain(&seen, &LEDGER, now());
+            if before.is_none() {
+                prop_assert_eq!(after, None);
+                prop_assert_eq!(why_before.identity, why_after.identity);
+            } else if after.is_none() {
+                let newest = format!("i{}", all.len() - 1);
+                prop_assert_eq!(why_after.identity.as_deref(), Some(newest.as_str()));
+            }
+        }
+    }
+
+    #[test]
+    fn evidence_that_matches_nothing_never_turns_a_denial_into_a_grant(
+        selectors in any_selectors(),
+        seen in any_evidence(),
+    ) {
+        if let Ok(policy) = Policy::new(vec![identity("i", selectors)], "prod", now()) {
+            let mut more = seen.clone();
+            more.status.groups.push(4711);
+            more.exe_paths = Ok(vec!["/nobody/asks".into()]);
+            more.login_uid = Some(4711);
+            more.path_hint = Some("/nobody/asks".into());
+            prop_assert_eq!(policy.explain(&seen, &LEDGER, now()).0, policy.explain(&more, &LEDGER, now()).0);
+        }
+    }
+
+    #[test]
+    fn selectors_that_exclude_each_other_never_both_match(
+        one in any_selectors(),
+        other in any_selectors(),
+        seen in any_evidence(),
+    ) {
+        if one.excludes(&other) {
+            prop_assert!(!(one.missed(&seen).is_empty() && other.missed(&seen).is_empty()));
+        }
+    }
+}
