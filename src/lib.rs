@@ -30,3 +30,5 @@ pub mod keys;
 pub mod issuer;
 pub mod attest;
 pub mod policy;
+pub mod audit;
+pub mod proto;

@@ -72,6 +72,29 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
+/// Foreign text made fit to be written down: printable ASCII only, cut at `most` bytes, and whatever looks like a
+/// JWT replaced, because error texts have been known to echo tokens (AUD-05, ER-13).
+pub fn scrubbed(text: &str, most: usize) -> String {
+    let is_token = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let mut out = String::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let word = rest.find(|c| !is_token(c)).unwrap_or(rest.len());
+        let (token, after) = rest.split_at(word);
+        // A JOSE header begins with `{"`, which is `eyJ` in base64url.
+        match token.find("eyJ") {
+            Some(at) if token[at..].matches('.').count() >= 2 => out.push_str("[jwt]"),
+            _ => out.push_str(token),
+        }
+        let gap = after.find(is_token).unwrap_or(after.len());
+        let (between, next) = after.split_at(gap);
+        out.extend(between.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }));
+        rest = next;
+    }
+    out.truncate(most);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +110,14 @@ mod tests {
     fn a_fingerprint_is_the_head_of_a_sha256() {
         // FIPS 180-2, the SHA-256 of "abc".
         assert_eq!(Fingerprint::of(b"abc").to_string(), "ba7816bf8f01cfea414140de5dae2223");
+    }
+
+    #[test]
+    fn foreign_text_loses_tokens_and_control_characters() {
+        // AUD-05, ER-13
+        let text = "bad token 'eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJhIn0.c2ln' \u{1b}[31m\nline\u{e9}";
+        assert_eq!(scrubbed(text, 200), "bad token '[jwt]' ?[31m?line?");
+        assert_eq!(scrubbed("version 1.2.3 of eyJ", 200), "version 1.2.3 of eyJ");
+        assert_eq!(scrubbed(&"x".repeat(500), 200).len(), 200);
     }
 }

@@ -21,13 +21,20 @@ const MAX_FILE: u64 = 64 * 1024;
 
 /// Opens the key at `path`, or makes one there. A file that is there is never overwritten.
 pub(super) fn open_or_make(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
-    match open(path, algorithm) {
+    let pkcs8 = open_or_make_pkcs8(path, algorithm)?;
+    Key::from_pkcs8(&pkcs8, algorithm)
+        .map_err(|_| FileError::NotForAlgorithm { path: path.into(), algorithm })
+}
+
+/// The same, as PKCS#8, for the other keys of this room.
+pub(super) fn open_or_make_pkcs8(path: &Path, algorithm: Algorithm) -> Result<Secret, FileError> {
+    match open(path) {
         Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => make(path, algorithm),
         done => done,
     }
 }
 
-fn open(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
+fn open(path: &Path) -> Result<Secret, FileError> {
     let io = |error| FileError::Io { path: path.into(), error };
     if let Some(directory) = path.parent() {
         check_directory(directory)?;
@@ -39,12 +46,10 @@ fn open(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
     (&file).take(MAX_FILE).read_to_end(&mut pem).map_err(io)?;
     let der =
         PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| FileError::NotPkcs8 { path: path.into() })?;
-    let secret = Secret::new(der.secret_pkcs8_der());
-    Key::from_pkcs8(&secret, algorithm)
-        .map_err(|_| FileError::NotForAlgorithm { path: path.into(), algorithm })
+    Ok(Secret::new(der.secret_pkcs8_der()))
 }
 
-fn make(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
+fn make(path: &Path, algorithm: Algorithm) -> Result<Secret, FileError> {
     let io = |error| FileError::Io { path: path.into(), error };
     let directory = path.parent().unwrap_or(Path::new("/"));
     if !directory.exists() {
@@ -52,7 +57,6 @@ fn make(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
     }
     check_directory(directory)?;
     let pkcs8 = Key::generate_pkcs8(algorithm)?;
-    let key = Key::from_pkcs8(&pkcs8, algorithm)?;
     let body = Zeroizing::new(STANDARD.encode(pkcs8.expose()));
     let pem = Zeroizing::new(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", *body));
 
@@ -70,7 +74,7 @@ fn make(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
     })();
     let swept = fs::remove_file(&beside);
     written.and(swept).map_err(io)?;
-    Ok(key)
+    Ok(pkcs8)
 }
 
 fn check_directory(directory: &Path) -> Result<(), FileError> {

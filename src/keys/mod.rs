@@ -3,11 +3,13 @@
 
 mod file;
 mod memory;
+mod note;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 pub use file::FileError;
 pub use memory::Key;
+pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
 
 use crate::jose::{Algorithm, Signer};
 

@@ -1,0 +1,434 @@
+//! One record: who called what, from where, under which policy decision. In go the facts of one exchange; out comes
+//! one line of JSON. What is not known is `null`, never invented (AUD-04); no field can hold a key, a token or an
+//! assertion, only fingerprints of them (AUD-05).
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use crate::secret::scrubbed;
+
+/// No text in a record is longer.
+const MAX_TEXT: usize = 1024;
+
+/// A record as written: what the ledger adds, and what the caller said.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Record {
+    /// The version of this form.
+    pub v: u32,
+    /// Its number in this ledger, from 0: also the index of its leaf.
+    pub seq: u64,
+    /// The wall clock, RFC 3339 in UTC with milliseconds (AUD-06).
+    pub time: String,
+    /// Nanoseconds since boot.
+    pub boot_ns: u64,
+    /// Which boot.
+    pub boot_id: String,
+    /// Which host.
+    pub host: Host,
+    /// Which agent.
+    pub agent: Agent,
+    /// What the caller said.
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// The leaf hash of the record before, hexadecimal; zeros for the first.
+    pub prev: String,
+}
+
+/// Which host.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Host {
+    /// machine-id(5), if there is one.
+    pub id: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+/// Which agent, under which settings.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Agent {
+    /// Its version.
+    pub version: String,
+    /// This run of it.
+    pub instance: String,
+    /// SHA-256 of the settings in force.
+    pub config_digest: String,
+}
+
+/// What is said about one exchange.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Entry {
+    /// What happened.
+    pub event: Event,
+    /// The exchange, as the caller was told it (AUD-08).
+    pub exchange_id: uuid_text::Id,
+    /// The caller's W3C trace, if it sent a valid one.
+    pub trace_id: Option<String>,
+    /// Who.
+    pub workload: Option<WorkloadPart>,
+    /// From where.
+    pub peer: Option<PeerPart>,
+    /// By which socket.
+    pub socket: Option<String>,
+    /// What.
+    pub credential: Option<CredentialPart>,
+    /// Under which decision.
+    pub policy: Option<PolicyPart>,
+    /// What the issuer said.
+    pub issuer_response: Option<IssuerPart>,
+    /// Anything else worth knowing.
+    pub detail: Option<String>,
+}
+
+impl Entry {
+    /// An entry that says only what happened.
+    pub fn new(kind: EventType, outcome: Outcome, exchange_id: uuid::Uuid) -> Self {
+        Self {
+            event: Event { kind, outcome, reason: None },
+            exchange_id: uuid_text::Id(exchange_id),
+            trace_id: None,
+            workload: None,
+            peer: None,
+            socket: None,
+            credential: None,
+            policy: None,
+            issuer_response: None,
+            detail: None,
+        }
+    }
+
+    /// With the reason code.
+    #[must_use]
+    pub fn because(mut self, reason: impl Into<String>) -> Self {
+        self.event.reason = Some(reason.into());
+        self
+    }
+
+    /// With a sentence. It is scrubbed of what looks like a token (AUD-05).
+    #[must_use]
+    pub fn detail(mut self, text: impl AsRef<str>) -> Self {
+        self.detail = Some(scrubbed(text.as_ref(), MAX_TEXT));
+        self
+    }
+
+    /// Cuts what strangers could have made long (AUD-07). JSON escapes the rest.
+    pub(super) fn capped(mut self) -> Self {
+        let cap = |text: &mut Option<String>| {
+            if let Some(text) = text {
+                if text.len() > MAX_TEXT {
+                    let end = (0..=MAX_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+                    text.truncate(end);
+                }
+            }
+        };
+        cap(&mut self.detail);
+        cap(&mut self.trace_id);
+        if let Some(exe) = self.peer.as_mut().and_then(|peer| peer.exe.as_mut()) {
+            cap(&mut exe.path_hint);
+        }
+        if let Some(credential) = &mut self.credential {
+            cap(&mut credential.name);
+        }
+        if let Some(policy) = &mut self.policy {
+            policy.missing.truncate(32);
+        }
+        self
+    }
+}
+
+/// What happened, how it ended, why.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct Event {
+    /// What.
+    #[serde(rename = "type")]
+    pub kind: EventType,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The reason code, where there is one.
+    pub reason: Option<String>,
+}
+
+/// What can happen (AUD-01).
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventType {
+    /// The agent began.
+    AgentStart,
+    /// The agent ended.
+    AgentStop,
+    /// A caller could not be attested, or changed.
+    AttestationFailure,
+    /// New settings are in force.
+    ConfigLoad,
+    /// Settings were refused; the old ones stay.
+    ConfigRefused,
+    /// A credential was fetched from its issuer and handed out.
+    CredentialIssue,
+    /// A live credential was handed out.
+    CredentialRelease,
+    /// A credential was given back.
+    CredentialReturn,
+    /// A caller asked who it is.
+    Describe,
+    /// Policy said no.
+    Denial,
+    /// An operator asked why.
+    Explain,
+    /// Policy said yes, the issuer did not.
+    IssueFailure,
+    /// A key was opened or made.
+    KeyOpen,
+    /// Records could not be written for a while.
+    LedgerGap,
+    /// A torn end was cut off at start.
+    LedgerRepaired,
+    /// A call broke the rules of the API.
+    Protocol,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Refused.
+    Denied,
+    /// Tried, in vain.
+    Failed,
+    /// Done.
+    Success,
+}
+
+/// Who.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct WorkloadPart {
+    /// The identity.
+    pub id: String,
+    /// The environment.
+    pub env: String,
+    /// Who answers for it.
+    pub owner: Option<String>,
+    /// What it demands.
+    pub assurance: Option<String>,
+}
+
+/// From where: the process at the other end.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct PeerPart {
+    /// Its pid.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub start: u64,
+    /// Its uid.
+    pub uid: u32,
+    /// Its gid.
+    pub gid: u32,
+    /// Who logged in.
+    pub loginuid: Option<u32>,
+    /// Its program.
+    pub exe: Option<ExePart>,
+    /// Its unit.
+    pub unit: Option<UnitPart>,
+    /// Its container; not told apart yet.
+    pub container: Option<String>,
+    /// Whether it is in the agent's user namespace.
+    pub same_userns: Option<bool>,
+    /// Its mount namespace.
+    pub mntns: Option<u64>,
+    /// How strong all this is.
+    pub level: Option<String>,
+}
+
+/// A program.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct ExePart {
+    /// Device.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// SHA-256, if it was asked for.
+    pub sha256: Option<String>,
+    /// The link text: a hint, never evidence.
+    pub path_hint: Option<String>,
+}
+
+/// A systemd unit.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct UnitPart {
+    /// Its name.
+    pub name: String,
+    /// This run of it.
+    pub invocation_id: Option<String>,
+    /// system, or user:UID.
+    pub manager: String,
+}
+
+/// What.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct CredentialPart {
+    /// Its name, as asked for.
+    pub name: Option<String>,
+    /// Its kind.
+    pub kind: Option<String>,
+    /// The issuer.
+    pub issuer: Option<String>,
+    /// The client.
+    pub client_id: Option<String>,
+    /// The API.
+    pub resource: Option<String>,
+    /// The scope asked of the agent.
+    pub scope_requested: Vec<String>,
+    /// The scope granted.
+    pub scope_granted: Option<Vec<String>>,
+    /// Its life, in seconds.
+    pub ttl_s: Option<u64>,
+    /// Its end, RFC 3339.
+    pub not_after: Option<String>,
+    /// What binds it.
+    pub binding: Option<String>,
+    /// The first 16 bytes of its SHA-256.
+    pub token_hash: Option<String>,
+    /// The same of its `jti`.
+    pub jti_hash: Option<String>,
+    /// The key that proved us to the issuer.
+    pub kid: Option<String>,
+    /// From the issuer, or from the shelf.
+    pub source: Option<String>,
+}
+
+/// Under which decision.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct PolicyPart {
+    /// The rule, as `identity.credential`.
+    pub rule: Option<String>,
+    /// grant or deny.
+    pub decision: String,
+    /// SHA-256 of the settings it was read from.
+    pub digest: String,
+    /// The end of the exception that was used.
+    pub exception_until: Option<String>,
+    /// What was missing.
+    pub missing: Vec<String>,
+}
+
+/// What the issuer said.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct IssuerPart {
+    /// HTTP status.
+    pub http_status: Option<u16>,
+    /// OAuth error code.
+    pub oauth_error: Option<String>,
+    /// How long it took.
+    pub latency_ms: Option<u64>,
+    /// How many attempts.
+    pub attempts: Option<u32>,
+    /// How far its clock is from ours.
+    pub date_skew_ms: Option<i64>,
+}
+
+impl Record {
+    /// The record as answers to who, what, from where and under which decision (S28).
+    pub fn explain(&self) -> String {
+        let none = || "unknown".to_owned();
+        let entry = &self.entry;
+        let text = |value: &Option<String>| value.clone().unwrap_or_else(none);
+        let mut out = String::new();
+        let mut line = |name: &str, value: String| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(out, "{name:<14}{value}");
+        };
+        let reason = entry.event.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        line("record", format!("{} of {}, {}", self.seq, self.agent.instance, self.time));
+        line("event", format!("{}: {}{reason}", snake(&entry.event.kind), snake(&entry.event.outcome)));
+        line("exchange", entry.exchange_id.0.to_string());
+        line(
+            "who",
+            entry.workload.as_ref().map_or_else(
+                || "nobody this agent knows".into(),
+                |who| {
+                    format!(
+                        "{} in {}, owner {}, assurance {}",
+                        who.id,
+                        who.env,
+                        text(&who.owner),
+                        text(&who.assurance)
+                    )
+                },
+            ),
+        );
+        line(
+            "from where",
+            entry.peer.as_ref().map_or_else(none, |peer| {
+                let unit =
+                    peer.unit.as_ref().map_or_else(|| "no unit".into(), |unit| format!("unit {}", unit.name));
+                let exe = peer.exe.as_ref().and_then(|exe| exe.path_hint.clone()).unwrap_or_else(none);
+                let level = text(&peer.level);
+                format!(
+                    "pid {} uid {} gid {}, {unit}, program {exe} (hint), level {level}, host {}",
+                    peer.pid, peer.uid, peer.gid, self.host.name
+                )
+            }),
+        );
+        line(
+            "what",
+            entry.credential.as_ref().map_or_else(none, |what| {
+                let scope = what.scope_granted.as_ref().unwrap_or(&what.scope_requested).join(" ");
+                format!(
+                    "{} from {} for {}, scope [{scope}], until {}, token {}",
+                    text(&what.name),
+                    text(&what.issuer),
+                    text(&what.resource),
+                    text(&what.not_after),
+                    text(&what.token_hash)
+                )
+            }),
+        );
+        line(
+            "decision",
+            entry.policy.as_ref().map_or_else(none, |policy| {
+                let digest = policy.digest.get(..12).unwrap_or(&policy.digest);
+                format!("{} by {}, settings {digest}", policy.decision, text(&policy.rule))
+            }),
+        );
+        for missing in entry.policy.iter().flat_map(|policy| &policy.missing) {
+            line("missing", missing.clone());
+        }
+        if let Some(issuer) = &entry.issuer_response {
+            let status = issuer.http_status.map_or_else(none, |status| status.to_string());
+            let error = text(&issuer.oauth_error);
+            line(
+                "issuer said",
+                format!("status {status}, error {error}, after {} ms", issuer.latency_ms.unwrap_or(0)),
+            );
+        }
+        if let Some(detail) = &entry.detail {
+            line("detail", detail.clone());
+        }
+        out
+    }
+}
+
+/// A word as records write it.
+fn snake(value: &impl Serialize) -> String {
+    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+}
+
+/// UUIDs as text.
+pub mod uuid_text {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+    /// An exchange's id.
+    #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+    pub struct Id(pub uuid::Uuid);
+
+    impl Serialize for Id {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.serialize_str(self.0.hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()))
+        }
+    }
+
+    impl<'de> Deserialize<'de> for Id {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            String::deserialize(deserializer)?.parse().map(Self).map_err(D::Error::custom)
+        }
+    }
+}

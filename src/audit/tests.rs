@@ -1,0 +1,295 @@
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use uuid::Uuid;
+
+use super::{book::Sink, *};
+use crate::{
+    clock::{ManualClock, SeededDice},
+    keys::Verifier,
+};
+
+fn settings(directory: &Path) -> LedgerSettings {
+    LedgerSettings {
+        directory: directory.join("audit"),
+        origin: "keybearer/test".into(),
+        sync: Sync::Checkpoint,
+        on_failure: OnFailure::Deny,
+        checkpoint_every: Duration::from_secs(60),
+        checkpoint_records: 1000,
+    }
+}
+
+fn try_open(settings: LedgerSettings) -> Result<(Ledger, Scribe), LedgerError> {
+    let clock = ManualClock::at("2026-01-01T00:00:00.5Z".parse().unwrap());
+    let host = Host { id: None, name: "h".into() };
+    let agent = Agent { version: "0".into(), instance: "i".into(), config_digest: "d".into() };
+    open(settings, host, "b".into(), agent, clock, SeededDice::from_seed(1))
+}
+
+fn entry(n: u64) -> Entry {
+    Entry::new(EventType::Denial, Outcome::Denied, Uuid::from_u64_pair(1, n)).because("NO_IDENTITY")
+}
+
+/// Writes `count` records and closes the ledger.
+async fn fill(settings: LedgerSettings, count: u64) {
+    let (ledger, scribe) = try_open(settings).unwrap();
+    let running = tokio::spawn(scribe.run());
+    for n in 0..count {
+        let _ = ledger.record(entry(n)).await.unwrap();
+    }
+    drop(ledger);
+    running.await.unwrap();
+}
+
+fn lines_of(settings: &LedgerSettings) -> std::path::PathBuf {
+    settings.directory.join("ledger.jsonl")
+}
+
+#[tokio::test]
+async fn what_is_written_verifies_and_goes_on_after_a_restart() {
+    // AUD-06, AUD-22, AUD-24
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    fill(settings.clone(), 5).await;
+    fill(settings.clone(), 3).await;
+    let report = verify(&settings.directory, None).unwrap();
+    assert_eq!((report.records, report.signed, report.checkpoints, report.torn), (8, 8, 2, false));
+    let seqs: Vec<u64> = read(&settings.directory, 3).unwrap().map(|record| record.seq).collect();
+    assert_eq!(seqs, [3, 4, 5, 6, 7]);
+    let first = read(&settings.directory, 0).unwrap().next().unwrap();
+    assert_eq!(first.time, "2026-01-01T00:00:00.500Z");
+    let line = fs::read_to_string(lines_of(&settings)).unwrap().lines().next().unwrap().to_owned();
+    // AUD-04: absent is null, not missing.
+    assert!(line.contains(r#""workload":null,"peer":null"#), "{line}");
+}
+
+#[tokio::test]
+async fn any_changed_byte_is_found_at_its_record() {
+    // AUD-24
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    fill(settings.clone(), 6).await;
+    let whole = fs::read(lines_of(&settings)).unwrap();
+    let lines: Vec<&[u8]> = whole.split_inclusive(|byte| *byte == b'\n').collect();
+    let mut start = 0;
+    for (k, line) in lines.iter().enumerate() {
+        let mut changed = whole.clone();
+        let at = start + line.windows(9).position(|window| window == b"NO_IDENTI").unwrap();
+        changed[at] = b'X';
+        fs::write(lines_of(&settings), &changed).unwrap();
+        let error = verify(&settings.directory, None).unwrap_err();
+        assert_eq!(error.seq, k as u64, "{error}");
+        assert!(matches!(try_open(settings.clone()), Err(LedgerError::Broken { .. })));
+        start += line.len();
+    }
+    // A record taken out, one put in twice, the end cut off.
+    for changed in [
+        [&lines[..2], &lines[3..]].concat().concat(),
+        [&lines[..3], &lines[2..]].concat().concat(),
+        lines[..4].concat(),
+    ] {
+        fs::write(lines_of(&settings), changed).unwrap();
+        assert!(verify(&settings.directory, None).is_err());
+        let Err(LedgerError::Broken { .. }) = try_open(settings.clone()) else {
+            panic!("a broken ledger was opened")
+        };
+    }
+    fs::write(lines_of(&settings), whole).unwrap();
+    assert!(verify(&settings.directory, None).is_ok());
+}
+
+#[tokio::test]
+async fn a_torn_end_is_cut_off_and_told() {
+    // AUD-22
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    fill(settings.clone(), 2).await;
+    let whole = fs::read(lines_of(&settings)).unwrap();
+    let mut file = OpenOptions::new().append(true).open(lines_of(&settings)).unwrap();
+    file.write_all(&whole[..100]).unwrap();
+    assert!(verify(&settings.directory, None).unwrap().torn);
+    fill(settings.clone(), 1).await;
+    let told = read(&settings.directory, 2).unwrap().next().unwrap();
+    assert_eq!(told.entry.event.kind, EventType::LedgerRepaired);
+    assert!(told.entry.detail.unwrap().contains("100 bytes"));
+    assert_eq!(verify(&settings.directory, None).unwrap().records, 4);
+    // What was signed is never cut off.
+    fs::write(lines_of(&settings), &whole[..whole.len() - 10]).unwrap();
+    assert!(matches!(try_open(settings), Err(LedgerError::Broken { .. })));
+}
+
+#[tokio::test]
+async fn a_second_agent_is_refused_and_told_where() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_ledger, _scribe) = try_open(settings(dir.path())).unwrap();
+    let error = try_open(settings(dir.path())).unwrap_err();
+    assert!(matches!(&error, LedgerError::InUse(path) if path.ends_with("audit")), "{error}");
+}
+
+#[tokio::test]
+async fn a_strange_key_verifies_nothing() {
+    // AUD-21
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fill(settings(one.path()), 1).await;
+    fill(settings(other.path()), 1).await;
+    let strange = fs::read_to_string(other.path().join("audit/checkpoint.pub")).unwrap();
+    let strange = Verifier::parse(&strange).unwrap();
+    let error = verify(&settings(one.path()).directory, Some(&strange)).unwrap_err();
+    assert_eq!(error.fault, Fault::Checkpoint);
+}
+
+#[tokio::test]
+async fn hostile_text_stays_one_line_and_loses_its_token() {
+    // AUD-05, AUD-07
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let (ledger, scribe) = try_open(settings.clone()).unwrap();
+    let running = tokio::spawn(scribe.run());
+    let mut hostile = entry(0).detail("issuer said eyJhbGciOiJFUzI1NiJ9.eyJjYW5hcnkiOjF9.c2lnbmF0dXJl");
+    hostile.peer = Some(PeerPart {
+        exe: Some(ExePart { path_hint: Some("a\n{\"x\":1}".into()), ..ExePart::default() }),
+        ..PeerPart::default()
+    });
+    let receipt = ledger.record(hostile).await.unwrap();
+    assert_eq!(receipt.seq(), Some(0));
+    drop(ledger);
+    running.await.unwrap();
+    let text = fs::read_to_string(lines_of(&settings)).unwrap();
+    assert_eq!(text.lines().count(), 1);
+    assert!(!text.contains("eyJ") && text.contains("[jwt]"), "{text}");
+    let record = read(&settings.directory, 0).unwrap().next().unwrap();
+    assert_eq!(
+        record.entry.peer.as_ref().unwrap().exe.as_ref().unwrap().path_hint.as_deref(),
+        Some("a\n{\"x\":1}")
+    );
+    assert!(record.explain().contains("nobody this agent knows"));
+}
+
+/// A sink that counts, and fails when told to, after having written half.
+struct Failing {
+    file: File,
+    fail: Arc<AtomicBool>,
+    writes: Arc<AtomicUsize>,
+}
+
+impl Sink for Failing {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        if self.fail.load(Ordering::Relaxed) {
+            self.file.write_all(&bytes[..bytes.len() / 2])?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.file.write_all(bytes)
+    }
+
+    fn cut(&mut self, length: u64) -> io::Result<()> {
+        self.file.set_len(length)
+    }
+
+    fn flusher(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+}
+
+fn failing(settings: &LedgerSettings) -> (Ledger, Scribe, Arc<AtomicBool>, Arc<AtomicUsize>) {
+    let (ledger, scribe) = try_open(settings.clone()).unwrap();
+    let (fail, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let file = OpenOptions::new().append(true).open(lines_of(settings)).unwrap();
+    let sink = Failing { file, fail: Arc::clone(&fail), writes: Arc::clone(&writes) };
+    (ledger, scribe.writing_to(Box::new(sink)), fail, writes)
+}
+
+#[tokio::test]
+async fn a_crowd_shares_a_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let (ledger, scribe, _, writes) = failing(&settings);
+    let running = tokio::spawn(scribe.run());
+    let mut callers = tokio::task::JoinSet::new();
+    for n in 0..64 {
+        let ledger = ledger.clone();
+        callers.spawn(async move { ledger.record(entry(n)).await.unwrap().seq().unwrap() });
+    }
+    let mut seqs = callers.join_all().await;
+    seqs.sort_unstable();
+    assert_eq!(seqs, (0..64).collect::<Vec<_>>());
+    assert!(writes.load(Ordering::Relaxed) <= 3, "{writes:?} writes for 64 callers");
+    drop(ledger);
+    running.await.unwrap();
+    assert_eq!(verify(&settings.directory, None).unwrap().records, 64);
+}
+
+#[tokio::test]
+async fn a_full_disk_means_no_receipt_and_no_torn_line() {
+    // AUD-02, audit_fail = closed
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let (ledger, scribe, fail, _) = failing(&settings);
+    let running = tokio::spawn(scribe.run());
+    let _ = ledger.record(entry(0)).await.unwrap();
+    fail.store(true, Ordering::Relaxed);
+    let refused = ledger.record(entry(1)).await;
+    assert!(matches!(refused, Err(LedgerError::Unwritable(io::ErrorKind::StorageFull))));
+    assert!(!ledger.health().healthy);
+    fail.store(false, Ordering::Relaxed);
+    assert_eq!(ledger.record(entry(2)).await.unwrap().seq(), Some(1));
+    assert!(ledger.health().healthy);
+    drop(ledger);
+    running.await.unwrap();
+    let report = verify(&settings.directory, None).unwrap();
+    assert_eq!((report.records, report.torn), (2, false));
+}
+
+#[tokio::test]
+async fn whoever_chose_to_go_on_is_told_how_much_is_lost() {
+    // AUD-02, on_failure = allow
+    let dir = tempfile::tempdir().unwrap();
+    let settings = LedgerSettings { on_failure: OnFailure::Allow, ..settings(dir.path()) };
+    let (ledger, scribe, fail, _) = failing(&settings);
+    let running = tokio::spawn(scribe.run());
+    fail.store(true, Ordering::Relaxed);
+    for n in 0..3 {
+        assert_eq!(ledger.record(entry(n)).await.unwrap().seq(), None);
+    }
+    fail.store(false, Ordering::Relaxed);
+    assert_eq!(ledger.record(entry(3)).await.unwrap().seq(), Some(1));
+    drop(ledger);
+    running.await.unwrap();
+    let gap = read(&settings.directory, 0).unwrap().next().unwrap();
+    assert_eq!(gap.entry.event.kind, EventType::LedgerGap);
+    assert!(gap.entry.detail.unwrap().starts_with("3 records"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_comes_with_time_and_with_records() {
+    // AUD-23
+    let dir = tempfile::tempdir().unwrap();
+    let settings = LedgerSettings { checkpoint_records: 3, ..settings(dir.path()) };
+    let (ledger, scribe) = try_open(settings.clone()).unwrap();
+    let running = tokio::spawn(scribe.run());
+    let _ = ledger.record(entry(0)).await.unwrap();
+    assert!(!settings.directory.join("checkpoint").exists());
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    let signed =
+        |settings: &LedgerSettings| verify(&settings.directory, None).map_or(0, |report| report.signed);
+    // The signing runs on a thread: time is paused, so its end is what there is to wait for.
+    while signed(&settings) < 1 {
+        tokio::task::yield_now().await;
+    }
+    for n in 1..4 {
+        let _ = ledger.record(entry(n)).await.unwrap();
+    }
+    while signed(&settings) < 4 {
+        tokio::task::yield_now().await;
+    }
+    drop(ledger);
+    running.await.unwrap();
+}
