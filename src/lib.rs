@@ -32,3 +32,4 @@ pub mod attest;
 pub mod policy;
 pub mod audit;
 pub mod proto;
+pub mod wire;

@@ -71,7 +71,7 @@ pub fn peer_pidfd(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
 ///
 /// # Errors
 /// What `recvmsg(2)` says, `WouldBlock` included.
-pub fn receive(socket: impl AsFd, buffer: &mut [MaybeUninit<u8>]) -> io::Result<Chunk> {
+pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Chunk> {
     // Room for the credentials and for the most descriptors one message can carry (SCM_MAX_FD, 253), so that
     // each of them reaches us and is closed. usize elements, because cmsghdr wants its alignment.
     let mut control = [0usize; 160];
@@ -154,7 +154,7 @@ mod tests {
     }
 
     fn read(socket: &UnixStream) -> Chunk {
-        receive(socket, &mut [MaybeUninit::uninit(); 64]).unwrap()
+        receive(socket, &mut [0; 64]).unwrap()
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn nothing_there_is_would_block() {
         let (ours, _theirs) = stamped_pair();
-        let error = receive(&ours, &mut [MaybeUninit::uninit(); 8]).unwrap_err();
+        let error = receive(&ours, &mut [0; 8]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 }

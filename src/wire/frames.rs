@@ -1,0 +1,295 @@
+//! The boundaries of HTTP/2 frames (RFC 9113), followed byte by byte. In goes what a client wrote, in any pieces; out
+//! comes the same, with the header blocks mended that h2 would reset ([`super::hpack`]). Everything else passes as
+//! it is; what cannot be a client of ours ends the connection before h2 sees it.
+
+use super::hpack;
+
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The largest frame we announce (RFC 9113 4.2: the least a receiver may).
+const MAX_FRAME: usize = 16_384;
+
+/// A whole header block, its CONTINUATIONs included, is never larger.
+const MAX_BLOCK: usize = 32 << 10;
+
+/// A header block never has more pieces: a flood of empty ones would cost us and not the sender.
+const MAX_PIECES: usize = 8;
+
+const HEADERS: u8 = 0x1;
+const CONTINUATION: u8 = 0x9;
+const END_HEADERS: u8 = 0x4;
+const PADDED: u8 = 0x8;
+const PRIORITY: u8 = 0x20;
+
+/// What a client of ours never sends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum FrameError {
+    /// A header block without end.
+    #[error("its header block is larger than 32 KiB or in more than 8 pieces")]
+    HeaderBlock,
+    /// Another frame amid a header block, padding longer than its frame, and the like.
+    #[error("its frames do not follow each other as RFC 9113 demands")]
+    Order,
+    /// Not HTTP/2.
+    #[error("it does not speak HTTP/2")]
+    Preface,
+    /// Larger than announced.
+    #[error("a frame is larger than the 16 KiB announced")]
+    Size,
+}
+
+/// Follows one connection.
+#[derive(Debug)]
+pub(super) struct Frames {
+    state: State,
+    /// The header block under way: the frames as they came, the fragments alone, and what the first frame was.
+    raw: Vec<u8>,
+    block: Vec<u8>,
+    opening: Option<Opening>,
+    pieces: usize,
+}
+
+#[derive(Debug)]
+enum State {
+    Preface(usize),
+    Header { bytes: [u8; 9], have: usize },
+    Pass { left: usize },
+    Gather { kind: u8, flags: u8, left: usize, from: usize },
+}
+
+#[derive(Debug)]
+struct Opening {
+    flags: u8,
+    stream: [u8; 4],
+    priority: Vec<u8>,
+}
+
+impl Frames {
+    pub(super) fn new() -> Self {
+        Self { state: State::Preface(0), raw: vec![], block: vec![], opening: None, pieces: 0 }
+    }
+
+    /// Takes `input` and appends to `out` what h2 shall see.
+    pub(super) fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
+        while !input.is_empty() {
+            match &mut self.state {
+                State::Preface(have) => {
+                    let take = input.len().min(PREFACE.len() - *have);
+                    if input[..take] != PREFACE[*have..*have + take] {
+                        return Err(FrameError::Preface);
+                    }
+                    out.extend_from_slice(&input[..take]);
+                    input = &input[take..];
+                    *have += take;
+                    if *have == PREFACE.len() {
+                        self.state = State::Header { bytes: [0; 9], have: 0 };
+                    }
+                }
+                State::Header { bytes, have } => {
+                    let take = input.len().min(9 - *have);
+                    bytes[*have..*have + take].copy_from_slice(&input[..take]);
+                    input = &input[take..];
+                    *have += take;
+                    if *have == 9 {
+                        let header = *bytes;
+                        self.begin(header, out)?;
+                    }
+                }
+                State::Pass { left } => {
+                    let take = input.len().min(*left);
+                    out.extend_from_slice(&input[..take]);
+                    input = &input[take..];
+                    *left -= take;
+                    if *left == 0 {
+                        self.state = State::Header { bytes: [0; 9], have: 0 };
+                    }
+                }
+                State::Gather { kind, flags, left, from } => {
+                    let take = input.len().min(*left);
+                    self.raw.extend_from_slice(&input[..take]);
+                    input = &input[take..];
+                    *left -= take;
+                    if *left == 0 {
+                        let (kind, flags, from) = (*kind, *flags, *from);
+                        self.gathered(kind, flags, from, out)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, header: [u8; 9], out: &mut Vec<u8>) -> Result<(), FrameError> {
+        let length = usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
+        let (kind, flags) = (header[3], header[4]);
+        if length > MAX_FRAME {
+            return Err(FrameError::Size);
+        }
+        let in_block = self.opening.is_some();
+        if in_block != (kind == CONTINUATION) {
+            return Err(FrameError::Order);
+        }
+        if kind != HEADERS && kind != CONTINUATION {
+            out.extend_from_slice(&header);
+            self.state = if length == 0 {
+                State::Header { bytes: [0; 9], have: 0 }
+            } else {
+                State::Pass { left: length }
+            };
+            return Ok(());
+        }
+        self.pieces += 1;
+        if self.pieces > MAX_PIECES || self.raw.len() + length > MAX_BLOCK {
+            return Err(FrameError::HeaderBlock);
+        }
+        if kind == HEADERS {
+            let stream = [header[5], header[6], header[7], header[8]];
+            self.opening = Some(Opening { flags, stream, priority: vec![] });
+        }
+        self.raw.extend_from_slice(&header);
+        let from = self.raw.len();
+        if length == 0 {
+            return self.gathered(kind, flags, from, out);
+        }
+        self.state = State::Gather { kind, flags, left: length, from };
+        Ok(())
+    }
+
+    /// A frame of a header block is whole: its payload is `raw[from..]`.
+    fn gathered(&mut self, kind: u8, flags: u8, from: usize, out: &mut Vec<u8>) -> Result<(), FrameError> {
+        let mut payload = &self.raw[from..];
+        if kind == HEADERS && flags & PADDED != 0 {
+            let (pad, rest) = payload.split_first().ok_or(FrameError::Order)?;
+            let kept = rest.len().checked_sub(usize::from(*pad)).ok_or(FrameError::Order)?;
+            payload = &rest[..kept];
+        }
+        if kind == HEADERS && flags & PRIORITY != 0 {
+            let (priority, rest) = payload.split_at_checked(5).ok_or(FrameError::Order)?;
+            if let Some(opening) = &mut self.opening {
+                opening.priority = priority.to_vec();
+            }
+            payload = rest;
+        }
+        self.block.extend_from_slice(payload);
+        self.state = State::Header { bytes: [0; 9], have: 0 };
+        if flags & END_HEADERS == 0 {
+            return Ok(());
+        }
+        let opening = self.opening.take().ok_or(FrameError::Order)?;
+        match hpack::mended(&self.block) {
+            None => out.extend_from_slice(&self.raw),
+            Some(block) => put_block(&opening, &block, out),
+        }
+        // Given back, not kept: an idle connection holds no memory here.
+        (self.raw, self.block, self.pieces) = (vec![], vec![], 0);
+        Ok(())
+    }
+}
+
+fn put_block(opening: &Opening, block: &[u8], out: &mut Vec<u8>) {
+    let payload = [&opening.priority[..], block].concat();
+    let pieces = payload.chunks(MAX_FRAME).count();
+    for (at, piece) in payload.chunks(MAX_FRAME).enumerate() {
+        let end = if at + 1 == pieces { END_HEADERS } else { 0 };
+        let (kind, flags) = match at {
+            0 => (HEADERS, opening.flags & !(PADDED | END_HEADERS) | end),
+            _ => (CONTINUATION, end),
+        };
+        let length = (piece.len() as u32).to_be_bytes();
+        out.extend_from_slice(&[length[1], length[2], length[3], kind, flags]);
+        out.extend_from_slice(&opening.stream);
+        out.extend_from_slice(piece);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = (payload.len() as u32).to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    fn through(pieces: &[&[u8]]) -> Result<Vec<u8>, FrameError> {
+        let mut frames = Frames::new();
+        let mut out = vec![];
+        for piece in pieces {
+            frames.push(piece, &mut out)?;
+        }
+        Ok(out)
+    }
+
+    const BAD: &[u8] = b"\x41\x04/a/b";
+    const GOOD: &[u8] = b"\x41\x04-a-b";
+
+    #[test]
+    fn a_bad_authority_is_mended_wherever_it_stands() {
+        let padded = [&[2], BAD, &[0, 0]].concat();
+        let with_priority = [&[0, 0, 0, 0, 9], BAD].concat();
+        for (sent, seen) in [
+            (frame(HEADERS, END_HEADERS | 1, BAD), frame(HEADERS, END_HEADERS | 1, GOOD)),
+            (frame(HEADERS, END_HEADERS | PADDED, &padded), frame(HEADERS, END_HEADERS, GOOD)),
+            (
+                frame(HEADERS, END_HEADERS | PRIORITY, &with_priority),
+                frame(HEADERS, END_HEADERS | PRIORITY, &[&[0, 0, 0, 0, 9], GOOD].concat()),
+            ),
+            (
+                [frame(HEADERS, 1, &BAD[..3]), frame(CONTINUATION, END_HEADERS, &BAD[3..])].concat(),
+                frame(HEADERS, END_HEADERS | 1, GOOD),
+            ),
+        ] {
+            let data = frame(0, 1, b"data");
+            assert_eq!(through(&[PREFACE, &sent, &data]).unwrap(), [PREFACE, &seen[..], &data].concat());
+        }
+    }
+
+    #[test]
+    fn what_is_no_client_of_ours_ends_at_once() {
+        let preface = &PREFACE[..];
+        for (sent, error) in [
+            (b"GET / HTTP/1.1\r\n".to_vec(), FrameError::Preface),
+            ([preface, &[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1]].concat(), FrameError::Size),
+            ([preface, &frame(CONTINUATION, 0, b"x")].concat(), FrameError::Order),
+            ([preface, &frame(HEADERS, 0, b"x"), &frame(0, 0, b"x")].concat(), FrameError::Order),
+            ([preface, &frame(HEADERS, END_HEADERS | PADDED, &[9, 0])].concat(), FrameError::Order),
+            // ATT-26: a CONTINUATION flood, in empty pieces and in large ones.
+            (
+                [preface, &frame(HEADERS, 0, b""), &frame(CONTINUATION, 0, b"").repeat(9)].concat(),
+                FrameError::HeaderBlock,
+            ),
+            (
+                [preface, &frame(HEADERS, 0, b""), &frame(CONTINUATION, 0, &[0; 16_000]).repeat(3)].concat(),
+                FrameError::HeaderBlock,
+            ),
+        ] {
+            assert_eq!(through(&[&sent]), Err(error));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_do_not_matter(cuts in prop::collection::vec(0usize..200, 0..20)) {
+            let whole = [
+                &PREFACE[..],
+                &frame(4, 0, &[]),
+                &frame(HEADERS, END_HEADERS, BAD),
+                &frame(0, 0, &[7; 50]),
+                &frame(HEADERS, 0, &BAD[..2]),
+                &frame(CONTINUATION, END_HEADERS, &BAD[2..]),
+            ].concat();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(whole.len())).collect();
+            cuts.extend([0, whole.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts.windows(2).map(|pair| &whole[pair[0]..pair[1]]).collect();
+            prop_assert_eq!(through(&pieces), through(&[&whole]));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = through(&[PREFACE, &bytes]);
+        }
+    }
+}

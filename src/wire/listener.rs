@@ -1,0 +1,349 @@
+//! A listening socket. In goes a path; out come connections whose process is pinned, within the limits, before a
+//! byte is read. Admission is never identity: that is for attest and policy.
+
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+    },
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::{Limits, ListenSettings, WireError};
+use crate::attest::{AttestError, Peer};
+
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// A socket that listens.
+#[derive(Debug)]
+pub struct Listener {
+    inner: UnixListener,
+    settings: ListenSettings,
+    admission: Arc<Admission>,
+    /// Device and inode of the socket file, if it is ours to take away.
+    file: Option<(u64, u64)>,
+}
+
+/// Somebody connected.
+#[derive(Debug)]
+pub enum Arrival {
+    /// And is let in.
+    Accepted(Accepted),
+    /// And cannot be pinned: a matter for the ledger.
+    Nobody(AttestError),
+    /// And is turned away at the limits.
+    TurnedAway,
+}
+
+/// A connection within the limits.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The connection.
+    pub socket: UnixStream,
+    /// The process at the other end.
+    pub peer: Arc<Peer>,
+    /// Its place among the connections, given back when dropped.
+    pub permit: Permit,
+}
+
+impl Listener {
+    /// Begins to listen. The socket file has its mode and group before anybody can connect, and the kernel stamps
+    /// every chunk from the first on (ATT-01, ATT-02, ATT-11).
+    ///
+    /// # Errors
+    /// [`WireError`] if the place is not safe, not free, or not ours.
+    pub fn bind(settings: ListenSettings) -> Result<Self, WireError> {
+        let path = settings.path.clone();
+        let io = |doing| {
+            let path = path.clone();
+            move |error: io::Error| WireError::Io { path, doing, error }
+        };
+        check_directory(&path)?;
+        make_room(&path)?;
+        let socket = socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .map_err(|error| io("make a socket")(error.into()))?;
+        sockopt::set_socket_passcred(&socket, true).map_err(|error| io("set SO_PASSCRED")(error.into()))?;
+        let address = SocketAddrUnix::new(&path).map_err(|error| io("use the path")(error.into()))?;
+        bind(&socket, &address).map_err(|error| io("bind")(error.into()))?;
+        // Until `listen` nobody can connect, so there is no moment with another mode.
+        fs::set_permissions(&path, fs::Permissions::from_mode(settings.mode)).map_err(io("chmod"))?;
+        if let Some(group) = settings.group {
+            std::os::unix::fs::chown(&path, None, Some(group)).map_err(io("chown"))?;
+        }
+        listen(&socket, BACKLOG).map_err(|error| io("listen")(error.into()))?;
+        let meta = fs::symlink_metadata(&path).map_err(io("look at the socket"))?;
+        Self::from_socket(socket, settings, Some((meta.dev(), meta.ino())))
+    }
+
+    fn from_socket(
+        socket: OwnedFd,
+        settings: ListenSettings,
+        file: Option<(u64, u64)>,
+    ) -> Result<Self, WireError> {
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        let inner = UnixListener::from_std(listener).map_err(|error| WireError::Io {
+            path: settings.path.clone(),
+            doing: "register the socket",
+            error,
+        })?;
+        Ok(Self { inner, settings, admission: Arc::default(), file })
+    }
+
+    /// The settings it was made with.
+    pub fn settings(&self) -> &ListenSettings {
+        &self.settings
+    }
+
+    /// The limits of each connection.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            first_bytes_within: self.settings.first_bytes_within,
+            max_streams: self.settings.max_streams,
+        }
+    }
+
+    /// Who is connected, for status.
+    pub fn admission(&self) -> &Arc<Admission> {
+        &self.admission
+    }
+
+    /// The next to connect.
+    ///
+    /// # Errors
+    /// What `accept(2)` says, if it is no passing trouble.
+    pub async fn accept(&self) -> io::Result<Arrival> {
+        loop {
+            match self.inner.accept().await {
+                Ok((socket, _)) => {
+                    return Ok(match Peer::pin(&socket) {
+                        Err(error) => Arrival::Nobody(error),
+                        Ok(peer) => match self.admission.admit(peer.uid(), &self.settings) {
+                            Some(permit) => {
+                                Arrival::Accepted(Accepted { socket, peer: Arc::new(peer), permit })
+                            }
+                            None => Arrival::TurnedAway,
+                        },
+                    });
+                }
+                Err(error) => match error.raw_os_error() {
+                    // It went away before we came to it.
+                    Some(libc::ECONNABORTED | libc::EINTR) => {}
+                    // Ours to wait out: connections will end and give descriptors back.
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                        tracing::warn!(%error, "cannot accept; raise LimitNOFILE if this stays");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let path = &self.settings.path;
+        // Only our own: a successor may have put its socket there.
+        let ours = fs::symlink_metadata(path).is_ok_and(|meta| Some((meta.dev(), meta.ino())) == self.file);
+        if ours && let Err(error) = fs::remove_file(path) {
+            tracing::warn!(path = %path.display(), %error, "the socket file stays");
+        }
+    }
+}
+
+/// How many are connected, in all and by user.
+#[derive(Debug, Default)]
+pub struct Admission {
+    all: AtomicUsize,
+    by_uid: Mutex<HashMap<u32, usize>>,
+    turned_away: AtomicU64,
+}
+
+impl Admission {
+    /// How many are connected.
+    pub fn connected(&self) -> usize {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    /// How many were turned away since the start.
+    pub fn turned_away(&self) -> u64 {
+        self.turned_away.load(Ordering::Relaxed)
+    }
+
+    fn admit(self: &Arc<Self>, uid: u32, settings: &ListenSettings) -> Option<Permit> {
+        let mut by_uid = self.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_user = by_uid.entry(uid).or_default();
+        if self.connected() >= settings.max_connections || *of_user >= settings.max_per_uid {
+            // Logged now and then only: a flood must not become one of log lines.
+            if self.turned_away.fetch_add(1, Ordering::Relaxed).is_multiple_of(1000) {
+                tracing::warn!(uid, socket = %settings.path.display(), "too many connections: turned away");
+            }
+            return None;
+        }
+        *of_user += 1;
+        self.all.fetch_add(1, Ordering::Relaxed);
+        Some(Permit { admission: Arc::clone(self), uid })
+    }
+}
+
+/// A place among the connections.
+#[derive(Debug)]
+pub struct Permit {
+    admission: Arc<Admission>,
+    uid: u32,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut by_uid = self.admission.by_uid.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_user) = by_uid.get_mut(&self.uid) {
+            *of_user -= 1;
+            if *of_user == 0 {
+                by_uid.remove(&self.uid);
+            }
+        }
+        self.admission.all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn check_directory(path: &Path) -> Result<(), WireError> {
+    let wrong = |what: String| WireError::Directory { path: path.into(), what };
+    let directory =
+        path.parent().filter(|_| path.is_absolute()).ok_or_else(|| wrong("is not absolute".into()))?;
+    if !directory.exists() {
+        use std::os::unix::fs::DirBuilderExt as _;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .map_err(|error| wrong(format!("cannot be made ({error})")))?;
+    }
+    let meta = fs::metadata(directory).map_err(|error| wrong(format!("cannot be looked at ({error})")))?;
+    let ours = rustix::process::geteuid().as_raw();
+    if meta.uid() != 0 && meta.uid() != ours {
+        return Err(wrong(format!("belongs to uid {}", meta.uid())));
+    }
+    // The sticky bit is no excuse: it lets others put their socket there first.
+    if meta.mode() & 0o022 != 0 {
+        return Err(wrong(format!("can be written by others (mode {:04o})", meta.mode() & 0o7777)));
+    }
+    Ok(())
+}
+
+/// Takes away what an agent before us left behind, and nothing else.
+fn make_room(path: &Path) -> Result<(), WireError> {
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(WireError::Io { path: path.into(), doing: "look at the path", error }),
+    };
+    if !meta.file_type().is_socket() || meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(WireError::Occupied(path.into()));
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(WireError::InUse(path.into()));
+    }
+    fs::remove_file(path).map_err(|error| WireError::Io {
+        path: path.into(),
+        doing: "unlink the old socket",
+        error,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn settings(path: &Path) -> ListenSettings {
+        ListenSettings {
+            path: path.into(),
+            mode: 0o600,
+            group: None,
+            max_connections: 10,
+            max_per_uid: 2,
+            first_bytes_within: Duration::from_secs(5),
+            max_streams: 8,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_socket_has_its_mode_and_leaves_no_file_behind() {
+        // ATT-01, ATT-11
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let listener = Listener::bind(settings(&path)).unwrap();
+        assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(matches!(Listener::bind(settings(&path)), Err(WireError::InUse(_))));
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_anything_else_is_not() {
+        // ATT-01
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(Listener::bind(settings(&path)).unwrap());
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(Listener::bind(settings(&path)), Err(WireError::Occupied(_))));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        fs::remove_file(&path).unwrap();
+        symlink(dir.path().join("elsewhere"), &path).unwrap();
+        assert!(matches!(Listener::bind(settings(&path)), Err(WireError::Occupied(_))));
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_others_can_write_is_refused() {
+        // ATT-01
+        let dir = tempfile::tempdir().unwrap();
+        for mode in [0o777, 0o1777, 0o770] {
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let error = Listener::bind(settings(&dir.path().join("a.sock"))).unwrap_err();
+            assert!(matches!(error, WireError::Directory { .. }), "{mode:o}: {error}");
+        }
+        let relative = Listener::bind(settings(Path::new("a.sock"))).unwrap_err();
+        assert!(matches!(relative, WireError::Directory { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_user_gets_so_many_connections_and_no_more() {
+        // ATT-26
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let listener = Listener::bind(settings(&path)).unwrap();
+        let mut held = vec![];
+        let mut clients = vec![];
+        for _ in 0..2 {
+            clients.push(UnixStream::connect(&path).await.unwrap());
+            held.push(listener.accept().await.unwrap());
+        }
+        clients.push(UnixStream::connect(&path).await.unwrap());
+        assert!(matches!(listener.accept().await.unwrap(), Arrival::TurnedAway));
+        assert_eq!((listener.admission().connected(), listener.admission().turned_away()), (2, 1));
+        held.clear();
+        assert_eq!(listener.admission().connected(), 0);
+        clients.push(UnixStream::connect(&path).await.unwrap());
+        assert!(matches!(listener.accept().await.unwrap(), Arrival::Accepted(_)));
+    }
+}

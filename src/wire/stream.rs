@@ -1,0 +1,190 @@
+//! One connection as a stream whose every chunk was written by the pinned peer. In go reads with the sender's stamp;
+//! out come bytes, or the end of the connection with the reason in its [`Fate`]. Writes are corked: what one turn of
+//! the connection produces leaves in one write ([`Corked`]).
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::UnixStream,
+};
+
+use super::frames::{FrameError, Frames};
+use crate::attest::{AttestError, Peer, kernel};
+
+/// What waits to be written at most, before the connection is told to wait.
+const MAX_CORKED: usize = 256 << 10;
+
+/// What is read at once.
+const READ: usize = 16 << 10;
+
+/// Why a connection had to end, if it was our doing.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Fate {
+    /// Somebody else spoke on it, or its process changed.
+    Attest(AttestError),
+    /// It broke the protocol below h2.
+    Frame(FrameError),
+}
+
+/// A stream of the peer's own words.
+#[derive(Debug)]
+pub struct Stamped {
+    socket: Arc<UnixStream>,
+    peer: Arc<Peer>,
+    frames: Option<(Frames, Vec<u8>, usize)>,
+    fate: Arc<OnceLock<Fate>>,
+    out: Arc<Mutex<BytesMut>>,
+}
+
+/// The other handle on a connection's output: writes what is corked.
+#[derive(Clone, Debug)]
+pub struct Corked {
+    socket: Arc<UnixStream>,
+    out: Arc<Mutex<BytesMut>>,
+    fate: Arc<OnceLock<Fate>>,
+}
+
+/// Takes a connection over. With `http2`, header blocks are mended on the way in.
+pub fn stamped(socket: UnixStream, peer: Arc<Peer>, http2: bool) -> (Stamped, Corked) {
+    let socket = Arc::new(socket);
+    let out = Arc::default();
+    let fate = Arc::default();
+    let corked = Corked { socket: Arc::clone(&socket), out: Arc::clone(&out), fate: Arc::clone(&fate) };
+    let frames = http2.then(|| (Frames::new(), Vec::new(), 0));
+    (Stamped { socket, peer, frames, fate, out }, corked)
+}
+
+impl Stamped {
+    /// Reads one chunk of the peer's, or ends the connection.
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let chunk = self.socket.try_io(Interest::READABLE, || kernel::receive(&*self.socket, buffer))?;
+        if chunk.len == 0 {
+            return Ok(0);
+        }
+        let checked = match chunk.sender {
+            Some(sender) if !chunk.smuggled => self.peer.wrote(sender),
+            _ => Err(AttestError::Smuggled),
+        };
+        checked.map(|()| chunk.len).map_err(|error| self.doom(Fate::Attest(error)))
+    }
+
+    fn doom(&self, fate: Fate) -> io::Error {
+        let _ = self.fate.set(fate);
+        io::ErrorKind::ConnectionAborted.into()
+    }
+}
+
+impl AsyncRead for Stamped {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.fate.get().is_some() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        loop {
+            if let Some((_, ready, at)) = &mut self.frames
+                && *at < ready.len()
+            {
+                let take = buf.remaining().min(ready.len() - *at);
+                buf.put_slice(&ready[*at..*at + take]);
+                *at += take;
+                if *at == ready.len() {
+                    (*ready, *at) = (vec![], 0);
+                }
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.socket.poll_read_ready(cx))?;
+            let done = if self.frames.is_some() {
+                let mut chunk = [0; READ];
+                self.read(&mut chunk).and_then(|len| {
+                    let this = &mut *self;
+                    if let Some((frames, ready, _)) = &mut this.frames
+                        && let Err(error) = frames.push(&chunk[..len], ready)
+                    {
+                        return Err(this.doom(Fate::Frame(error)));
+                    }
+                    Ok(len)
+                })
+            } else {
+                let unfilled = buf.initialize_unfilled();
+                self.read(unfilled).inspect(|len| buf.advance(*len))
+            };
+            match done {
+                Ok(0) => return Poll::Ready(Ok(())),
+                Ok(_) if self.frames.is_none() => return Poll::Ready(Ok(())),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Stamped {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.fate.get().is_some() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let mut out = lock(&self.out);
+        if out.len() >= MAX_CORKED {
+            ready!(drain(&self.socket, &mut out, cx))?;
+        }
+        out.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The driver drains once a turn: that is the cork.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(drain(&self.socket, &mut lock(&self.out), cx))?;
+        Poll::Ready(rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Write).map_err(Into::into))
+    }
+}
+
+impl Corked {
+    /// Writes what is corked. Ready when nothing is left.
+    pub fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nothing more is said on a connection that was taken over: not even what was meant for its peer.
+        if self.fate.get().is_some() {
+            lock(&self.out).clear();
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        drain(&self.socket, &mut lock(&self.out), cx)
+    }
+
+    /// Why the connection had to end, if it was our doing.
+    pub fn fate(&self) -> Option<Fate> {
+        self.fate.get().cloned()
+    }
+}
+
+fn drain(socket: &UnixStream, out: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    while !out.is_empty() {
+        ready!(socket.poll_write_ready(cx))?;
+        match socket.try_write(out) {
+            Ok(written) => out.advance(written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+    // Given back, not kept: an idle connection holds no memory here.
+    *out = BytesMut::new();
+    Poll::Ready(Ok(()))
+}
+
+/// The lock is never held across a wait, and never by two at once: both handles live in one task.
+fn lock(out: &Mutex<BytesMut>) -> MutexGuard<'_, BytesMut> {
+    out.lock().unwrap_or_else(PoisonError::into_inner)
+}
