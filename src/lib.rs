@@ -31,5 +31,6 @@ pub mod issuer;
 pub mod attest;
 pub mod policy;
 pub mod audit;
+pub mod broker;
 pub mod proto;
 pub mod wire;

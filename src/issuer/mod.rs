@@ -75,7 +75,7 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Whoever mints credentials.
 pub trait Issuer: fmt::Debug + Send + Sync {
     /// Asks once. The answer has been doubted: a credential that comes out fits the order.
-    fn issue<'a>(&'a self, order: &'a Order) -> Pending<'a, Result<Credential, IssueError>>;
+    fn issue<'a>(&'a self, order: &'a Order) -> Pending<'a, Issued>;
 
     /// Gives a credential back, so that it dies before its time (RFC 7009).
     fn revoke<'a>(
@@ -83,6 +83,28 @@ pub trait Issuer: fmt::Debug + Send + Sync {
         order: &'a Order,
         credential: &'a Credential,
     ) -> Pending<'a, Result<(), IssueError>>;
+}
+
+/// What came of asking once, and how it went.
+#[derive(Debug)]
+pub struct Issued {
+    /// The credential, or why there is none.
+    pub result: Result<Credential, IssueError>,
+    /// For the ledger.
+    pub facts: IssueFacts,
+}
+
+/// How an exchange with an issuer went: for the ledger.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct IssueFacts {
+    /// The HTTP status of the answer.
+    pub http_status: Option<u16>,
+    /// The OAuth error code of the answer.
+    pub oauth_error: Option<String>,
+    /// How long it took.
+    pub latency: Duration,
+    /// How far the issuer's clock is from ours, as far as known.
+    pub date_skew_ms: Option<i64>,
 }
 
 /// Why there is no credential, sorted by what to do next.

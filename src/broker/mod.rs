@@ -1,0 +1,434 @@
+//! The shelf and who fills it. In goes a [`Grant`]; out comes a credential: from the shelf at once, or from the issuer,
+//! asked once however many wait. One task owns the shelf; a live credential is read without troubling it.
+
+mod shelf;
+mod timing;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::sleep,
+};
+
+use shelf::{Action, Event, Shelf, WaiterId};
+pub use shelf::{Failure, Fetched, Health, Live, Source};
+
+use crate::{
+    clock::{Boot, Clock, Dice, fraction},
+    credential::Credential,
+    issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason},
+    keys::{Keyring, Purpose},
+    policy::{CredentialRule, Grant},
+};
+
+/// A sleep is never longer: after a suspend the time since boot has jumped, and only a look at it tells.
+const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+
+/// Issuers and keys, as the settings in force have them.
+#[derive(Clone, Debug, Default)]
+pub struct Books {
+    /// By name.
+    pub issuers: HashMap<Arc<str>, Arc<dyn Issuer>>,
+    /// By identity.
+    pub keys: Keyring,
+}
+
+impl Books {
+    fn order(&self, grant: &Grant) -> Result<Order, Failure> {
+        self.order_for(grant.identity(), grant.rule(), grant.scope().to_vec())
+    }
+
+    /// The order that `identity` places for a credential.
+    ///
+    /// # Errors
+    /// [`Failure::Issue`] if the issuer or the key is not there.
+    pub fn order_for(
+        &self,
+        identity: &Arc<str>,
+        rule: &CredentialRule,
+        scope: Vec<Arc<str>>,
+    ) -> Result<Order, Failure> {
+        let signer =
+            self.keys.signer(identity, Purpose::ClientAuth).ok_or_else(|| missing(identity, "key"))?;
+        if !self.issuers.contains_key(&rule.issuer) {
+            return Err(missing(identity, "issuer"));
+        }
+        Ok(Order {
+            identity: Arc::clone(identity),
+            credential: Arc::clone(&rule.name),
+            issuer: Arc::clone(&rule.issuer),
+            client_id: Arc::clone(&rule.client_id),
+            resource: rule.resource.clone(),
+            scope,
+            require_aud: rule.require_aud,
+            max_ttl: rule.max_ttl,
+            binding: rule.binding,
+            signer,
+        })
+    }
+}
+
+/// A broker and the task that works for it. Nothing runs until [`Keeper::run`] does.
+pub fn new(books: Books, clock: Arc<dyn Clock>, dice: Arc<dyn Dice>) -> (Broker, Keeper) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared {
+        live: ArcSwap::default(),
+        books: ArcSwap::from_pointee(books),
+        report: RwLock::default(),
+        clock,
+    });
+    let keeper = Keeper {
+        shelf: Shelf::default(),
+        shared: Arc::clone(&shared),
+        receiver,
+        waiting: HashMap::new(),
+        topics: HashMap::new(),
+        fetches: JoinSet::new(),
+        dice,
+        next_waiter: 0,
+    };
+    (Broker { shared, sender }, keeper)
+}
+
+/// A way to credentials. Cheap to clone; the keeper ends when the last one is gone.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    shared: Arc<Shared>,
+    sender: mpsc::UnboundedSender<Request>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    live: ArcSwap<HashMap<Order, Arc<Live>>>,
+    books: ArcSwap<Books>,
+    report: RwLock<Report>,
+    clock: Arc<dyn Clock>,
+}
+
+/// What the broker has and how its issuers are, for status.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// What is on the shelf.
+    pub shelf: Vec<Shelved>,
+    /// How the issuers are, by name; one that was never asked is not there.
+    pub issuers: HashMap<Arc<str>, Health>,
+}
+
+/// One order on the shelf.
+#[derive(Clone, Debug)]
+pub struct Shelved {
+    /// What was ordered.
+    pub order: Order,
+    /// What is live under it.
+    pub credential: Option<Arc<Credential>>,
+    /// When it is refreshed.
+    pub refresh_at: Option<Boot>,
+    /// The last trouble with it.
+    pub last_error: Option<String>,
+}
+
+enum Request {
+    Ask { order: Order, min_ttl: Duration, deadline: Boot, answer: oneshot::Sender<Result<Fetched, Failure>> },
+    Keep(HashSet<Order>),
+    Release(Order),
+    Unwatch(Order),
+    Watch { order: Order, topic: oneshot::Sender<watch::Receiver<Topic>> },
+}
+
+/// What those who listen hear.
+#[derive(Clone, Debug, Default)]
+struct Topic {
+    live: Option<Arc<Live>>,
+    trouble: Option<Failure>,
+}
+
+impl Broker {
+    /// The credential of `grant`, with at least `min_ttl` of life. Waits for an issuer no longer than `patience`.
+    ///
+    /// # Errors
+    /// [`Failure`] with what to do next.
+    pub async fn fetch(
+        &self,
+        grant: &Grant,
+        min_ttl: Duration,
+        patience: Duration,
+    ) -> Result<Fetched, Failure> {
+        let order = self.shared.books.load().order(grant)?;
+        self.fetch_order(order, min_ttl, patience).await
+    }
+
+    async fn fetch_order(
+        &self,
+        order: Order,
+        min_ttl: Duration,
+        patience: Duration,
+    ) -> Result<Fetched, Failure> {
+        let now = self.shared.clock.boot();
+        if let Some(live) = self.shared.live.load().get(&order)
+            && now < live.serve_until
+            && live.credential.window.left(now) >= min_ttl
+        {
+            live.asked.store(true, std::sync::atomic::Ordering::Relaxed);
+            return Ok(Fetched { credential: Arc::clone(&live.credential), source: Source::Cache });
+        }
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Ask { order, min_ttl, deadline: now + patience, answer };
+        self.sender.send(request).map_err(|_| Failure::Closed)?;
+        answered.await.map_err(|_| Failure::Closed)?
+    }
+
+    /// Listens for rotations of the credential of `grant`; as long as somebody does, it is kept fresh.
+    ///
+    /// # Errors
+    /// [`Failure`] if the issuer or key is not there, or the broker has ended.
+    pub async fn watch(&self, grant: &Grant) -> Result<Subscription, Failure> {
+        self.watch_order(self.shared.books.load().order(grant)?).await
+    }
+
+    async fn watch_order(&self, order: Order) -> Result<Subscription, Failure> {
+        let (topic, given) = oneshot::channel();
+        self.sender.send(Request::Watch { order: order.clone(), topic }).map_err(|_| Failure::Closed)?;
+        let topic = given.await.map_err(|_| Failure::Closed)?;
+        Ok(Subscription { topic, order, sender: self.sender.clone() })
+    }
+
+    /// Takes the credential of `grant` off the shelf and revokes it at its issuer. False if there was none.
+    ///
+    /// # Errors
+    /// [`Failure`] if the issuer did not confirm; it is off the shelf all the same.
+    pub async fn release(&self, grant: &Grant) -> Result<bool, Failure> {
+        let books = self.shared.books.load_full();
+        let order = books.order(grant)?;
+        let Some(live) = self.shared.live.load().get(&order).cloned() else { return Ok(false) };
+        self.sender.send(Request::Release(order.clone())).map_err(|_| Failure::Closed)?;
+        let Some(issuer) = books.issuers.get(&order.issuer) else {
+            return Err(missing(&order.identity, "issuer"));
+        };
+        let failed =
+            |error| Failure::Issue { error, retry_after: None, attempts: 1, facts: IssueFacts::default() };
+        issuer.revoke(&order, &live.credential).await.map_err(failed)?;
+        Ok(true)
+    }
+
+    /// From now on, these issuers and keys. What `keep` does not name is taken off the shelf.
+    pub fn replace(&self, books: Books, keep: HashSet<Order>) {
+        self.shared.books.store(Arc::new(books));
+        // The keeper is gone only when the agent is.
+        let _ = self.sender.send(Request::Keep(keep));
+    }
+
+    /// How things are.
+    pub fn report(&self) -> Report {
+        self.shared.report.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is live for any identity right now, for readiness: name of issuer and whether it can still be served.
+    pub fn live_count(&self) -> usize {
+        let now = self.shared.clock.boot();
+        self.shared.live.load().values().filter(|live| now < live.serve_until).count()
+    }
+}
+
+/// One who listens.
+#[derive(Debug)]
+pub struct Subscription {
+    topic: watch::Receiver<Topic>,
+    order: Order,
+    sender: mpsc::UnboundedSender<Request>,
+}
+
+impl Subscription {
+    /// Waits until the credential has been replaced, or cannot be had any more.
+    ///
+    /// # Errors
+    /// [`Failure`] when waiting longer is of no use.
+    pub async fn changed(&mut self) -> Result<(), Failure> {
+        loop {
+            self.topic.changed().await.map_err(|_| Failure::Closed)?;
+            let topic = self.topic.borrow_and_update();
+            match (&topic.live, &topic.trouble) {
+                (Some(_), _) => return Ok(()),
+                (None, Some(trouble)) => return Err(trouble.clone()),
+                // It lapsed; the keeper is at work to replace it.
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// Forgets what came until now: only what comes from now on counts as changed.
+    pub fn catch_up(&mut self) {
+        self.topic.mark_unchanged();
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let _ = self.sender.send(Request::Unwatch(self.order.clone()));
+    }
+}
+
+/// The task that owns the shelf.
+#[derive(Debug)]
+pub struct Keeper {
+    shelf: Shelf,
+    shared: Arc<Shared>,
+    receiver: mpsc::UnboundedReceiver<Request>,
+    waiting: HashMap<WaiterId, oneshot::Sender<Result<Fetched, Failure>>>,
+    topics: HashMap<Order, watch::Sender<Topic>>,
+    fetches: JoinSet<(Order, Issued)>,
+    dice: Arc<dyn Dice>,
+    next_waiter: WaiterId,
+}
+
+impl Keeper {
+    /// Works until every [`Broker`] is gone.
+    pub async fn run(mut self) {
+        loop {
+            let now = self.shared.clock.boot();
+            let nap = self.shelf.next_due().map_or(LONGEST_SLEEP, |due| due.since(now).min(LONGEST_SLEEP));
+            let event = tokio::select! {
+                request = self.receiver.recv() => match request {
+                    None => return,
+                    Some(request) => self.heard(request),
+                },
+                Some(fetched) = self.fetches.join_next() => match fetched {
+                    Ok((order, issued)) => {
+                        let chance = (fraction(&*self.dice), fraction(&*self.dice));
+                        Some(Event::Fetched { order, issued, chance })
+                    }
+                    // The runtime is coming down.
+                    Err(_) => return,
+                },
+                () = sleep(nap) => Some(Event::Tick),
+            };
+            if let Some(event) = event {
+                let now = self.shared.clock.boot();
+                let mut actions = self.shelf.on(event, now);
+                // What is due by now is not left for the next nap.
+                if self.shelf.next_due().is_some_and(|due| due <= now) {
+                    actions.extend(self.shelf.on(Event::Tick, now));
+                }
+                self.carry_out(actions);
+                self.publish_report();
+            }
+        }
+    }
+
+    fn heard(&mut self, request: Request) -> Option<Event> {
+        Some(match request {
+            Request::Ask { order, min_ttl, deadline, answer } => {
+                self.next_waiter += 1;
+                self.waiting.insert(self.next_waiter, answer);
+                Event::Asked { order, waiter: self.next_waiter, min_ttl, deadline }
+            }
+            Request::Keep(keep) => Event::Kept { keep },
+            Request::Release(order) => Event::Released { order },
+            Request::Unwatch(order) => {
+                self.topics.retain(|_, topic| topic.receiver_count() > 0);
+                Event::Unwatched { order }
+            }
+            Request::Watch { order, topic } => {
+                let live = self.shared.live.load().get(&order).cloned();
+                let sender = self
+                    .topics
+                    .entry(order.clone())
+                    .or_insert_with(|| watch::Sender::new(Topic { live, trouble: None }));
+                // Whoever asked may be gone again; its drop says so.
+                let _ = topic.send(sender.subscribe());
+                Event::Watched { order }
+            }
+        })
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        let mut published: Option<HashMap<Order, Arc<Live>>> = None;
+        for action in actions {
+            match action {
+                Action::Answer(waiter, answer) => {
+                    if let Some(waiting) = self.waiting.remove(&waiter) {
+                        // A caller that hung up needs no answer.
+                        let _ = waiting.send(answer);
+                    }
+                }
+                Action::Fetch(order) => self.fetch(order),
+                Action::Publish(order, live) => {
+                    let map = published.get_or_insert_with(|| self.shared.live.load().as_ref().clone());
+                    match &live {
+                        Some(live) => map.insert(order.clone(), Arc::clone(live)),
+                        None => map.remove(&order),
+                    };
+                    if let Some(topic) = self.topics.get(&order) {
+                        topic.send_if_modified(|now| {
+                            let same = match (&now.live, &live) {
+                                (Some(now), Some(live)) => Arc::ptr_eq(&now.credential, &live.credential),
+                                (None, None) => true,
+                                _ => false,
+                            };
+                            *now = Topic { live, trouble: None };
+                            !same
+                        });
+                    }
+                }
+                Action::Trouble(order, failure) => {
+                    if let Some(topic) = self.topics.get(&order) {
+                        topic.send_modify(|now| *now = Topic { live: None, trouble: Some(failure) });
+                    }
+                }
+            }
+        }
+        if let Some(map) = published {
+            self.shared.live.store(Arc::new(map));
+        }
+    }
+
+    fn fetch(&mut self, order: Order) {
+        let issuer = self.shared.books.load().issuers.get(&order.issuer).cloned();
+        self.fetches.spawn(async move {
+            let issued = match issuer {
+                Some(issuer) => issuer.issue(&order).await,
+                None => Issued { result: Err(no_issuer()), facts: IssueFacts::default() },
+            };
+            (order, issued)
+        });
+    }
+
+    fn publish_report(&self) {
+        let shelf = self
+            .shelf
+            .entries()
+            .map(|(order, live, error)| Shelved {
+                order: order.clone(),
+                credential: live.map(|live| Arc::clone(&live.credential)),
+                refresh_at: live.map(|live| live.refresh_at),
+                last_error: error.map(str::to_owned),
+            })
+            .collect();
+        let report = Report { shelf, issuers: self.shelf.issuers().clone() };
+        *self.shared.report.write().unwrap_or_else(PoisonError::into_inner) = report;
+    }
+}
+
+fn no_issuer() -> IssueError {
+    IssueError::Misconfigured {
+        reason: Reason::IssuerConfig,
+        detail: "its issuer is not in the settings".into(),
+    }
+}
+
+fn missing(identity: &str, what: &str) -> Failure {
+    let error = IssueError::Misconfigured {
+        reason: Reason::IssuerConfig,
+        detail: format!("the {what} of identity {identity} is not there: reload the settings"),
+    };
+    Failure::Issue { error, retry_after: None, attempts: 0, facts: IssueFacts::default() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,418 @@
+//! The shelf as a state machine: which credentials are live, who waits for which, when to ask an issuer again. In go
+//! events with the moment they happened; out come actions for the task to carry out. No clock, no dice, no lock, no
+//! wait: its tests are tables.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::timing::{back_off, margin, refresh_at};
+use crate::{
+    clock::Boot,
+    credential::Credential,
+    issuer::{IssueError, IssueFacts, Issued, Order},
+};
+
+/// After so many failures in a row an issuer is left alone until its back-off is over (CLK-07).
+const BREAKER: u32 = 5;
+
+/// A caller waits through so many failures at most (CLK-05).
+const TRIES: u32 = 5;
+
+/// A refusal is remembered so long: a caller that asks in a loop does not become our loop at the issuer (TM-20).
+const REMEMBERED: Duration = Duration::from_secs(5);
+
+/// A credential younger than this is not fetched anew for want of life: the issuer gives no longer ones.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// Names a waiting caller.
+pub type WaiterId = u64;
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A caller wants a credential with at least so much life, by a deadline.
+    Asked { order: Order, waiter: WaiterId, min_ttl: Duration, deadline: Boot },
+    /// An issuer answered. `chance` is two draws from `0.0..1.0`.
+    Fetched { order: Order, issued: Issued, chance: (f64, f64) },
+    /// Settings changed: only what `keep` says stays.
+    Kept { keep: HashSet<Order> },
+    /// A credential was given back.
+    Released { order: Order },
+    /// Time passed.
+    Tick,
+    /// Nobody listens any more.
+    Unwatched { order: Order },
+    /// Somebody listens: it stays fresh without being asked for.
+    Watched { order: Order },
+}
+
+/// What to do.
+#[derive(Debug)]
+pub enum Action {
+    /// Tell a caller.
+    Answer(WaiterId, Result<Fetched, Failure>),
+    /// Ask the issuer.
+    Fetch(Order),
+    /// This is what is live under the order from now on.
+    Publish(Order, Option<Arc<Live>>),
+    /// Those who listen learn of trouble that ends their right to wait quietly.
+    Trouble(Order, Failure),
+}
+
+/// A credential on the shelf.
+#[derive(Debug)]
+pub struct Live {
+    /// It.
+    pub credential: Arc<Credential>,
+    /// When it is refreshed.
+    pub refresh_at: Boot,
+    /// Until when it is handed out.
+    pub serve_until: Boot,
+    /// Whether it was handed out from the shelf since it came.
+    pub asked: std::sync::atomic::AtomicBool,
+}
+
+/// A credential, and where it came from.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// It.
+    pub credential: Arc<Credential>,
+    /// How it came.
+    pub source: Source,
+}
+
+/// Where a credential came from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// It was on the shelf.
+    Cache,
+    /// It was fetched for this caller, or for one who asked at the same time.
+    Issuer(IssueFacts),
+}
+
+/// Why there is no credential.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Failure {
+    /// The issuer gave none.
+    #[error("{error}")]
+    Issue {
+        /// Why.
+        error: IssueError,
+        /// When to come back, if that makes sense.
+        retry_after: Option<Duration>,
+        /// How often it was tried for this caller.
+        attempts: u32,
+        /// How the last try went.
+        facts: IssueFacts,
+    },
+    /// The issuer's credentials do not live as long as was asked.
+    #[error("the issuer gives no credential that lives as long as asked; it gives {} s", .life.as_secs())]
+    TtlUnmet {
+        /// How long they live.
+        life: Duration,
+    },
+    /// The broker has ended.
+    #[error("the agent is shutting down")]
+    Closed,
+}
+
+/// How an issuer has been lately.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Health {
+    /// Failures in a row.
+    pub failures: u32,
+    /// Not asked before.
+    pub next_try: Option<Boot>,
+    /// Why the last one failed.
+    pub last_error: Option<String>,
+    /// When it last answered well.
+    pub last_ok: Option<Boot>,
+}
+
+impl Health {
+    /// Whether it is left alone for now.
+    pub fn open(&self, now: Boot) -> bool {
+        self.failures >= BREAKER && self.waiting(now)
+    }
+
+    fn waiting(&self, now: Boot) -> bool {
+        self.next_try.is_some_and(|next| now < next)
+    }
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub struct Shelf {
+    slots: HashMap<Order, Slot>,
+    issuers: HashMap<Arc<str>, Health>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    live: Option<Arc<Live>>,
+    waiters: Vec<Waiter>,
+    fetching: bool,
+    watchers: usize,
+    refused: Option<(Boot, IssueError, IssueFacts)>,
+    last_error: Option<String>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    id: WaiterId,
+    min_ttl: Duration,
+    deadline: Boot,
+    failures: u32,
+}
+
+impl Shelf {
+    /// Takes one event in.
+    pub fn on(&mut self, event: Event, now: Boot) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Asked { order, waiter, min_ttl, deadline } => {
+                let waiter = Waiter { id: waiter, min_ttl, deadline, failures: 0 };
+                self.asked(order, waiter, now, &mut actions);
+            }
+            Event::Fetched { order, issued, chance } => {
+                self.fetched(order, issued, chance, now, &mut actions)
+            }
+            Event::Kept { keep } => {
+                for (order, slot) in self.slots.extract_if(|order, _| !keep.contains(order)) {
+                    let failure = closed_order(&order);
+                    answer_all(slot.waiters, &failure, &mut actions);
+                    actions.push(Action::Publish(order.clone(), None));
+                    actions.push(Action::Trouble(order, failure));
+                }
+            }
+            Event::Released { order } => {
+                if let Some(slot) = self.slots.get_mut(&order)
+                    && slot.live.take().is_some()
+                {
+                    actions.push(Action::Publish(order, None));
+                }
+            }
+            Event::Tick => self.tick(now, &mut actions),
+            Event::Unwatched { order } => {
+                if let Some(slot) = self.slots.get_mut(&order) {
+                    slot.watchers = slot.watchers.saturating_sub(1);
+                }
+            }
+            Event::Watched { order } => self.slots.entry(order).or_default().watchers += 1,
+        }
+        actions
+    }
+
+    /// When the next [`Event::Tick`] is due.
+    pub fn next_due(&self) -> Option<Boot> {
+        let due = |(order, slot): (&Order, &Slot)| {
+            let next_try = self.issuers.get(&order.issuer).and_then(|health| health.next_try);
+            let live = slot.live.as_ref();
+            let refresh =
+                live.filter(|_| !slot.fetching).map(|live| live.refresh_at.max(next_try.unwrap_or_default()));
+            let refresh = refresh.filter(|_| wanted(slot));
+            let lapse = live.map(|live| live.serve_until);
+            let retry = next_try.filter(|_| !slot.fetching && !slot.waiters.is_empty());
+            let deadline = slot.waiters.iter().map(|waiter| waiter.deadline).min();
+            [refresh, lapse, retry, deadline].into_iter().flatten().min()
+        };
+        self.slots.iter().filter_map(due).min()
+    }
+
+    /// What is on it, for status: the order, the credential, the last trouble.
+    pub fn entries(&self) -> impl Iterator<Item = (&Order, Option<&Arc<Live>>, Option<&str>)> {
+        self.slots.iter().map(|(order, slot)| (order, slot.live.as_ref(), slot.last_error.as_deref()))
+    }
+
+    /// How the issuers are, by name.
+    pub fn issuers(&self) -> &HashMap<Arc<str>, Health> {
+        &self.issuers
+    }
+
+    fn asked(&mut self, order: Order, waiter: Waiter, now: Boot, actions: &mut Vec<Action>) {
+        let health = self.issuers.entry(Arc::clone(&order.issuer)).or_default();
+        let slot = self.slots.entry(order.clone()).or_default();
+        if let Some(live) = &slot.live
+            && now < live.serve_until
+        {
+            let window = &live.credential.window;
+            if window.left(now) >= waiter.min_ttl {
+                live.asked.store(true, std::sync::atomic::Ordering::Relaxed);
+                let credential = Arc::clone(&live.credential);
+                actions.push(Action::Answer(waiter.id, Ok(Fetched { credential, source: Source::Cache })));
+                return;
+            }
+            if now.since(window.from) < FRESH {
+                actions.push(Action::Answer(waiter.id, Err(Failure::TtlUnmet { life: window.life() })));
+                return;
+            }
+        }
+        if let Some((until, error, facts)) = &slot.refused
+            && now < *until
+        {
+            let failure =
+                Failure::Issue { error: error.clone(), retry_after: None, attempts: 0, facts: facts.clone() };
+            actions.push(Action::Answer(waiter.id, Err(failure)));
+            return;
+        }
+        if health.waiting(now) && !slot.fetching {
+            let next = health.next_try.unwrap_or(now);
+            if health.open(now) || next > waiter.deadline {
+                actions.push(Action::Answer(waiter.id, Err(unavailable(health, next.since(now), 0))));
+                return;
+            }
+        }
+        slot.waiters.push(waiter);
+        if !slot.fetching && !health.waiting(now) {
+            slot.fetching = true;
+            actions.push(Action::Fetch(order));
+        }
+    }
+
+    fn fetched(
+        &mut self,
+        order: Order,
+        issued: Issued,
+        chance: (f64, f64),
+        now: Boot,
+        actions: &mut Vec<Action>,
+    ) {
+        let health = self.issuers.entry(Arc::clone(&order.issuer)).or_default();
+        // Forgotten meanwhile: nobody is entitled to it any more.
+        let Some(slot) = self.slots.get_mut(&order) else { return };
+        slot.fetching = false;
+        let error = match issued.result {
+            Ok(credential) => {
+                *health = Health { last_ok: Some(now), ..Health::default() };
+                (slot.refused, slot.last_error) = (None, None);
+                let window = credential.window;
+                let live = Arc::new(Live {
+                    refresh_at: refresh_at(&window, chance.0),
+                    serve_until: window.until - margin(window.life()),
+                    credential: Arc::new(credential),
+                    asked: (!slot.waiters.is_empty()).into(),
+                });
+                for waiter in slot.waiters.drain(..) {
+                    let answer = if window.left(now) >= waiter.min_ttl {
+                        let credential = Arc::clone(&live.credential);
+                        Ok(Fetched { credential, source: Source::Issuer(issued.facts.clone()) })
+                    } else {
+                        Err(Failure::TtlUnmet { life: window.life() })
+                    };
+                    actions.push(Action::Answer(waiter.id, answer));
+                }
+                slot.live = Some(Arc::clone(&live));
+                actions.push(Action::Publish(order, Some(live)));
+                return;
+            }
+            Err(error) => error,
+        };
+        slot.last_error = Some(error.to_string());
+        match &error {
+            IssueError::Retry { after, .. } => {
+                health.failures += 1;
+                health.last_error = Some(error.to_string());
+                let wait = back_off(health.failures, *after, chance.1);
+                let next = now + wait;
+                health.next_try = Some(next);
+                let (health, facts) = (health.clone(), &issued.facts);
+                for waiter in &mut slot.waiters {
+                    waiter.failures += 1;
+                }
+                let gives_up = |waiter: &mut Waiter| {
+                    health.open(now) || waiter.failures >= TRIES || waiter.deadline < next
+                };
+                for waiter in slot.waiters.extract_if(.., gives_up) {
+                    let failure = Failure::Issue {
+                        error: error.clone(),
+                        retry_after: Some(wait),
+                        attempts: waiter.failures,
+                        facts: facts.clone(),
+                    };
+                    actions.push(Action::Answer(waiter.id, Err(failure)));
+                }
+            }
+            IssueError::Refused { .. } | IssueError::Misconfigured { .. } => {
+                // The issuer is there and speaks: its health is not in doubt, only this order.
+                health.last_ok = Some(now);
+                slot.refused = Some((now + REMEMBERED, error.clone(), issued.facts.clone()));
+                let failure = Failure::Issue { error, retry_after: None, attempts: 1, facts: issued.facts };
+                answer_all(std::mem::take(&mut slot.waiters), &failure, actions);
+                if slot.live.is_none() {
+                    actions.push(Action::Trouble(order, failure));
+                } else if let Some(live) = &mut slot.live {
+                    // Valid is never replaced by failed; it is looked at again later, not in a loop.
+                    let later = now + back_off(6, None, chance.1.max(0.5));
+                    *live = Arc::new(Live {
+                        credential: Arc::clone(&live.credential),
+                        refresh_at: later,
+                        serve_until: live.serve_until,
+                        asked: live.asked.load(std::sync::atomic::Ordering::Relaxed).into(),
+                    });
+                    actions.push(Action::Publish(order, Some(Arc::clone(live))));
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Boot, actions: &mut Vec<Action>) {
+        let mut forgotten = Vec::new();
+        for (order, slot) in &mut self.slots {
+            let health = self.issuers.entry(Arc::clone(&order.issuer)).or_default();
+            if slot.live.as_ref().is_some_and(|live| live.serve_until <= now) {
+                slot.live = None;
+                actions.push(Action::Publish(order.clone(), None));
+            }
+            let over = |waiter: &mut Waiter| waiter.deadline <= now;
+            for waiter in slot.waiters.extract_if(.., over) {
+                let wait = health.next_try.unwrap_or(now).since(now);
+                actions.push(Action::Answer(waiter.id, Err(unavailable(health, wait, waiter.failures))));
+            }
+            let due = slot.live.as_ref().is_some_and(|live| live.refresh_at <= now) && wanted(slot);
+            let lacking = slot.live.is_none()
+                && slot.watchers > 0
+                && slot.refused.as_ref().is_none_or(|(until, ..)| *until <= now);
+            if !slot.fetching && !health.waiting(now) && (due || lacking || !slot.waiters.is_empty()) {
+                slot.fetching = true;
+                actions.push(Action::Fetch(order.clone()));
+            }
+            let idle = slot.live.is_none() && slot.waiters.is_empty() && slot.watchers == 0 && !slot.fetching;
+            if idle && slot.refused.as_ref().is_none_or(|(until, ..)| *until <= now) {
+                forgotten.push(order.clone());
+            }
+        }
+        for order in forgotten {
+            self.slots.remove(&order);
+        }
+    }
+}
+
+/// A credential is kept fresh for those who use it, and lapses when nobody does.
+fn wanted(slot: &Slot) -> bool {
+    let asked = |live: &Arc<Live>| live.asked.load(std::sync::atomic::Ordering::Relaxed);
+    slot.watchers > 0 || slot.live.as_ref().is_some_and(asked)
+}
+
+fn answer_all(waiters: Vec<Waiter>, failure: &Failure, actions: &mut Vec<Action>) {
+    actions.extend(waiters.into_iter().map(|waiter| Action::Answer(waiter.id, Err(failure.clone()))));
+}
+
+fn unavailable(health: &Health, wait: Duration, attempts: u32) -> Failure {
+    let error = IssueError::Retry {
+        reason: crate::issuer::Reason::IssuerUnavailable,
+        detail: health.last_error.clone().unwrap_or_else(|| "it has not answered in time".into()),
+        after: Some(wait),
+    };
+    Failure::Issue { error, retry_after: Some(wait), attempts, facts: IssueFacts::default() }
+}
+
+fn closed_order(order: &Order) -> Failure {
+    let error = IssueError::Misconfigured {
+        reason: crate::issuer::Reason::IssuerConfig,
+        detail: format!("{}.{} was taken out of the settings or changed", order.identity, order.credential),
+    };
+    Failure::Issue { error, retry_after: None, attempts: 0, facts: IssueFacts::default() }
+}

@@ -1,0 +1,397 @@
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout};
+
+use super::*;
+use crate::{
+    clock::SeededDice,
+    credential::{Binding, Window},
+    issuer::Pending,
+    jose::{Algorithm, Signer},
+    keys::Key,
+};
+
+/// Time since boot that is tokio's paused time. The wall goes where it is pushed.
+#[derive(Debug)]
+struct PausedClock {
+    start: Instant,
+    wall: Mutex<Timestamp>,
+}
+
+impl PausedClock {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { start: Instant::now(), wall: Mutex::new("2026-01-01T00:00:00Z".parse().unwrap()) })
+    }
+
+    fn seconds(&self) -> f64 {
+        self.start.elapsed().as_secs_f64()
+    }
+}
+
+impl Clock for PausedClock {
+    fn wall(&self) -> Timestamp {
+        *self.wall.lock().unwrap()
+    }
+
+    fn boot(&self) -> Boot {
+        Boot::from_nanos(1_000_000_000) + self.start.elapsed()
+    }
+}
+
+/// An issuer that keeps a diary.
+#[derive(Debug)]
+struct FakeIssuer {
+    clock: Arc<PausedClock>,
+    latency: Duration,
+    life: Duration,
+    fails: Mutex<Vec<IssueError>>,
+    always: Mutex<Option<IssueError>>,
+    diary: Mutex<Vec<f64>>,
+    revoked: AtomicUsize,
+    serial: AtomicUsize,
+}
+
+impl FakeIssuer {
+    fn new(clock: &Arc<PausedClock>, life: u64) -> Arc<Self> {
+        Arc::new(Self {
+            clock: Arc::clone(clock),
+            latency: Duration::from_millis(50),
+            life: Duration::from_secs(life),
+            fails: Mutex::default(),
+            always: Mutex::default(),
+            diary: Mutex::default(),
+            revoked: AtomicUsize::new(0),
+            serial: AtomicUsize::new(0),
+        })
+    }
+
+    fn diary(&self) -> Vec<f64> {
+        self.diary.lock().unwrap().clone()
+    }
+
+    fn down(&self, error: Option<IssueError>) {
+        *self.always.lock().unwrap() = error;
+    }
+}
+
+impl Issuer for FakeIssuer {
+    fn issue<'a>(&'a self, _: &'a Order) -> Pending<'a, Issued> {
+        self.diary.lock().unwrap().push(self.clock.seconds());
+        Box::pin(async {
+            sleep(self.latency).await;
+            let mut fails = self.fails.lock().unwrap();
+            let failed =
+                if fails.is_empty() { self.always.lock().unwrap().clone() } else { Some(fails.remove(0)) };
+            let result = match failed {
+                Some(error) => Err(error),
+                None => {
+                    let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+                    let token = crate::secret::Secret::new(format!("token-{serial}"));
+                    Ok(Credential {
+                        fingerprint: token.fingerprint(),
+                        token,
+                        window: Window::opening(self.clock.boot(), self.clock.wall(), self.life),
+                        binding: Binding::Bearer,
+                        scope: vec![],
+                        audience: None,
+                        jti: None,
+                    })
+                }
+            };
+            Issued { result, facts: IssueFacts::default() }
+        })
+    }
+
+    fn revoke<'a>(&'a self, _: &'a Order, _: &'a Credential) -> Pending<'a, Result<(), IssueError>> {
+        self.revoked.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Ok(()) })
+    }
+}
+
+fn retry(after: Option<u64>) -> IssueError {
+    IssueError::Retry {
+        reason: Reason::IssuerUnavailable,
+        detail: "503".into(),
+        after: after.map(Duration::from_secs),
+    }
+}
+
+fn refused() -> IssueError {
+    IssueError::Refused { reason: Reason::ScopeDenied, detail: "no".into() }
+}
+
+fn order(issuer: &str, credential: &str) -> Order {
+    static KEY: std::sync::OnceLock<Arc<dyn Signer>> = std::sync::OnceLock::new();
+    let signer = KEY.get_or_init(|| Arc::new(Key::generate(Algorithm::EdDsa).unwrap()));
+    Order {
+        identity: "payments".into(),
+        credential: credential.into(),
+        issuer: issuer.into(),
+        client_id: "payments".into(),
+        resource: None,
+        scope: vec!["read".into()],
+        require_aud: false,
+        max_ttl: Duration::from_secs(3600),
+        binding: Binding::Bearer,
+        signer: Arc::clone(signer),
+    }
+}
+
+struct House {
+    clock: Arc<PausedClock>,
+    corp: Arc<FakeIssuer>,
+    other: Arc<FakeIssuer>,
+    broker: Broker,
+    keeper: tokio::task::JoinHandle<()>,
+}
+
+fn house() -> House {
+    let clock = PausedClock::new();
+    let (corp, other) = (FakeIssuer::new(&clock, 300), FakeIssuer::new(&clock, 300));
+    let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> = HashMap::from([
+        ("corp".into(), Arc::clone(&corp) as Arc<dyn Issuer>),
+        ("other".into(), Arc::clone(&other) as _),
+    ]);
+    let books = Books { issuers, keys: Keyring::default() };
+    let (broker, keeper) = new(books, Arc::clone(&clock) as _, SeededDice::from_seed(3));
+    House { clock, corp, other, broker, keeper: tokio::spawn(keeper.run()) }
+}
+
+impl House {
+    async fn get(&self, credential: &str) -> Result<Fetched, Failure> {
+        self.get_within(credential, 30).await
+    }
+
+    async fn get_within(&self, credential: &str, patience: u64) -> Result<Fetched, Failure> {
+        let order = order("corp", credential);
+        self.broker.fetch_order(order, Duration::ZERO, Duration::from_secs(patience)).await
+    }
+
+    fn token(fetched: &Fetched) -> &str {
+        fetched.credential.token.expose_str().unwrap()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_hundred_callers_are_one_call_to_the_issuer() {
+    // CLK-08
+    let house = house();
+    let mut callers = JoinSet::new();
+    for _ in 0..500 {
+        let broker = house.broker.clone();
+        callers.spawn(async move {
+            broker.fetch_order(order("corp", "a"), Duration::ZERO, Duration::from_secs(30)).await.unwrap();
+        });
+    }
+    assert_eq!(callers.join_all().await.len(), 500);
+    assert_eq!(house.corp.diary().len(), 1);
+    assert_eq!(house.get("a").await.unwrap().source, Source::Cache);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_used_is_refreshed_once_around_two_thirds() {
+    // CLK-08
+    let house = house();
+    house.get("a").await.unwrap();
+    sleep(Duration::from_secs(160)).await;
+    assert_eq!(house.corp.diary().len(), 1, "not before 0.57 of life");
+    sleep(Duration::from_secs(75)).await;
+    let diary = house.corp.diary();
+    assert_eq!(diary.len(), 2, "and by 0.78 of life: {diary:?}");
+    assert_eq!(House::token(&house.get("a").await.unwrap()), "token-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_uses_lapses() {
+    let house = house();
+    house.get("a").await.unwrap();
+    sleep(Duration::from_secs(280)).await;
+    let refreshed = house.corp.diary().len();
+    assert_eq!(refreshed, 2, "asked for once since it came, so refreshed once");
+    sleep(Duration::from_secs(2000)).await;
+    assert_eq!(house.corp.diary().len(), refreshed, "and then nobody asked");
+    assert_eq!(house.broker.live_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn valid_is_never_replaced_by_failed_and_expired_is_never_served() {
+    // CLK-07
+    let house = house();
+    house.get("a").await.unwrap();
+    house.corp.down(Some(retry(None)));
+    sleep(Duration::from_secs(269)).await;
+    assert_eq!(House::token(&house.get("a").await.unwrap()), "token-0", "served until its margin of 30 s");
+    sleep(Duration::from_secs(2)).await;
+    let failure = house.get_within("a", 1).await.unwrap_err();
+    let Failure::Issue { error: IssueError::Retry { .. }, retry_after: Some(_), .. } = failure else {
+        panic!("{failure:?}")
+    };
+    // And back, once the issuer is.
+    house.corp.down(None);
+    sleep(Duration::from_secs(61)).await;
+    assert_eq!(House::token(&house.get("a").await.unwrap()), "token-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cached_fetch_waits_for_nobody() {
+    let mut house = house();
+    house.get("a").await.unwrap();
+    Arc::get_mut(&mut house.corp).map(|corp| corp.latency = Duration::from_secs(3600));
+    house.corp.down(Some(retry(None)));
+    sleep(Duration::from_secs(240)).await;
+    let before = Instant::now();
+    house.get("a").await.unwrap();
+    assert_eq!(before.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_binds_every_order_of_that_issuer_and_no_other() {
+    // CLK-06
+    let house = house();
+    house.corp.fails.lock().unwrap().push(retry(Some(3)));
+    let (one, two) = tokio::join!(house.get("a"), async {
+        sleep(Duration::from_secs(1)).await;
+        house.get("b").await
+    });
+    one.unwrap();
+    two.unwrap();
+    let diary = house.corp.diary();
+    assert_eq!(diary[0], 0.0);
+    assert!(diary[1..].iter().all(|at| *at >= 3.05), "{diary:?}");
+    let other = house.broker.fetch_order(order("other", "a"), Duration::ZERO, Duration::from_secs(1)).await;
+    other.unwrap();
+    assert_eq!(house.other.diary().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_issuers_silence_never_delays_anothers_callers() {
+    let clock = PausedClock::new();
+    let mut silent = FakeIssuer::new(&clock, 300);
+    Arc::get_mut(&mut silent).unwrap().latency = Duration::from_secs(3600);
+    let quick = FakeIssuer::new(&clock, 300);
+    let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> =
+        HashMap::from([("corp".into(), silent as Arc<dyn Issuer>), ("other".into(), quick as _)]);
+    let books = Books { issuers, keys: Keyring::default() };
+    let (broker, keeper) = new(books, clock, SeededDice::from_seed(3));
+    tokio::spawn(keeper.run());
+    let hung = broker.clone();
+    let hung = tokio::spawn(async move {
+        hung.fetch_order(order("corp", "a"), Duration::ZERO, Duration::from_secs(30)).await
+    });
+    let before = Instant::now();
+    broker.fetch_order(order("other", "a"), Duration::ZERO, Duration::from_secs(30)).await.unwrap();
+    assert_eq!(before.elapsed(), Duration::from_millis(50));
+    // And the caller of the silent one is told when its patience ends.
+    assert!(hung.await.unwrap().is_err());
+    assert_eq!(before.elapsed().as_secs(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_breaker_opens_after_five_and_lets_one_try_through() {
+    // CLK-07, CLK-05
+    let house = house();
+    house.corp.down(Some(retry(None)));
+    let failure = house.get_within("a", 600).await.unwrap_err();
+    assert!(matches!(failure, Failure::Issue { attempts: 5, retry_after: Some(_), .. }), "{failure:?}");
+    assert_eq!(house.corp.diary().len(), 5);
+    let before = Instant::now();
+    house.get_within("b", 600).await.unwrap_err();
+    assert_eq!(before.elapsed(), Duration::ZERO, "answered at once while open");
+    assert_eq!(house.corp.diary().len(), 5);
+    house.corp.down(None);
+    sleep(Duration::from_secs(61)).await;
+    house.get("b").await.unwrap();
+    assert_eq!(house.corp.diary().len(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_final_and_remembered_for_a_moment() {
+    // TM-20, ER-05
+    let house = house();
+    house.corp.down(Some(refused()));
+    for _ in 0..10 {
+        let failure = house.get("a").await.unwrap_err();
+        assert!(matches!(failure, Failure::Issue { error: IssueError::Refused { .. }, .. }));
+    }
+    assert_eq!(house.corp.diary().len(), 1);
+    sleep(Duration::from_secs(6)).await;
+    house.get("a").await.unwrap_err();
+    assert_eq!(house.corp.diary().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn min_ttl_is_honoured_or_refused() {
+    let house = house();
+    let ask =
+        |ttl| house.broker.fetch_order(order("corp", "a"), Duration::from_secs(ttl), Duration::from_secs(30));
+    ask(200).await.unwrap();
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(House::token(&ask(200).await.unwrap()), "token-1", "180 s left were too few");
+    assert_eq!(ask(301).await.unwrap_err(), Failure::TtlUnmet { life: Duration::from_secs(300) });
+    assert_eq!(
+        house.corp.diary().len(),
+        2,
+        "a wish that cannot be met costs no call while the credential is new"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_hears_each_rotation_once_and_keeps_it_fresh() {
+    let house = house();
+    let mut subscription = house.broker.watch_order(order("corp", "a")).await.unwrap();
+    house.get("a").await.unwrap();
+    subscription.changed().await.unwrap();
+    for rotation in 1..4 {
+        subscription.changed().await.unwrap();
+        assert_eq!(house.corp.diary().len(), rotation + 1);
+    }
+    assert!(timeout(Duration::from_secs(100), subscription.changed()).await.is_err(), "no rotation, no word");
+    drop(subscription);
+    sleep(Duration::from_secs(2000)).await;
+    assert!(house.corp.diary().len() <= 6, "nobody listens, nobody asks: {:?}", house.corp.diary());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stepped_wall_clock_changes_nothing() {
+    // CLK-01
+    let house = house();
+    house.get("a").await.unwrap();
+    *house.clock.wall.lock().unwrap() = "2020-01-01T00:00:00Z".parse().unwrap();
+    assert_eq!(house.get("a").await.unwrap().source, Source::Cache);
+    house.corp.down(Some(retry(None)));
+    sleep(Duration::from_secs(271)).await;
+    house.get_within("a", 1).await.unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_settings_dropped_is_forgotten() {
+    let house = house();
+    house.get("a").await.unwrap();
+    house.get("b").await.unwrap();
+    let mut listening = house.broker.watch_order(order("corp", "b")).await.unwrap();
+    let books = Books { issuers: house.broker.shared.books.load().issuers.clone(), keys: Keyring::default() };
+    house.broker.replace(books, HashSet::from([order("corp", "a")]));
+    listening.changed().await.unwrap_err();
+    assert_eq!(house.broker.live_count(), 1);
+    assert_eq!(house.get("a").await.unwrap().source, Source::Cache);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_issuer_is_a_setting_to_mend() {
+    let house = house();
+    let failure = house.broker.fetch_order(order("gone", "a"), Duration::ZERO, Duration::from_secs(1)).await;
+    let Err(Failure::Issue { error: IssueError::Misconfigured { .. }, .. }) = failure else {
+        panic!("{failure:?}")
+    };
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_keeper_ends_with_the_last_broker() {
+    let House { broker, keeper, .. } = house();
+    drop(broker);
+    timeout(Duration::from_secs(1), keeper).await.unwrap().unwrap();
+}
