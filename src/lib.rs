@@ -28,3 +28,4 @@ pub mod jose;
 pub mod credential;
 pub mod keys;
 pub mod issuer;
+pub mod dev;
