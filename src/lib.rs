@@ -34,3 +34,4 @@ pub mod audit;
 pub mod broker;
 pub mod proto;
 pub mod wire;
+pub mod dev;
