@@ -2,8 +2,14 @@
 //! against the order, or an [`IssueError`] whose variant says what to do next. Nothing is cached here and
 //! nothing is retried here: that is the broker's.
 
+mod http;
+mod json;
+pub mod oauth;
+mod skew;
+
 use std::{fmt, future::Future, hash, pin::Pin, sync::Arc, time::Duration};
 
+pub use self::http::HttpError;
 use crate::{
     credential::{Binding, Credential},
     jose::Signer,

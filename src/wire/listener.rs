@@ -40,8 +40,8 @@ pub struct Listener {
 /// Somebody connected.
 #[derive(Debug)]
 pub enum Arrival {
-    /// And is let in.
-    Accepted(Accepted),
+    /// And is let in, for as long as the permit is held.
+    Accepted(Accepted, Permit),
     /// And cannot be pinned: a matter for the ledger.
     Nobody(AttestError),
     /// And is turned away at the limits.
@@ -55,8 +55,6 @@ pub struct Accepted {
     pub socket: UnixStream,
     /// The process at the other end.
     pub peer: Arc<Peer>,
-    /// Its place among the connections, given back when dropped.
-    pub permit: Permit,
 }
 
 impl Listener {
@@ -137,7 +135,7 @@ impl Listener {
                         Err(error) => Arrival::Nobody(error),
                         Ok(peer) => match self.admission.admit(peer.uid(), &self.settings) {
                             Some(permit) => {
-                                Arrival::Accepted(Accepted { socket, peer: Arc::new(peer), permit })
+                                Arrival::Accepted(Accepted { socket, peer: Arc::new(peer) }, permit)
                             }
                             None => Arrival::TurnedAway,
                         },
@@ -344,6 +342,6 @@ mod tests {
         held.clear();
         assert_eq!(listener.admission().connected(), 0);
         clients.push(UnixStream::connect(&path).await.unwrap());
-        assert!(matches!(listener.accept().await.unwrap(), Arrival::Accepted(_)));
+        assert!(matches!(listener.accept().await.unwrap(), Arrival::Accepted(..)));
     }
 }

@@ -1,0 +1,84 @@
+//! `keybearer agent`: the daemon.
+
+use std::{io::IsTerminal as _, path::Path};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use super::{Exit, environment, on_runtime};
+use crate::{
+    clock::{SystemClock, SystemDice},
+    config::{Log, LogFormat, Mistake, load},
+    daemon::{BuildError, Daemon, Origin},
+};
+
+pub(super) fn run(path: &Path) -> Result<(), Exit> {
+    let clock = SystemClock::shared();
+    let environment = environment();
+    let settings = load(path, &environment, clock.wall()).map_err(mistaken)?;
+    begin_log(&settings.log);
+    harden();
+    on_runtime(async {
+        let origin = Origin { path: path.to_owned(), environment };
+        let daemon = Daemon::build(settings, origin, clock, SystemDice::shared()).map_err(unbuilt)?;
+        daemon.run(told_to_stop()).await.map_err(|error| Exit::new(Exit::IO, error.to_string()))
+    })
+}
+
+/// All mistakes, a line each.
+pub(super) fn mistaken(mistakes: Vec<Mistake>) -> Exit {
+    let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    Exit::new(Exit::CONFIG, format!("the settings cannot be used:\n{}", lines.join("\n")))
+}
+
+pub(super) fn unbuilt(error: BuildError) -> Exit {
+    let code = match &error {
+        BuildError::Issuer(..) | BuildError::Keys(_) => Exit::CONFIG,
+        BuildError::Ledger(_) => Exit::IO,
+        BuildError::Wire(_) => Exit::UNAVAILABLE,
+    };
+    Exit::new(code, error.to_string())
+}
+
+/// SIGTERM or SIGINT.
+pub(super) async fn told_to_stop() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// The log, on standard error: text on a terminal, JSON elsewhere.
+pub(super) fn begin_log(log: &Log) {
+    let filter = log.filter.parse::<EnvFilter>().unwrap_or_default();
+    let json = match log.format {
+        LogFormat::Auto => !std::io::stderr().is_terminal(),
+        LogFormat::Json => true,
+        LogFormat::Text => false,
+    };
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let begun = if json {
+        registry.with(layer.json()).try_init()
+    } else {
+        registry.with(layer.with_target(false).with_ansi(std::env::var_os("NO_COLOR").is_none())).try_init()
+    };
+    if let Err(error) = begun {
+        eprintln!("keybearer: the log cannot begin: {error}");
+    }
+}
+
+/// No core dumps, no tracing by others of the same user: keys are in this memory (KEY-02).
+fn harden() {
+    let undumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    let coreless = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+    for failed in [undumpable, coreless].into_iter().filter_map(Result::err) {
+        tracing::warn!(error = %failed, "memory could not be made undumpable");
+    }
+}

@@ -1,0 +1,60 @@
+//! `keybearer check`: the settings, read as the agent reads them.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Exit, environment, paint, print_json};
+use crate::{
+    clock::SystemClock,
+    config::{DEFAULT_PATH, load},
+};
+
+#[derive(Args, Debug)]
+pub(super) struct Check {
+    /// The settings.
+    #[arg(env = "KEYBEARER_CONFIG", default_value = DEFAULT_PATH)]
+    file: PathBuf,
+    /// For machines.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    pub(super) fn run(self) -> Result<(), Exit> {
+        let checked = load(&self.file, &environment(), SystemClock::shared().wall());
+        let mistakes = checked.as_ref().err().map(Vec::as_slice).unwrap_or_default();
+        if self.json {
+            let list: Vec<_> = mistakes
+                .iter()
+                .map(|it| json!({"file": it.file, "line": it.line, "key": it.key, "message": it.message}))
+                .collect();
+            print_json(&json!({"ok": checked.is_ok(), "mistakes": list}))?;
+        } else {
+            for mistake in mistakes {
+                paint::line(&mistake.to_string())?;
+            }
+        }
+        match checked {
+            Ok(settings) if !self.json => {
+                let identities = settings.policy.identities().count();
+                paint::line(&format!(
+                    "{}: sound, {identities} identities, {} issuers, environment {}",
+                    self.file.display(),
+                    settings.issuers.len(),
+                    settings.environment
+                ))
+            }
+            Ok(_) => Ok(()),
+            Err(_) if self.json => Err(Exit::new(Exit::CONFIG, "")),
+            Err(mistakes) => {
+                Err(Exit::new(Exit::CONFIG, format!("{} to mend", count(mistakes.len(), "mistake"))))
+            }
+        }
+    }
+}
+
+fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}

@@ -1,0 +1,170 @@
+//! `keybearer get`, `watch`, `whoami`: a workload's calls, from a shell. The agent attests this very process, so a shell
+//! gets what an identity that matches this program gets.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Exit, WorkloadSocket, paint, print_json};
+use crate::{
+    client::Agent,
+    proto::v1::{Credential, credential::Kind},
+};
+
+/// What to ask for and how to print it.
+#[derive(Args, Debug)]
+struct Wanted {
+    /// The credential's name within the identity.
+    name: String,
+    /// Less scope than policy grants; may be repeated.
+    #[arg(long, value_name = "SCOPE")]
+    scope: Vec<String>,
+    /// All about it, for machines.
+    #[arg(long, conflicts_with = "header")]
+    json: bool,
+    /// As an HTTP header line: `Authorization: Bearer ...`.
+    #[arg(long)]
+    header: bool,
+    #[command(flatten)]
+    socket: WorkloadSocket,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Get {
+    #[command(flatten)]
+    wanted: Wanted,
+    /// How many seconds it has to live at least.
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    min_ttl: u64,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Watch {
+    #[command(flatten)]
+    wanted: Wanted,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Whoami {
+    /// For machines.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    socket: WorkloadSocket,
+}
+
+impl Get {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        let wanted = &self.wanted;
+        let mut agent = Agent::connect(&wanted.socket.socket).await?;
+        let min_ttl = Duration::from_secs(self.min_ttl);
+        let credential = agent.get_living(&wanted.name, &wanted.scope, min_ttl).await?;
+        wanted.print(&credential)
+    }
+}
+
+impl Watch {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        let wanted = &self.wanted;
+        let mut agent = Agent::connect(&wanted.socket.socket).await?;
+        let mut stream = agent.watch(&wanted.name, &wanted.scope).await?;
+        while let Some(message) = stream.message().await? {
+            if let Some(credential) = message.credential {
+                wanted.print(&credential)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Wanted {
+    fn print(&self, credential: &Credential) -> Result<(), Exit> {
+        let Some(Kind::AccessToken(token)) = &credential.kind else {
+            return Err(Exit::new(
+                Exit::SOFTWARE,
+                "this version of the command does not know that kind of credential",
+            ));
+        };
+        if self.json {
+            let mut shown = about(credential);
+            shown["access_token"] = json!(token.token);
+            shown["token_type"] = json!(token.token_type);
+            // One line each, so that a stream of them can be read line by line.
+            return paint::line(&shown.to_string());
+        }
+        if self.header {
+            return paint::line(&format!("Authorization: {} {}", token.token_type, token.token));
+        }
+        paint::line(&token.token)
+    }
+}
+
+fn about(credential: &Credential) -> Value {
+    let expires_at = credential.expires_at.and_then(|at| jiff::Timestamp::from_second(at.seconds).ok());
+    json!({
+        "name": credential.name,
+        "expires_at": expires_at.map(|at| at.to_string()),
+        "expires_in": credential.expires_in.map(|left| left.seconds),
+        "scope": credential.scope.join(" "),
+        "audience": credential.audience,
+        "binding": credential.binding,
+        "fingerprint": credential.fingerprint,
+    })
+}
+
+impl Whoami {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        let mut agent = Agent::connect(&self.socket.socket).await?;
+        let who = agent.describe().await?;
+        let caller = who.caller.unwrap_or_default();
+        if self.json {
+            let credentials: Vec<Value> = who
+                .credentials
+                .iter()
+                .map(|offer| {
+                    json!({
+                        "name": offer.name,
+                        "resource": offer.resource,
+                        "scope": offer.scope.join(" "),
+                        "binding": offer.binding,
+                        "max_ttl": offer.max_ttl.map(|ttl| ttl.seconds),
+                    })
+                })
+                .collect();
+            return print_json(&json!({
+                "identity": who.identity,
+                "level": who.level,
+                "assurance": who.assurance,
+                "caller": {"pid": caller.pid, "uid": caller.uid, "gid": caller.gid, "unit": caller.unit},
+                "credentials": credentials,
+            }));
+        }
+        let unit = if caller.unit.is_empty() { "no unit".to_owned() } else { caller.unit };
+        paint::line(&format!(
+            "{}  level {}, assurance {}, pid {} uid {} gid {}, {unit}",
+            paint::bold(&who.identity),
+            who.level,
+            who.assurance,
+            caller.pid,
+            caller.uid,
+            caller.gid
+        ))?;
+        let rows: Vec<Vec<String>> = who
+            .credentials
+            .iter()
+            .map(|offer| {
+                let ttl = offer.max_ttl.map_or(0, |ttl| ttl.seconds);
+                let most = format!("at most {}", paint::length(ttl));
+                vec![
+                    offer.name.clone(),
+                    offer.binding.clone(),
+                    most,
+                    offer.resource.clone(),
+                    offer.scope.join(" "),
+                ]
+            })
+            .collect();
+        paint::line(paint::table(&rows).trim_end())
+    }
+}

@@ -1,0 +1,96 @@
+//! `keybearer keys`: the public halves of this host's keys, for people and for issuers. The private halves have no command.
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
+
+use super::{ConfigFile, Exit, agent::mistaken, environment, paint, print_json};
+use crate::{
+    clock::SystemClock,
+    config::load,
+    jose::Signer,
+    keys::{Custody, Keyring},
+};
+
+#[derive(Args, Debug)]
+pub(super) struct Keys {
+    #[command(subcommand)]
+    command: KeysCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// Print public keys, for registration at the issuer.
+    Export {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Only this identity's.
+        #[arg(long)]
+        identity: Option<String>,
+        /// How.
+        #[arg(long, default_value = "jwks")]
+        format: Format,
+    },
+    /// List identities, key ids and algorithms.
+    List {
+        #[command(flatten)]
+        file: ConfigFile,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// A JWK set (RFC 7517).
+    Jwks,
+    /// SubjectPublicKeyInfo, as openssl reads it.
+    Pem,
+}
+
+impl Keys {
+    pub(super) fn run(self) -> Result<(), Exit> {
+        match self.command {
+            KeysCommand::Export { file, identity, format } => {
+                let ring = open(&file)?;
+                let keys: Vec<(&str, &dyn Signer)> = ring
+                    .iter()
+                    .filter(|(name, ..)| identity.as_deref().is_none_or(|wanted| wanted == *name))
+                    .map(|(name, _, key)| (name, key))
+                    .collect();
+                if keys.is_empty() {
+                    return Err(Exit::new(Exit::DATA, "no identity of that name has a key in a file"));
+                }
+                match format {
+                    Format::Jwks => {
+                        let keys: Vec<_> =
+                            keys.iter().map(|(_, key)| key.public().jwk(key.algorithm())).collect();
+                        print_json(&json!({"keys": keys}))
+                    }
+                    Format::Pem => {
+                        let pems: Vec<String> = keys.iter().map(|(_, key)| key.public().pem()).collect();
+                        paint::line(pems.concat().trim_end())
+                    }
+                }
+            }
+            KeysCommand::List { file } => {
+                let ring = open(&file)?;
+                let rows: Vec<Vec<String>> = ring
+                    .iter()
+                    .map(|(name, purpose, key)| {
+                        vec![name.into(), purpose.to_string(), key.algorithm().to_string(), key.kid().into()]
+                    })
+                    .collect();
+                paint::line(paint::table(&rows).trim_end())
+            }
+        }
+    }
+}
+
+/// The keys in files: those in memory are the running agent's alone, and `status` names them.
+fn open(file: &ConfigFile) -> Result<Keyring, Exit> {
+    let settings = load(&file.config, &environment(), SystemClock::shared().wall()).map_err(mistaken)?;
+    let in_files =
+        settings.keys.into_iter().filter(|(_, key)| matches!(key.custody, Custody::File { .. })).collect();
+    Keyring::open(&in_files, &Keyring::default()).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Exit::new(Exit::CONFIG, lines.join("\n"))
+    })
+}

@@ -1,0 +1,223 @@
+//! The command line. In goes argv; out come a command's words and an exit code of sysexits(3). One file per command;
+//! every command that talks to an agent is a client like any other.
+
+mod agent;
+mod audit;
+mod check;
+mod credential;
+mod dev;
+mod docs;
+mod health;
+mod keys;
+mod operator;
+mod paint;
+
+use std::{collections::BTreeMap, future::Future, path::PathBuf, process::ExitCode};
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use tonic::{Code, Status};
+
+use crate::{
+    client::ConnectError,
+    config::{DEFAULT_PATH, Listen},
+};
+
+/// A per-host agent that attests local programs and serves them short-lived credentials, so that none of them stores a
+/// secret.
+#[derive(Debug, Parser)]
+#[command(name = "keybearer", version, max_term_width = 100, after_help = "Try it: keybearer dev")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent.
+    Agent(ConfigFile),
+    /// Look at the ledger: verify it, follow it, explain a record.
+    Audit(audit::Audit),
+    /// Read agent.toml as the agent would, and name every mistake.
+    Check(check::Check),
+    /// Print shell completions.
+    Completions(docs::Completions),
+    /// Run issuer, agent, API and workload on this machine, for development, and tell what happens.
+    Dev(dev::Dev),
+    #[command(hide = true)]
+    DevWorkload(dev::Workload),
+    /// Why a process gets a credential, or gets none.
+    Explain(operator::Explain),
+    /// Get one credential, as the program that runs this.
+    Get(credential::Get),
+    /// Ask the agent whether it is ready.
+    Health(health::Health),
+    /// List the keys of this host's identities, or export their public halves.
+    Keys(keys::Keys),
+    /// Write the man pages into a directory.
+    Man(docs::Man),
+    /// Have the agent read its settings again.
+    Reload(OperatorSocket),
+    /// How the agent, its issuers, its shelf and its ledger are.
+    Status(operator::StatusCommand),
+    /// Get a credential now and again at every rotation.
+    Watch(credential::Watch),
+    /// Who this program is to the agent, and what it may have.
+    Whoami(credential::Whoami),
+}
+
+/// Where the settings are.
+#[derive(Args, Debug)]
+struct ConfigFile {
+    /// The settings.
+    #[arg(long, env = "KEYBEARER_CONFIG", default_value = DEFAULT_PATH, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Where the workloads' socket is.
+#[derive(Args, Debug)]
+struct WorkloadSocket {
+    /// The agent's socket.
+    #[arg(long, env = "KEYBEARER_SOCKET", default_value = Listen::WORKLOAD, value_name = "PATH")]
+    socket: PathBuf,
+}
+
+/// Where the operators' socket is.
+#[derive(Args, Debug)]
+struct OperatorSocket {
+    /// The operators' socket.
+    #[arg(long, env = "KEYBEARER_OPERATOR_SOCKET", default_value = Listen::OPERATOR, value_name = "PATH")]
+    socket: PathBuf,
+}
+
+/// How a command ends: sysexits(3), with a sentence for people.
+#[derive(Debug)]
+pub struct Exit {
+    code: u8,
+    message: String,
+}
+
+impl Exit {
+    /// EX_DATAERR: what was looked at is wrong.
+    const DATA: u8 = 65;
+    /// EX_UNAVAILABLE: no agent, or not now.
+    const UNAVAILABLE: u8 = 69;
+    /// EX_SOFTWARE: our fault.
+    const SOFTWARE: u8 = 70;
+    /// EX_IOERR.
+    const IO: u8 = 74;
+    /// EX_TEMPFAIL: try again.
+    const TEMPORARY: u8 = 75;
+    /// EX_NOPERM: denied.
+    const DENIED: u8 = 77;
+    /// EX_CONFIG: the settings are wrong.
+    const CONFIG: u8 = 78;
+    /// EX_USAGE.
+    const USAGE: u8 = 64;
+
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl From<ConnectError> for Exit {
+    fn from(error: ConnectError) -> Self {
+        Self::new(Self::UNAVAILABLE, error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Exit {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(Self::IO, error.to_string())
+    }
+}
+
+impl From<Status> for Exit {
+    fn from(status: Status) -> Self {
+        use tonic_types::StatusExt as _;
+        let code = match status.code() {
+            Code::PermissionDenied | Code::Unauthenticated => Self::DENIED,
+            Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => Self::TEMPORARY,
+            Code::FailedPrecondition => Self::CONFIG,
+            Code::InvalidArgument => Self::USAGE,
+            _ => Self::SOFTWARE,
+        };
+        let details = status.get_error_details();
+        let mut message = status.message().to_owned();
+        if let Some(info) = details.error_info() {
+            message = format!("{}: {message}", info.reason);
+        }
+        if let Some(wait) = details.retry_info().and_then(|retry| retry.retry_delay) {
+            message.push_str(&format!(" (again in {} s)", wait.as_secs().max(1)));
+        }
+        if let Some(exchange) = status.metadata().get("keybearer-exchange").and_then(|id| id.to_str().ok()) {
+            message.push_str(&format!("\nlook it up: keybearer audit tail --exchange {exchange}"));
+            if code == Self::DENIED {
+                message.push_str(&format!("\nor ask why:  keybearer explain --pid {}", std::process::id()));
+            }
+        }
+        Self::new(code, message)
+    }
+}
+
+/// Runs what argv asks for.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked_for = !error.use_stderr();
+            // Nothing is left to tell if not even this can be printed.
+            let _ = error.print();
+            return if asked_for { ExitCode::SUCCESS } else { ExitCode::from(Exit::USAGE) };
+        }
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(exit) => {
+            if !exit.message.is_empty() {
+                eprintln!("keybearer: {}", exit.message);
+            }
+            ExitCode::from(exit.code)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Exit> {
+    match command {
+        Command::Agent(file) => agent::run(&file.config),
+        Command::Audit(command) => command.run(),
+        Command::Check(command) => command.run(),
+        Command::Completions(command) => command.run(&mut Cli::command()),
+        Command::Dev(command) => command.run(),
+        Command::DevWorkload(command) => on_runtime(command.run()),
+        Command::Explain(command) => on_runtime(command.run()),
+        Command::Get(command) => on_runtime(command.run()),
+        Command::Health(command) => on_runtime(command.run()),
+        Command::Keys(command) => command.run(),
+        Command::Man(command) => command.run(Cli::command()),
+        Command::Reload(socket) => on_runtime(operator::reload(socket.socket)),
+        Command::Status(command) => on_runtime(command.run()),
+        Command::Watch(command) => on_runtime(command.run()),
+        Command::Whoami(command) => on_runtime(command.run()),
+    }
+}
+
+/// One thread is enough for everything here, and quicker than several.
+fn on_runtime<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Exit::new(Exit::SOFTWARE, format!("no runtime: {error}")))?;
+    runtime.block_on(work)
+}
+
+/// The environment, as text, for overrides of settings.
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// Prints JSON for machines.
+fn print_json(value: &serde_json::Value) -> Result<(), Exit> {
+    paint::line(&format!("{value:#}"))
+}

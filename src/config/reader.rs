@@ -1,0 +1,270 @@
+//! Reads one table of the tree, key by key. In goes a table; out come typed values, every mistake on the way, and
+//! at the end each key nobody asked for. Values are never repeated in a message, only their kind: any of them could
+//! be a secret that was put in the wrong place.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
+
+use config::{Map, Value, ValueKind};
+
+/// Mistakes, as key and message.
+pub(super) type Mistakes = RefCell<Vec<(String, String)>>;
+
+pub(super) struct Reader<'a> {
+    table: &'a Map<String, Value>,
+    path: String,
+    seen: BTreeSet<&'static str>,
+    mistakes: &'a Mistakes,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(
+        table: &'a Map<String, Value>,
+        path: impl Into<String>,
+        mistakes: &'a Mistakes,
+    ) -> Self {
+        Self { table, path: path.into(), seen: BTreeSet::new(), mistakes }
+    }
+
+    /// The full name of `key` in this table.
+    pub(super) fn key(&self, key: &str) -> String {
+        if self.path.is_empty() { key.into() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// Notes a mistake about `key`.
+    pub(super) fn wrong(&self, key: &str, message: impl Into<String>) {
+        self.mistakes.borrow_mut().push((self.key(key), message.into()));
+    }
+
+    pub(super) fn has(&mut self, key: &'static str) -> bool {
+        self.value(key).is_some()
+    }
+
+    pub(super) fn string(&mut self, key: &'static str) -> Option<String> {
+        match &self.value(key)?.kind {
+            ValueKind::String(text) if text.chars().any(char::is_control) => {
+                self.wrong(key, "it holds a control character");
+                None
+            }
+            ValueKind::String(text) => Some(text.clone()),
+            other => self.not_a(key, "a string", other),
+        }
+    }
+
+    pub(super) fn required(&mut self, key: &'static str, example: &str) -> Option<String> {
+        if !self.table.contains_key(key) {
+            self.seen.insert(key);
+            self.wrong(key, format!("it is required, for example {example}"));
+            return None;
+        }
+        self.string(key)
+    }
+
+    pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let path = PathBuf::from(self.string(key)?);
+        if path.is_absolute() {
+            return Some(path);
+        }
+        self.wrong(key, "it has to be an absolute path");
+        None
+    }
+
+    pub(super) fn boolean(&mut self, key: &'static str, default: bool) -> bool {
+        match self.value(key).map(|value| &value.kind) {
+            None => default,
+            Some(ValueKind::Boolean(value)) => *value,
+            Some(other) => self.not_a(key, "true or false", other).unwrap_or(default),
+        }
+    }
+
+    pub(super) fn integer(
+        &mut self,
+        key: &'static str,
+        default: u64,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> u64 {
+        let number = match self.value(key).map(|value| &value.kind) {
+            None => return default,
+            Some(ValueKind::I64(number)) => u64::try_from(*number).ok(),
+            Some(ValueKind::U64(number)) => Some(*number),
+            Some(other) => return self.not_a(key, "a whole number", other).unwrap_or(default),
+        };
+        match number.filter(|number| range.contains(number)) {
+            Some(number) => number,
+            None => {
+                self.wrong(key, format!("it has to be from {} to {}", range.start(), range.end()));
+                default
+            }
+        }
+    }
+
+    /// An id: a number, which is not a name.
+    pub(super) fn id(&mut self, key: &'static str) -> Option<u32> {
+        self.value(key)?;
+        let none = u64::from(u32::MAX);
+        let id = self.integer(key, none, 0..=none - 1);
+        u32::try_from(id).ok().filter(|id| *id != u32::MAX)
+    }
+
+    /// A length of time: whole seconds, or words such as "90s", "5m", "1h 30m".
+    pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
+        let read = match self.value(key).map(|value| &value.kind) {
+            None => return default,
+            Some(ValueKind::I64(seconds)) => u64::try_from(*seconds).ok().map(Duration::from_secs),
+            Some(ValueKind::String(words)) => {
+                words.parse::<jiff::SignedDuration>().ok().and_then(|length| Duration::try_from(length).ok())
+            }
+            Some(other) => {
+                return self.not_a(key, "a length of time such as \"60s\"", other).unwrap_or(default);
+            }
+        };
+        read.unwrap_or_else(|| {
+            self.wrong(key, "it has to be a length of time, such as \"60s\", \"5m\" or \"1h\"");
+            default
+        })
+    }
+
+    pub(super) fn strings(&mut self, key: &'static str) -> Vec<String> {
+        let items = match self.value(key).map(|value| &value.kind) {
+            None => return vec![],
+            Some(ValueKind::Array(items)) => items,
+            Some(other) => return self.not_a(key, "a list of strings", other).unwrap_or_default(),
+        };
+        let mut strings = Vec::new();
+        for item in items {
+            match &item.kind {
+                ValueKind::String(text) => strings.push(text.clone()),
+                other => return self.not_a(key, "a list of strings", other).unwrap_or_default(),
+            }
+        }
+        strings
+    }
+
+    /// One of several words.
+    pub(super) fn word<T: Copy>(&mut self, key: &'static str, default: T, words: &[(&str, T)]) -> T {
+        let Some(text) = self.string(key) else { return default };
+        match words.iter().find(|(word, _)| *word == text) {
+            Some((_, value)) => *value,
+            None => {
+                let known: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+                self.wrong(key, format!("it has to be one of {}", known.join(", ")));
+                default
+            }
+        }
+    }
+
+    /// A table below this one; an empty one if it is not there.
+    pub(super) fn table(&mut self, key: &'static str) -> Option<Reader<'a>> {
+        match &self.value(key)?.kind {
+            ValueKind::Table(table) => Some(Reader::new(table, self.key(key), self.mistakes)),
+            other => self.not_a(key, "a table", other),
+        }
+    }
+
+    /// A table, or a list of tables.
+    pub(super) fn table_or_tables(&mut self, key: &'static str) -> Vec<Reader<'a>> {
+        let path = self.key(key);
+        match self.value(key).map(|value| &value.kind) {
+            None => vec![],
+            Some(ValueKind::Table(table)) => vec![Reader::new(table, path, self.mistakes)],
+            Some(ValueKind::Array(items)) => {
+                let mut tables = Vec::new();
+                for item in items {
+                    match &item.kind {
+                        ValueKind::Table(table) => {
+                            tables.push(Reader::new(table, path.clone(), self.mistakes))
+                        }
+                        other => {
+                            return self.not_a(key, "a table or a list of tables", other).unwrap_or_default();
+                        }
+                    }
+                }
+                tables
+            }
+            Some(other) => self.not_a(key, "a table or a list of tables", other).unwrap_or_default(),
+        }
+    }
+
+    /// Tables whose names the operator chose.
+    pub(super) fn named_tables(&mut self, key: &'static str) -> BTreeMap<String, Reader<'a>> {
+        let Some(outer) = self.table(key) else { return BTreeMap::new() };
+        let mut named = BTreeMap::new();
+        for (name, value) in outer.table {
+            if !crate::policy::name_is_sound(name) {
+                outer.wrong(name, "a name is 1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit");
+                continue;
+            }
+            match &value.kind {
+                ValueKind::Table(table) => {
+                    named.insert(name.clone(), Reader::new(table, outer.key(name), self.mistakes));
+                }
+                other => outer.wrong(name, format!("it has to be a table, not {}", kind(other))),
+            }
+        }
+        named
+    }
+
+    /// Ends the reading: every key that nobody asked for is a mistake.
+    pub(super) fn finish(self) {
+        for name in self.table.keys().filter(|name| !self.seen.contains(name.as_str())) {
+            let lower = name.to_lowercase();
+            if ["secret", "password", "passwd", "token", "api_key", "apikey"]
+                .iter()
+                .any(|word| lower.contains(word))
+            {
+                self.wrong(name, "there is no such key, and no shared secret has a place here (BCP-03): take it out of the file");
+            } else {
+                let mut nearest: Vec<(usize, &&str)> =
+                    self.seen.iter().map(|known| (distance(name, known), known)).collect();
+                nearest.sort();
+                let hint = match nearest.first() {
+                    Some((far, known)) if *far <= 2 => format!(": did you mean {known}?"),
+                    _ => format!("; there are {}", self.seen.iter().copied().collect::<Vec<_>>().join(", ")),
+                };
+                self.wrong(name, format!("there is no such key{hint}"));
+            }
+        }
+    }
+
+    fn value(&mut self, key: &'static str) -> Option<&'a Value> {
+        self.seen.insert(key);
+        self.table.get(key)
+    }
+
+    fn not_a<T>(&self, key: &str, wanted: &str, is: &ValueKind) -> Option<T> {
+        self.wrong(key, format!("it has to be {wanted}, not {}", kind(is)));
+        None
+    }
+}
+
+fn kind(value: &ValueKind) -> &'static str {
+    match value {
+        ValueKind::Nil => "nothing",
+        ValueKind::Boolean(_) => "true or false",
+        ValueKind::I64(_) | ValueKind::I128(_) | ValueKind::U64(_) | ValueKind::U128(_) => "a whole number",
+        ValueKind::Float(_) => "a fraction",
+        ValueKind::String(_) => "a string",
+        ValueKind::Table(_) => "a table",
+        ValueKind::Array(_) => "a list",
+    }
+}
+
+/// How many letters to add, drop or change (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, left) in one.chars().enumerate() {
+        let mut corner = row[0];
+        row[0] = i + 1;
+        for (j, right) in other.iter().enumerate() {
+            let change = corner + usize::from(left != *right);
+            corner = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(corner + 1);
+        }
+    }
+    row[other.len()]
+}

@@ -1,0 +1,249 @@
+//! How an exchange is written down. In go the slips it collected on its way; out comes an entry for the ledger, which
+//! answers who called what, from where, under which decision (S28).
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{Journey, Request, Rules, Session};
+use crate::{
+    attest::{AttestError, Evidence, Manager, Peer, Workload},
+    audit::{
+        CredentialPart, Entry, EventType, ExePart, IssuerPart, Outcome, PeerPart, PolicyPart, UnitPart,
+        WorkloadPart,
+    },
+    broker::{Failure, Source},
+    clock::uuid_v7,
+    credential::Credential,
+    issuer::IssueFacts,
+    policy::{Denial, Entitlement, Explanation, Grant},
+};
+
+/// One exchange under way.
+pub(super) struct Account<'a> {
+    exchange: Uuid,
+    session: &'a Session,
+    request: &'a Request,
+    environment: String,
+    digest: String,
+}
+
+impl<'a> Account<'a> {
+    pub(super) fn open(journey: &Journey, session: &'a Session, request: &'a Request, rules: &Rules) -> Self {
+        Self {
+            exchange: uuid_v7(journey.clock.wall(), &*journey.dice),
+            session,
+            request,
+            environment: rules.environment.clone(),
+            digest: journey.ledger.config_digest(),
+        }
+    }
+
+    pub(super) fn unattested(self, error: &AttestError) -> Entry {
+        let mut entry = self.entry(EventType::AttestationFailure, Outcome::Denied);
+        entry.peer = Some(bare_peer(&self.session.peer));
+        entry.credential = Some(self.wished());
+        entry.because(error.reason()).detail(error.to_string())
+    }
+
+    pub(super) fn denied(self, workload: &Workload, denial: &Denial) -> Entry {
+        let explanation = &denial.explanation;
+        let mut entry = self.entry(EventType::Denial, Outcome::Denied);
+        entry.workload = explanation.identity.as_ref().map(|identity| self.workload(identity, None, None));
+        entry.peer = Some(peer(workload));
+        entry.credential = Some(self.wished());
+        entry.policy = Some(self.policy("deny", explanation));
+        entry.because(denial.reason.as_str())
+    }
+
+    pub(super) fn failed(self, workload: &Workload, grant: &Grant, failure: &Failure) -> Entry {
+        let mut entry = self.granted(EventType::IssueFailure, Outcome::Failed, workload, grant);
+        let reason = match failure {
+            Failure::Issue { error, attempts, facts, .. } => {
+                entry.issuer_response = Some(issuer(facts, Some(*attempts)));
+                error.reason().as_str()
+            }
+            Failure::TtlUnmet { .. } => "TTL_UNMET",
+            Failure::Closed => "CLOSED",
+        };
+        entry.because(reason).detail(failure.to_string())
+    }
+
+    pub(super) fn released(
+        self,
+        workload: &Workload,
+        grant: &Grant,
+        credential: &Credential,
+        source: &Source,
+    ) -> Entry {
+        let kind = match source {
+            Source::Cache => EventType::CredentialRelease,
+            Source::Issuer(_) => EventType::CredentialIssue,
+        };
+        let mut entry = self.granted(kind, Outcome::Success, workload, grant);
+        if let Some(what) = &mut entry.credential {
+            what.kind = Some("access_token".into());
+            what.scope_granted = Some(credential.scope.clone());
+            what.ttl_s = Some(credential.window.life().as_secs());
+            what.not_after = Some(format!("{:.0}", credential.window.until_wall));
+            what.binding = Some(credential.binding.as_str().into());
+            what.token_hash = Some(credential.fingerprint.to_string());
+            what.jti_hash = credential.jti.map(|jti| jti.to_string());
+            what.source = Some(if *source == Source::Cache { "cache" } else { "issuer" }.into());
+        }
+        if let Source::Issuer(facts) = source {
+            entry.issuer_response = Some(issuer(facts, None));
+        }
+        entry
+    }
+
+    pub(super) fn returned(self, workload: &Workload, grant: &Grant, revoked: bool, detail: &str) -> Entry {
+        let outcome = if revoked { Outcome::Success } else { Outcome::Failed };
+        self.granted(EventType::CredentialReturn, outcome, workload, grant).detail(detail)
+    }
+
+    pub(super) fn described(self, workload: &Workload, entitlement: &Entitlement) -> Entry {
+        let mut entry = self.entry(EventType::Describe, Outcome::Success);
+        let who = self.workload(
+            &entitlement.identity,
+            Some(entitlement.owner.clone()),
+            Some(entitlement.assurance.as_str().into()),
+        );
+        entry.workload = Some(who);
+        entry.peer = Some(peer(workload));
+        entry.policy = Some(self.policy("grant", &entitlement.explanation));
+        entry
+    }
+
+    fn granted(&self, kind: EventType, outcome: Outcome, workload: &Workload, grant: &Grant) -> Entry {
+        let rule = grant.rule();
+        let mut entry = self.entry(kind, outcome);
+        let assurance = grant.assurance().as_str().to_owned();
+        entry.workload = Some(self.workload(grant.identity(), Some(grant.owner().into()), Some(assurance)));
+        entry.peer = Some(peer(workload));
+        entry.credential = Some(CredentialPart {
+            issuer: Some(rule.issuer.to_string()),
+            client_id: Some(rule.client_id.to_string()),
+            resource: rule.resource.as_deref().map(str::to_owned),
+            ..self.wished()
+        });
+        entry.policy = Some(self.policy("grant", grant.explanation()));
+        entry
+    }
+
+    fn entry(&self, kind: EventType, outcome: Outcome) -> Entry {
+        let mut entry = Entry::new(kind, outcome, self.exchange);
+        entry.trace_id.clone_from(&self.request.trace_id);
+        entry.socket = Some(self.session.socket.to_string());
+        entry
+    }
+
+    fn wished(&self) -> CredentialPart {
+        CredentialPart {
+            name: Some(self.request.name.clone()).filter(|name| !name.is_empty()),
+            scope_requested: self.request.scope.clone(),
+            ..CredentialPart::default()
+        }
+    }
+
+    fn workload(
+        &self,
+        identity: &Arc<str>,
+        owner: Option<String>,
+        assurance: Option<String>,
+    ) -> WorkloadPart {
+        WorkloadPart { id: identity.to_string(), env: self.environment.clone(), owner, assurance }
+    }
+
+    fn policy(&self, decision: &str, explanation: &Explanation) -> PolicyPart {
+        PolicyPart {
+            rule: explanation.rule.clone(),
+            decision: decision.into(),
+            digest: self.digest.clone(),
+            exception_until: explanation.exception_until.map(|until| until.to_string()),
+            missing: explanation.missing(),
+        }
+    }
+}
+
+/// A process of which no more is known than who connected.
+pub(super) fn bare_peer(peer: &Peer) -> PeerPart {
+    PeerPart { pid: peer.pid(), start: peer.start(), uid: peer.uid(), gid: peer.gid(), ..PeerPart::default() }
+}
+
+fn peer(workload: &Workload) -> PeerPart {
+    let seen = workload.evidence();
+    PeerPart {
+        pid: seen.pid,
+        start: seen.start,
+        uid: seen.uid(),
+        gid: seen.gid(),
+        loginuid: seen.login_uid,
+        exe: seen.exe.as_ref().ok().map(|exe| ExePart {
+            dev: exe.dev,
+            ino: exe.ino,
+            sha256: seen.sha256.ok().map(|sum| hex(&sum)),
+            path_hint: seen.path_hint.clone(),
+        }),
+        unit: seen.unit.as_ref().ok().map(|unit| UnitPart {
+            name: unit.name.clone(),
+            invocation_id: unit.invocation.clone(),
+            manager: manager(unit.manager),
+        }),
+        container: None,
+        same_userns: seen.same_user_namespace.ok(),
+        mntns: seen.mount_namespace.ok(),
+        level: Some(seen.level().to_string()),
+    }
+}
+
+/// The evidence, a line each, for an operator.
+pub(super) fn facts(seen: &Evidence) -> Vec<(&'static str, Result<String, String>)> {
+    let status = &seen.status;
+    let flag = |on: bool| Ok(if on { "yes" } else { "no" }.to_owned());
+    vec![
+        ("pid", Ok(seen.pid.to_string())),
+        ("uid", Ok(seen.uid().to_string())),
+        ("gid", Ok(seen.gid().to_string())),
+        ("groups", Ok(status.groups.iter().map(u32::to_string).collect::<Vec<_>>().join(" "))),
+        ("program (hint)", seen.path_hint.clone().ok_or_else(|| "it cannot be read".into())),
+        (
+            "program paths",
+            seen.exe_paths.as_ref().map(|paths| format!("{paths:?}")).map_err(ToString::to_string),
+        ),
+        ("sha256", seen.sha256.map(|sum| hex(&sum)).map_err(|why| why.to_string())),
+        ("unit", seen.unit.as_ref().map(|unit| unit.name.clone()).map_err(ToString::to_string)),
+        ("slices", seen.unit.as_ref().map(|unit| unit.slices.join("/")).map_err(ToString::to_string)),
+        ("unit manager", seen.unit.as_ref().map(|unit| manager(unit.manager)).map_err(ToString::to_string)),
+        (
+            "own user namespace",
+            seen.same_user_namespace
+                .map(|same| if same { "no" } else { "yes" }.into())
+                .map_err(|why| why.to_string()),
+        ),
+        ("no new privileges", flag(status.no_new_privs)),
+        ("seccomp", Ok(status.seccomp.to_string())),
+        ("traced by", Ok(status.tracer.to_string())),
+    ]
+}
+
+fn manager(manager: Manager) -> String {
+    match manager {
+        Manager::System => "system".into(),
+        Manager::User(uid) => format!("user:{uid}"),
+    }
+}
+
+fn issuer(facts: &IssueFacts, attempts: Option<u32>) -> IssuerPart {
+    IssuerPart {
+        http_status: facts.http_status,
+        oauth_error: facts.oauth_error.clone(),
+        latency_ms: u64::try_from(facts.latency.as_millis()).ok(),
+        attempts,
+        date_skew_ms: facts.date_skew_ms,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

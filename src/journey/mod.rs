@@ -1,0 +1,465 @@
+//! A request's whole way: attest, decide, fetch, confirm, record, answer. In go a session and a wish; out comes an
+//! [`Answer`] or a [`Refusal`], and neither without a [`Receipt`]. Every face of the agent comes through here; there
+//! is no other way to a credential.
+
+mod account;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::task::spawn_blocking;
+
+use crate::{
+    attest::{AttestError, Attestor, Hold, Interests, Peer, Workload},
+    audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
+    broker::{Broker, Failure, Fetched, Subscription},
+    clock::{Clock, Dice, uuid_v7},
+    credential::Credential,
+    policy::{Denial, Entitlement, Explanation, Grant, Policy, Reason, Wish},
+};
+use account::Account;
+
+/// The whole way, shared by all sessions.
+#[derive(Debug)]
+pub struct Journey {
+    attestor: Arc<Attestor>,
+    rules: ArcSwap<Rules>,
+    broker: Broker,
+    ledger: Ledger,
+    clock: Arc<dyn Clock>,
+    dice: Arc<dyn Dice>,
+}
+
+/// The part of the settings that decides. Swapped whole at reload.
+#[derive(Debug)]
+pub struct Rules {
+    /// Who may what.
+    pub policy: Arc<Policy>,
+    /// What evidence that needs.
+    pub interests: Arc<Interests>,
+    /// Where we are.
+    pub environment: String,
+}
+
+impl Rules {
+    /// The rules of a policy.
+    pub fn new(policy: Arc<Policy>, environment: String) -> Self {
+        Self { interests: Arc::new(policy.interests()), policy, environment }
+    }
+}
+
+/// One connection and what was attested when it came.
+#[derive(Debug)]
+pub struct Session {
+    peer: Arc<Peer>,
+    socket: Arc<str>,
+    attested: Mutex<Option<Attested>>,
+}
+
+type Attested = (Arc<Interests>, Result<Arc<Workload>, AttestError>);
+
+impl Session {
+    /// The process at the other end.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    fn attested(&self) -> Option<Attested> {
+        self.attested.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keep(&self, attested: Attested) {
+        *self.attested.lock().unwrap_or_else(PoisonError::into_inner) = Some(attested);
+    }
+}
+
+/// What a caller asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The credential's name.
+    pub name: String,
+    /// A narrower scope; empty for all.
+    pub scope: Vec<String>,
+    /// The least life it must have.
+    pub min_ttl: Duration,
+    /// How long the caller waits.
+    pub patience: Duration,
+    /// The caller's trace, if it sent a valid one (AUD-08).
+    pub trace_id: Option<String>,
+}
+
+/// A yes, on record.
+#[derive(Debug)]
+pub struct Answer {
+    credential: Arc<Credential>,
+    receipt: Receipt,
+}
+
+impl Answer {
+    /// The credential.
+    pub fn credential(&self) -> &Credential {
+        &self.credential
+    }
+
+    /// Where it is on record.
+    pub fn receipt(&self) -> &Receipt {
+        &self.receipt
+    }
+}
+
+/// A no.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Policy said no.
+    Denied(Receipt),
+    /// The caller is not, or no longer, who connected.
+    Unattested(Receipt),
+    /// Policy said yes, the issuer did not.
+    Unavailable(Receipt, Failure),
+    /// It cannot be recorded, so it is not answered (AUD-02).
+    Unrecorded(LedgerError),
+}
+
+impl From<LedgerError> for Refusal {
+    fn from(error: LedgerError) -> Self {
+        tracing::error!(%error, "an exchange was refused because it cannot be recorded");
+        Self::Unrecorded(error)
+    }
+}
+
+impl Journey {
+    /// The way through these rooms.
+    pub fn new(
+        attestor: Attestor,
+        rules: Rules,
+        broker: Broker,
+        ledger: Ledger,
+        clock: Arc<dyn Clock>,
+        dice: Arc<dyn Dice>,
+    ) -> Self {
+        Self {
+            attestor: Arc::new(attestor),
+            rules: ArcSwap::from_pointee(rules),
+            broker,
+            ledger,
+            clock,
+            dice,
+        }
+    }
+
+    /// From now on, these rules decide: for open connections too.
+    pub fn follow(&self, rules: Rules) {
+        self.rules.store(Arc::new(rules));
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Arc<Rules> {
+        self.rules.load_full()
+    }
+
+    /// The broker, for status.
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// The ledger, for status and for what the daemon itself does.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Somebody connected: its evidence is taken at once, before it can become somebody else (ATT-16).
+    pub async fn begin(&self, peer: Arc<Peer>, socket: Arc<str>) -> Session {
+        let session = Session { peer, socket, attested: Mutex::default() };
+        // An error is kept like a success: whoever asks on this connection gets it, on record.
+        let _ = self.attest(&session, &self.rules.load_full()).await;
+        session
+    }
+
+    /// One credential.
+    ///
+    /// # Errors
+    /// A [`Refusal`], on record.
+    pub async fn fulfil(&self, session: &Session, request: &Request) -> Result<Answer, Refusal> {
+        let rules = self.rules.load_full();
+        let account = Account::open(self, session, request, &rules);
+        let workload = match self.attest(session, &rules).await {
+            Ok(workload) => workload,
+            Err(error) => return Err(self.unattested(account, &error).await?),
+        };
+        let grant = match rules.policy.decide(&workload, &wish(request), self.clock.wall()) {
+            Ok(grant) => grant,
+            Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
+        };
+        let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
+            Ok(fetched) => fetched,
+            Err(failure) => return Err(self.failed(account, &workload, &grant, failure).await?),
+        };
+        if let Err(error) = self.attestor.confirm(&workload) {
+            return Err(self.unattested(account, &error).await?);
+        }
+        let Fetched { credential, source } = fetched;
+        let receipt = self.ledger.record(account.released(&workload, &grant, &credential, &source)).await?;
+        Ok(Answer { credential, receipt })
+    }
+
+    /// One credential now, and a way to wait for the next.
+    ///
+    /// # Errors
+    /// A [`Refusal`], on record.
+    pub async fn watch(&self, session: &Session, request: &Request) -> Result<(Answer, Watching), Refusal> {
+        let rules = self.rules.load_full();
+        // Listening begins before the first answer, so that no rotation falls between the two.
+        let listening = match self.attest(session, &rules).await {
+            Ok(workload) => match rules.policy.decide(&workload, &wish(request), self.clock.wall()) {
+                Ok(grant) => self.broker.watch(&grant).await.ok(),
+                Err(_) => None,
+            },
+            Err(_) => None,
+        };
+        let answer = self.fulfil(session, request).await?;
+        match listening {
+            Some(mut listening) => {
+                listening.catch_up();
+                Ok((answer, Watching(listening)))
+            }
+            None => Err(Refusal::Unavailable(answer.receipt, Failure::Closed)),
+        }
+    }
+
+    /// The next credential of one who listens: the full state, walked the whole way again.
+    ///
+    /// # Errors
+    /// A [`Refusal`], on record, when the right has ended.
+    pub async fn next(
+        &self,
+        session: &Session,
+        request: &Request,
+        watching: &mut Watching,
+    ) -> Result<Answer, Refusal> {
+        loop {
+            // Trouble too is walked through: the policy may have changed, and then the answer is a denial.
+            let _ = watching.0.changed().await;
+            match self.fulfil(session, request).await {
+                Err(Refusal::Unavailable(_, failure)) if failure != Failure::Closed => {
+                    let wait = match &failure {
+                        Failure::Issue { retry_after: Some(wait), .. } => *wait,
+                        _ => Duration::from_secs(30),
+                    };
+                    let _ = tokio::time::timeout(wait, watching.0.changed()).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Who the caller is and what it may have.
+    ///
+    /// # Errors
+    /// A [`Refusal`], on record.
+    pub async fn describe(
+        &self,
+        session: &Session,
+        request: &Request,
+    ) -> Result<(Arc<Workload>, Entitlement, Receipt), Refusal> {
+        let rules = self.rules.load_full();
+        let account = Account::open(self, session, request, &rules);
+        let workload = match self.attest(session, &rules).await {
+            Ok(workload) => workload,
+            Err(error) => return Err(self.unattested(account, &error).await?),
+        };
+        let entitlement = match rules.policy.describe(&workload, self.clock.wall()) {
+            Ok(entitlement) => entitlement,
+            Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
+        };
+        if let Err(error) = self.attestor.confirm(&workload) {
+            return Err(self.unattested(account, &error).await?);
+        }
+        let receipt = self.ledger.record(account.described(&workload, &entitlement)).await?;
+        Ok((workload, entitlement, receipt))
+    }
+
+    /// Gives a credential back. True if the issuer confirmed that it is revoked.
+    ///
+    /// # Errors
+    /// A [`Refusal`], on record.
+    pub async fn release(&self, session: &Session, request: &Request) -> Result<(bool, Receipt), Refusal> {
+        let rules = self.rules.load_full();
+        let account = Account::open(self, session, request, &rules);
+        let workload = match self.attest(session, &rules).await {
+            Ok(workload) => workload,
+            Err(error) => return Err(self.unattested(account, &error).await?),
+        };
+        let grant = match rules.policy.decide(&workload, &wish(request), self.clock.wall()) {
+            Ok(grant) => grant,
+            Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
+        };
+        let (revoked, detail) = match self.broker.release(&grant).await {
+            Ok(true) => (true, "revoked at the issuer".to_owned()),
+            Ok(false) => (false, "there was none".to_owned()),
+            Err(failure) => (false, format!("forgotten here, but not revoked: {failure}")),
+        };
+        let receipt = self.ledger.record(account.returned(&workload, &grant, revoked, &detail)).await?;
+        Ok((revoked, receipt))
+    }
+
+    /// Who a process would be and what it would get, for an operator. Grants nothing.
+    ///
+    /// # Errors
+    /// A [`Refusal`] if the operator's question cannot be recorded; the inner error if the process is gone.
+    pub async fn explain(
+        &self,
+        session: &Session,
+        pid: u32,
+        name: &str,
+    ) -> Result<Result<Explained, AttestError>, Refusal> {
+        let rules = self.rules.load_full();
+        let (attestor, interests) = (Arc::clone(&self.attestor), Arc::clone(&rules.interests));
+        let read = spawn_blocking(move || attestor.evidence(pid, Hold::Socket, &interests)).await;
+        let evidence = match read.unwrap_or(Err(AttestError::PeerExited)) {
+            Ok(evidence) => evidence,
+            Err(error) => return Ok(Err(error)),
+        };
+        let (reason, explanation) =
+            rules.policy.explain(&evidence, &Wish { credential: name, scope: &[] }, self.clock.wall());
+        // Asked only who it is: that it names no credential is no fault.
+        let reason = reason.filter(|reason| !(name.is_empty() && *reason == Reason::NoCredential));
+        let mut entry = self.entry(EventType::Explain, Outcome::Success);
+        entry.peer = Some(account::bare_peer(&session.peer));
+        entry.socket = Some(session.socket.to_string());
+        entry.detail = Some(format!("pid {pid}: {}", reason.map_or("granted", Reason::as_str)));
+        let receipt = self.ledger.record(entry).await?;
+        Ok(Ok(Explained { reason, explanation, facts: account::facts(&evidence), receipt }))
+    }
+
+    /// A call that broke the rules of the API, on record.
+    ///
+    /// # Errors
+    /// [`Refusal::Unrecorded`] if it cannot be.
+    pub async fn broke_protocol(&self, session: &Session, what: &str) -> Result<Receipt, Refusal> {
+        let mut entry = self.entry(EventType::Protocol, Outcome::Denied).detail(what);
+        entry.peer = Some(account::bare_peer(&session.peer));
+        entry.socket = Some(session.socket.to_string());
+        Ok(self.ledger.record(entry).await?)
+    }
+
+    /// A connection that ended because somebody else spoke on it, or could not be pinned.
+    pub async fn cut(&self, peer: Option<&Peer>, socket: &str, reason: &str, detail: &str) {
+        let mut entry =
+            self.entry(EventType::AttestationFailure, Outcome::Denied).because(reason).detail(detail);
+        entry.peer = peer.map(account::bare_peer);
+        entry.socket = Some(socket.to_owned());
+        // Nobody is answered, so nothing is held back if it cannot be written; the ledger's health says so.
+        if let Err(error) = self.ledger.record(entry).await {
+            tracing::error!(%error, reason, "a cut connection could not be recorded");
+        }
+    }
+
+    /// An entry that says only what happened, now.
+    pub fn entry(&self, kind: EventType, outcome: Outcome) -> Entry {
+        Entry::new(kind, outcome, uuid_v7(self.clock.wall(), &*self.dice))
+    }
+
+    /// What was attested when the connection came; taken anew only if the rules want to know more now.
+    async fn attest(&self, session: &Session, rules: &Rules) -> Result<Arc<Workload>, AttestError> {
+        if let Some((interests, attested)) = session.attested() {
+            match attested {
+                Ok(workload) if interests != rules.interests => self.attestor.confirm(&workload)?,
+                attested => return attested,
+            }
+        }
+        let (peer, interests) = (Arc::clone(&session.peer), Arc::clone(&rules.interests));
+        let attested = if self.attestor.must_read(peer.pid(), &interests) {
+            // A program not seen before is read from disk: not on the thread that serves everybody.
+            let attestor = Arc::clone(&self.attestor);
+            let read = spawn_blocking(move || attestor.attest(&peer, &interests)).await;
+            read.unwrap_or(Err(AttestError::PeerExited))
+        } else {
+            self.attestor.attest(&peer, &interests)
+        };
+        let attested = attested.map(Arc::new);
+        session.keep((Arc::clone(&rules.interests), attested.clone()));
+        attested
+    }
+
+    async fn unattested(&self, account: Account<'_>, error: &AttestError) -> Result<Refusal, Refusal> {
+        Ok(Refusal::Unattested(self.ledger.record(account.unattested(error)).await?))
+    }
+
+    async fn denied(
+        &self,
+        account: Account<'_>,
+        workload: &Workload,
+        denial: &Denial,
+    ) -> Result<Refusal, Refusal> {
+        Ok(Refusal::Denied(self.ledger.record(account.denied(workload, denial)).await?))
+    }
+
+    async fn failed(
+        &self,
+        account: Account<'_>,
+        workload: &Workload,
+        grant: &Grant,
+        failure: Failure,
+    ) -> Result<Refusal, Refusal> {
+        let receipt = self.ledger.record(account.failed(workload, grant, &failure)).await?;
+        Ok(Refusal::Unavailable(receipt, failure))
+    }
+}
+
+/// One who listens for rotations.
+#[derive(Debug)]
+pub struct Watching(Subscription);
+
+/// The answer to an operator's why.
+#[derive(Debug)]
+pub struct Explained {
+    /// Why not; None if it would be granted.
+    pub reason: Option<Reason>,
+    /// What was weighed.
+    pub explanation: Explanation,
+    /// The evidence, a line each: name, value or why it is missing.
+    pub facts: Vec<(&'static str, Result<String, String>)>,
+    /// That it was asked is on record.
+    pub receipt: Receipt,
+}
+
+fn wish(request: &Request) -> Wish<'_> {
+    Wish { credential: &request.name, scope: &request.scope }
+}
+
+/// The trace id of a `traceparent` (W3C Trace Context), if it is valid (AUD-08).
+pub fn trace_id(traceparent: &str) -> Option<String> {
+    let mut parts = traceparent.split('-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let nonzero = |text: &str| text.bytes().any(|byte| byte != b'0');
+    let valid = hex(version, 2) && version != "ff" && hex(trace, 32) && nonzero(trace);
+    (valid && hex(span, 16) && nonzero(span) && hex(flags, 2)).then(|| trace.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_valid_trace_is_copied() {
+        // AUD-08
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(trace_id(good).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
+        for bad in [
+            "",
+            "00-x-y-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+        ] {
+            assert_eq!(trace_id(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! HTTP/1.1 on a Unix socket of its own: for curl, for probes, for programs without gRPC. In goes a request of an attested
+//! session; out comes JSON. Credentials are walked for like any other; `/live` and `/ready` say how the agent is, and
+//! nothing about anybody.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::status::{EXCHANGE, Told, invalid, told};
+use crate::{
+    clock::Clock,
+    journey::{self, Answer, Journey, Session, trace_id},
+    policy::name_is_sound,
+};
+
+/// The face.
+#[derive(Clone, Debug)]
+pub struct Face {
+    /// The way to credentials.
+    pub journey: Arc<Journey>,
+    /// For what is left of a life.
+    pub clock: Arc<dyn Clock>,
+    /// Whether the agent stops.
+    pub stop: watch::Receiver<bool>,
+}
+
+impl Face {
+    /// Answers one request.
+    pub async fn answer(self, session: Arc<Session>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        if request.method() != Method::GET {
+            return json_response(
+                StatusCode::METHOD_NOT_ALLOWED,
+                None,
+                &json!({"error": "only GET is spoken here"}),
+            );
+        }
+        match path.as_str() {
+            "/live" => json_response(StatusCode::OK, None, &json!({"state": "live"})),
+            "/ready" => self.ready(),
+            _ => match path.strip_prefix("/v1/credentials/") {
+                Some(name) => {
+                    let (headers, query) = (request.headers(), request.uri().query().unwrap_or_default());
+                    match self.credential(&session, name, query, headers).await {
+                        Ok(response) => response,
+                        Err(no) => refused(&no),
+                    }
+                }
+                None => json_response(
+                    StatusCode::NOT_FOUND,
+                    None,
+                    &json!({"error": "there are /live, /ready and /v1/credentials/NAME"}),
+                ),
+            },
+        }
+    }
+
+    async fn credential(
+        &self,
+        session: &Session,
+        name: &str,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response<Full<Bytes>>, Told> {
+        // ATT-28: a gadget that can make somebody fetch a URL cannot set a header.
+        if headers.get("keybearer").is_none_or(|value| value != "v1") {
+            return Err(self
+                .broke(session, "every request for a credential carries the header `keybearer: v1`")
+                .await);
+        }
+        if !name_is_sound(name) {
+            return Err(self.broke(session, "a name is 1 to 63 of a-z, 0-9, - and _").await);
+        }
+        let Some((scope, min_ttl)) = parameters(query) else {
+            return Err(self
+                .broke(session, "the query is scope=A+B and min_ttl=SECONDS, nothing else")
+                .await);
+        };
+        let traceparent = headers.get("traceparent").and_then(|value| value.to_str().ok());
+        let asked = journey::Request {
+            name: name.to_owned(),
+            scope,
+            min_ttl,
+            patience: Duration::from_secs(30),
+            trace_id: traceparent.and_then(trace_id),
+        };
+        let answer = self.journey.fulfil(session, &asked).await.map_err(|no| told(&no))?;
+        let exchange = answer.receipt().exchange().to_string();
+        Ok(json_response(StatusCode::OK, Some(&exchange), &self.shown(&asked.name, &answer)))
+    }
+
+    fn shown(&self, name: &str, answer: &Answer) -> Value {
+        let credential = answer.credential();
+        json!({
+            "name": name,
+            "access_token": credential.token.expose_str().unwrap_or_default(),
+            "token_type": "Bearer",
+            "expires_at": format!("{:.0}", credential.window.until_wall),
+            "expires_in": credential.window.left(self.clock.boot()).as_secs(),
+            "scope": credential.scope.join(" "),
+            "audience": credential.audience,
+            "binding": credential.binding.as_str(),
+            "fingerprint": credential.fingerprint.to_string(),
+        })
+    }
+
+    async fn broke(&self, session: &Session, what: &'static str) -> Told {
+        match self.journey.broke_protocol(session, what).await {
+            Ok(receipt) => Told { exchange: Some(receipt.exchange().to_string()), ..invalid(what) },
+            Err(refusal) => told(&refusal),
+        }
+    }
+
+    /// Ready, stale (what is live is served, but an issuer is out of reach), or down.
+    fn ready(&self) -> Response<Full<Bytes>> {
+        let report = self.journey.broker().report();
+        let ledger = self.journey.ledger().health();
+        let mut why = Vec::new();
+        if *self.stop.borrow() {
+            why.push("the agent is shutting down".to_owned());
+        }
+        if !ledger.healthy {
+            why.push(format!("the ledger in {} cannot be written", ledger.directory.display()));
+        }
+        let mut down = !why.is_empty();
+        let failing = report.issuers.iter().filter(|(_, health)| health.failures > 0);
+        let failing: Vec<String> = failing
+            .map(|(name, health)| {
+                format!("issuer {name}: {}", health.last_error.as_deref().unwrap_or("it fails"))
+            })
+            .collect();
+        let stale = !failing.is_empty();
+        if stale && failing.len() == report.issuers.len() && self.journey.broker().live_count() == 0 {
+            down = true;
+        }
+        why.extend(failing);
+        let (status, state) = match (down, stale) {
+            (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "down"),
+            (false, true) => (StatusCode::OK, "stale"),
+            (false, false) => (StatusCode::OK, "ready"),
+        };
+        json_response(status, None, &json!({"state": state, "why": why}))
+    }
+}
+
+fn refused(no: &Told) -> Response<Full<Bytes>> {
+    let status = StatusCode::from_u16(no.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = json!({"error": no.reason, "message": no.message, "exchange": no.exchange});
+    let mut response = json_response(status, no.exchange.as_deref(), &body);
+    if let Some(wait) = no.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, wait.as_secs().max(1).into());
+    }
+    response
+}
+
+fn json_response(status: StatusCode, exchange: Option<&str>, body: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    if let Some(exchange) = exchange.and_then(|id| header::HeaderValue::from_str(id).ok()) {
+        headers.insert(EXCHANGE, exchange);
+    }
+    response
+}
+
+/// `scope=A+B&min_ttl=SECONDS`.
+fn parameters(query: &str) -> Option<(Vec<String>, Duration)> {
+    let (mut scope, mut min_ttl) = (None, None);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=')? {
+            ("scope", words) if scope.is_none() => {
+                let words: Vec<String> = decoded(words)?.split(' ').map(str::to_owned).collect();
+                if words.len() > 64 || words.iter().any(|word| word.is_empty() || word.len() > 256) {
+                    return None;
+                }
+                scope = Some(words);
+            }
+            ("min_ttl", seconds) if min_ttl.is_none() => {
+                min_ttl =
+                    Some(Duration::from_secs(seconds.parse().ok().filter(|seconds| *seconds <= 86_400)?));
+            }
+            _ => return None,
+        }
+    }
+    Some((scope.unwrap_or_default(), min_ttl.unwrap_or_default()))
+}
+
+/// Percent-decoding of ASCII.
+fn decoded(text: &str) -> Option<String> {
+    let mut out = String::new();
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        let byte = match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digits = [bytes.next()?, bytes.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            other => other,
+        };
+        if !(byte.is_ascii_graphic() || byte == b' ') {
+            return None;
+        }
+        out.push(char::from(byte));
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_few_and_checked() {
+        let scope = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        assert_eq!(parameters(""), Some((vec![], Duration::ZERO)));
+        assert_eq!(
+            parameters("scope=a+b%3Ac&min_ttl=60"),
+            Some((scope(&["a", "b:c"]), Duration::from_secs(60)))
+        );
+        for bad in [
+            "scope",
+            "scope=a&scope=b",
+            "min_ttl=-1",
+            "min_ttl=99999999",
+            "x=1",
+            "scope=%0a",
+            "scope=%zz",
+            "scope=a++b",
+        ] {
+            assert_eq!(parameters(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The faces of the agent: what comes in as bytes of some protocol goes out as a walk through the journey. In go
+//! listeners; out come answers in the words of gRPC or HTTP. How little a stranger learns is decided in one place
+//! ([`status`]).
+
+pub mod grpc;
+pub mod http;
+pub mod operator;
+pub mod status;
+
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
+
+use ::http::{Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tower::ServiceExt as _;
+
+use crate::{
+    attest::AttestError,
+    journey::{Journey, Session},
+    wire::{Accepted, Arrival, Ended, Fate, Limits, Listener, serve_http1, serve_http2},
+};
+
+/// Serves gRPC on `listener` until `stop`, then lets calls under way finish for as long as `drain`.
+pub async fn grpc_on(
+    listener: Listener,
+    journey: Arc<Journey>,
+    routes: tonic::service::Routes,
+    stop: watch::Receiver<bool>,
+    drain: Duration,
+) {
+    let routes = routes.prepare();
+    accept_all(listener, journey, stop, drain, move |accepted, session, limits, stop| {
+        let routes = routes.clone();
+        async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let mut request = request.map(tonic::body::Body::new);
+                request.extensions_mut().insert(Arc::clone(&session));
+                routes.clone().oneshot(request)
+            });
+            serve_http2(accepted.socket, accepted.peer, service, limits, stop).await
+        }
+    })
+    .await;
+}
+
+/// Serves HTTP/1.1 on `listener` until `stop`, then lets calls under way finish for as long as `drain`.
+pub async fn http_on<F, B>(
+    listener: Listener,
+    journey: Arc<Journey>,
+    answer: impl Fn(Arc<Session>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    stop: watch::Receiver<bool>,
+    drain: Duration,
+) where
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+{
+    accept_all(listener, journey, stop, drain, move |accepted, session, limits, stop| {
+        let answer = answer.clone();
+        async move {
+            let service = service_fn(move |request| {
+                let answered = answer(Arc::clone(&session), request);
+                async move { Ok::<_, Infallible>(answered.await) }
+            });
+            serve_http1(accepted.socket, accepted.peer, service, limits, stop).await
+        }
+    })
+    .await;
+}
+
+async fn accept_all<F>(
+    listener: Listener,
+    journey: Arc<Journey>,
+    mut stop: watch::Receiver<bool>,
+    drain: Duration,
+    serve: impl Fn(Accepted, Arc<Session>, Limits, watch::Receiver<bool>) -> F,
+) where
+    F: Future<Output = Ended> + Send + 'static,
+{
+    let socket: Arc<str> = listener.settings().path.to_string_lossy().into();
+    let limits = listener.limits();
+    let mut connections = JoinSet::new();
+    loop {
+        let arrival = tokio::select! {
+            arrival = listener.accept() => arrival,
+            _ = connections.join_next(), if !connections.is_empty() => continue,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        match arrival {
+            Ok(Arrival::Accepted(accepted, permit)) => {
+                let peer = Arc::clone(&accepted.peer);
+                // Begun before anything is read: what the process is now is what counts.
+                let session = Arc::new(journey.begin(Arc::clone(&peer), Arc::clone(&socket)).await);
+                let served = serve(accepted, session, limits, stop.clone());
+                let (journey, socket) = (Arc::clone(&journey), Arc::clone(&socket));
+                connections.spawn(async move {
+                    if let Ended::Cut(fate) = served.await {
+                        let (reason, detail) = told(&fate);
+                        journey.cut(Some(&peer), &socket, reason, &detail).await;
+                    }
+                    drop(permit);
+                });
+            }
+            Ok(Arrival::Nobody(AttestError::PeerExited)) | Ok(Arrival::TurnedAway) => {}
+            Ok(Arrival::Nobody(error)) => {
+                journey.cut(None, &socket, error.reason(), &error.to_string()).await
+            }
+            Err(error) => {
+                tracing::error!(%error, %socket, "cannot accept");
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+    drop(listener);
+    let finished = async { while connections.join_next().await.is_some() {} };
+    if timeout(drain, finished).await.is_err() {
+        tracing::warn!(%socket, left = connections.len(), "calls that did not finish in time are dropped");
+        connections.abort_all();
+    }
+}
+
+fn told(fate: &Fate) -> (&'static str, String) {
+    match fate {
+        Fate::Attest(error) => (error.reason(), error.to_string()),
+        Fate::Frame(error) => ("PROTOCOL", error.to_string()),
+    }
+}

@@ -1,0 +1,213 @@
+//! `keybearer.v1.Operator`: what the agent tells whoever runs it. In goes a question on the operators' socket; out comes how
+//! things are and why. No call here hands out a credential.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use prost_types::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Request, Response, Status, service::Routes};
+
+use super::status::told;
+use crate::{
+    broker::Health,
+    clock::{Boot, Clock},
+    journey::{Journey, Session},
+    proto::v1::{
+        ExplainRequest, ExplainResponse, Fact, IdentityStatus, IssuerStatus, LedgerStatus, NearMiss,
+        ReloadRequest, ReloadResponse, ShelfStatus, StatusRequest, StatusResponse,
+        operator_server::{Operator, OperatorServer},
+    },
+    wire::Admission,
+};
+
+/// What the daemon knows and the rooms do not.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// Name of the environment.
+    pub environment: String,
+    /// The strongest level this host and these privileges can prove, and why not more.
+    pub max_level: (String, String),
+    /// Key id and algorithm of each identity.
+    pub keys: BTreeMap<String, (String, String)>,
+    /// The URL of each issuer.
+    pub issuers: BTreeMap<String, String>,
+    /// What is wrong, worst first.
+    pub warnings: Vec<String>,
+    /// Why the last reload failed, if the settings in force are older than the file.
+    pub reload_error: String,
+}
+
+/// A wish for a reload, answered with what changed, or what is wrong.
+pub type Reload = oneshot::Sender<Result<Vec<String>, Vec<String>>>;
+
+/// The face.
+#[derive(Debug)]
+pub struct Face {
+    /// The rooms.
+    pub journey: Arc<Journey>,
+    /// What the daemon knows.
+    pub facts: Arc<ArcSwap<Facts>>,
+    /// Who is connected where.
+    pub admissions: Vec<Arc<Admission>>,
+    /// The way to the daemon.
+    pub reload: mpsc::Sender<Reload>,
+    /// For lengths of time.
+    pub clock: Arc<dyn Clock>,
+    /// When the agent started.
+    pub started: Boot,
+}
+
+impl Face {
+    /// Everything on the operators' socket.
+    pub fn routes(self) -> Routes {
+        Routes::new(OperatorServer::new(self).max_decoding_message_size(64 << 10))
+    }
+
+    fn issuer(&self, name: &str, url: &str, health: Option<&Health>, now: Boot) -> IssuerStatus {
+        let health = health.cloned().unwrap_or_default();
+        let state = match (&health.last_ok, health.failures) {
+            _ if health.open(now) => "open",
+            (_, 1..) => "failing",
+            (Some(_), 0) => "ok",
+            (None, 0) => "unused",
+        };
+        IssuerStatus {
+            name: name.into(),
+            url: url.into(),
+            state: state.into(),
+            failures: health.failures,
+            next_try: health.next_try.and_then(|next| prost_types::Duration::try_from(next.since(now)).ok()),
+            last_error: health.last_error.unwrap_or_default(),
+            skew_ms: None,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Operator for Face {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let now = self.clock.boot();
+        let (facts, report, rules) =
+            (self.facts.load(), self.journey.broker().report(), self.journey.rules());
+        let ledger = self.journey.ledger().health();
+        let length = |length: Duration| prost_types::Duration::try_from(length).ok();
+        let identities = rules.policy.identities().map(|identity| {
+            let (kid, algorithm) = facts.keys.get(&*identity.name).cloned().unwrap_or_default();
+            IdentityStatus {
+                name: identity.name.to_string(),
+                owner: identity.owner.clone(),
+                assurance: identity.assurance.as_str().into(),
+                credentials: identity.credentials.keys().map(ToString::to_string).collect(),
+                kid,
+                algorithm,
+            }
+        });
+        let issuers = facts
+            .issuers
+            .iter()
+            .map(|(name, url)| self.issuer(name, url, report.issuers.get(name.as_str()), now));
+        let shelf = report.shelf.iter().map(|entry| {
+            let window = entry.credential.as_ref().map(|credential| credential.window);
+            let until = window.map(|window| window.until_wall);
+            ShelfStatus {
+                identity: entry.order.identity.to_string(),
+                credential: entry.order.credential.to_string(),
+                issuer: entry.order.issuer.to_string(),
+                expires_at: until.map(|until| Timestamp { seconds: until.as_second(), nanos: 0 }),
+                expires_in: window.and_then(|window| length(window.left(now))),
+                refresh_in: entry.refresh_at.and_then(|at| length(at.since(now))),
+                scope: entry.order.scope.iter().map(ToString::to_string).collect(),
+                fingerprint: entry
+                    .credential
+                    .as_ref()
+                    .map(|it| it.fingerprint.to_string())
+                    .unwrap_or_default(),
+                last_error: entry.last_error.clone().unwrap_or_default(),
+            }
+        });
+        let mut shelf: Vec<ShelfStatus> = shelf.collect();
+        shelf.sort_by(|one, other| {
+            (&one.identity, &one.credential).cmp(&(&other.identity, &other.credential))
+        });
+        let mut warnings = facts.warnings.clone();
+        if !ledger.healthy {
+            warnings.insert(
+                0,
+                format!(
+                    "the ledger in {} cannot be written: make room or mend it",
+                    ledger.directory.display()
+                ),
+            );
+        }
+        Ok(Response::new(StatusResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            environment: facts.environment.clone(),
+            config_digest: self.journey.ledger().config_digest(),
+            uptime: length(now.since(self.started)),
+            max_level: facts.max_level.0.clone(),
+            max_level_why: facts.max_level.1.clone(),
+            identities: identities.collect(),
+            issuers: issuers.collect(),
+            shelf,
+            ledger: Some(LedgerStatus {
+                directory: ledger.directory.display().to_string(),
+                records: ledger.records,
+                healthy: ledger.healthy,
+            }),
+            connections: self.admissions.iter().map(|admission| admission.connected() as u32).sum(),
+            turned_away: self.admissions.iter().map(|admission| admission.turned_away()).sum(),
+            warnings,
+            reload_error: facts.reload_error.clone(),
+        }))
+    }
+
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        let session = request.extensions().get::<Arc<Session>>().cloned();
+        let session = session.ok_or_else(|| Status::internal("no session"))?;
+        let ExplainRequest { pid, name } = request.into_inner();
+        if pid == 0 || name.len() > 63 {
+            return Err(Status::invalid_argument(
+                "give the pid of a process of this host, and a credential's name or none",
+            ));
+        }
+        let explained = self.journey.explain(&session, pid, &name).await.map_err(|no| told(&no).status())?;
+        let explained = explained.map_err(|error| Status::not_found(format!("pid {pid}: {error}")))?;
+        let explanation = &explained.explanation;
+        let fact = |(name, value): &(&'static str, Result<String, String>)| Fact {
+            name: (*name).into(),
+            value: value.clone().unwrap_or_default(),
+            missing: value.clone().err().unwrap_or_default(),
+        };
+        Ok(Response::new(ExplainResponse {
+            granted: explained.reason.is_none(),
+            reason: explained.reason.map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
+            remedy: explained.reason.map(|reason| reason.remedy().to_owned()).unwrap_or_default(),
+            identity: explanation.identity.as_deref().unwrap_or_default().into(),
+            rule: explanation.rule.clone().unwrap_or_default(),
+            level: explanation.level.to_string(),
+            evidence: explained.facts.iter().map(fact).collect(),
+            missing: explanation.missed.clone(),
+            near: explanation
+                .near
+                .iter()
+                .map(|near| NearMiss {
+                    identity: near.identity.to_string(),
+                    selectors: near.of as u32,
+                    missed: near.missed.clone(),
+                })
+                .collect(),
+        }))
+    }
+
+    async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {
+        let (answer, answered) = oneshot::channel();
+        let closed = || Status::unavailable("the agent is shutting down");
+        self.reload.send(answer).await.map_err(|_| closed())?;
+        let (reloaded, messages) = match answered.await.map_err(|_| closed())? {
+            Ok(messages) => (true, messages),
+            Err(messages) => (false, messages),
+        };
+        Ok(Response::new(ReloadResponse { reloaded, messages }))
+    }
+}

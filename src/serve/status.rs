@@ -1,0 +1,218 @@
+//! How little a stranger learns. In goes a refusal; out comes a status: a code, one stable reason, when to come back.
+//! Whether there is no such credential or it is somebody else's, the bytes are the same (ATT-27); the ledger has the
+//! rest, under the exchange's id.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status, metadata::AsciiMetadataValue};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    audit::Receipt,
+    broker::Failure,
+    issuer::{IssueError, Reason},
+    journey::Refusal,
+};
+
+/// The domain of every reason.
+const DOMAIN: &str = "keybearer";
+
+/// The metadata that names the record.
+pub const EXCHANGE: &str = "keybearer-exchange";
+
+/// A refusal, as any protocol may tell it.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Told {
+    /// The class.
+    pub code: Code,
+    /// The stable reason.
+    pub reason: &'static str,
+    /// What the caller may do.
+    pub message: &'static str,
+    /// When to come back.
+    pub retry_after: Option<Duration>,
+    /// The exchange, if it is on record.
+    pub exchange: Option<String>,
+}
+
+/// What a caller is told.
+pub fn told(refusal: &Refusal) -> Told {
+    let told = |code, reason, message, retry_after, receipt: Option<&Receipt>| Told {
+        code,
+        reason,
+        message,
+        retry_after,
+        exchange: receipt.map(|receipt| receipt.exchange().to_string()),
+    };
+    match refusal {
+        Refusal::Denied(receipt) => told(
+            Code::PermissionDenied,
+            "NOT_ENTITLED",
+            "not entitled; an operator can see why with `keybearer explain` or in the ledger",
+            None,
+            Some(receipt),
+        ),
+        Refusal::Unattested(receipt) => told(
+            Code::PermissionDenied,
+            "NOT_ATTESTED",
+            "the caller could not be attested, or has changed since it connected: open a new connection",
+            None,
+            Some(receipt),
+        ),
+        Refusal::Unavailable(receipt, failure) => {
+            let (code, reason, message, retry_after) = of_failure(failure);
+            told(code, reason, message, retry_after, Some(receipt))
+        }
+        Refusal::Unrecorded(_) => told(
+            Code::Unavailable,
+            "AUDIT_UNAVAILABLE",
+            "the agent cannot record the exchange, so it does not answer it",
+            Some(Duration::from_secs(5)),
+            None,
+        ),
+    }
+}
+
+impl Told {
+    /// As a gRPC status with `google.rpc.ErrorInfo` and `RetryInfo`.
+    pub fn status(&self) -> Status {
+        let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, HashMap::new());
+        if self.retry_after.is_some() {
+            details.set_retry_info(self.retry_after);
+        }
+        let mut status = Status::with_error_details(self.code, self.message, details);
+        if let Some(exchange) =
+            self.exchange.as_ref().and_then(|id| AsciiMetadataValue::try_from(id.as_str()).ok())
+        {
+            status.metadata_mut().insert(EXCHANGE, exchange);
+        }
+        status
+    }
+
+    /// As an HTTP status.
+    pub fn http_status(&self) -> u16 {
+        match self.code {
+            Code::InvalidArgument => 400,
+            Code::PermissionDenied => 403,
+            Code::FailedPrecondition => 409,
+            Code::ResourceExhausted => 429,
+            Code::Internal => 500,
+            _ => 503,
+        }
+    }
+}
+
+/// A call that breaks the rules of the API.
+pub fn invalid(message: &'static str) -> Told {
+    Told {
+        code: Code::InvalidArgument,
+        reason: "INVALID_REQUEST",
+        message,
+        retry_after: None,
+        exchange: None,
+    }
+}
+
+type OfFailure = (Code, &'static str, &'static str, Option<Duration>);
+
+fn of_failure(failure: &Failure) -> OfFailure {
+    match failure {
+        Failure::Issue { error, retry_after, .. } => {
+            let reason = error.reason();
+            let (code, message) = of_reason(reason);
+            let again = matches!(error, IssueError::Retry { .. }) || code == Code::Unavailable;
+            (code, reason.as_str(), message, retry_after.or(again.then_some(Duration::from_secs(5))))
+        }
+        Failure::TtlUnmet { .. } => (
+            Code::FailedPrecondition,
+            "TTL_UNMET",
+            "the issuer's credentials do not live as long as asked",
+            None,
+        ),
+        Failure::Closed => {
+            let message = "the agent is shutting down";
+            (Code::Unavailable, "SHUTTING_DOWN", message, Some(Duration::from_secs(1)))
+        }
+    }
+}
+
+/// STANDARDS 4.4, one arm a row.
+fn of_reason(reason: Reason) -> (Code, &'static str) {
+    const OPERATOR: &str = "the issuer cannot be used as it is set up; an operator has to act";
+    const LATER: &str = "the issuer cannot be reached or does not answer well: try again";
+    match reason {
+        Reason::AgentBugRequest | Reason::OneTimeReuse => {
+            (Code::Internal, "the agent and the issuer misunderstand each other; an operator has to look")
+        }
+        Reason::AudienceDenied | Reason::ScopeDenied | Reason::RarDenied => {
+            (Code::PermissionDenied, "the issuer denies this scope or resource")
+        }
+        Reason::AudMismatch | Reason::ScopeEscalated | Reason::TokenNotBound | Reason::IssuerMismatch => {
+            (Code::FailedPrecondition, "the issuer gave something else than was ordered, so it was discarded")
+        }
+        Reason::GrantRejected
+        | Reason::IssuerConfig
+        | Reason::CfgAudPin
+        | Reason::EndpointForeign
+        | Reason::IssuerRedirect => (Code::FailedPrecondition, OPERATOR),
+        // ER-02: never the caller's fault, and an operator is at it.
+        Reason::ClientAuthRejected | Reason::ClockUntrusted | Reason::KeyUnavailable => {
+            (Code::Unavailable, OPERATOR)
+        }
+        Reason::DpopRejected | Reason::IssuerProtocol | Reason::IssuerTls | Reason::IssuerUnavailable => {
+            (Code::Unavailable, LATER)
+        }
+        Reason::IssuerRateLimit => (Code::ResourceExhausted, "the issuer asked to slow down"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::issuer::IssueFacts;
+
+    fn failure(error: IssueError, retry_after: Option<Duration>) -> Failure {
+        Failure::Issue { error, retry_after, attempts: 1, facts: IssueFacts::default() }
+    }
+
+    #[test]
+    fn each_row_has_its_code_and_reason() {
+        // ER-01..08, ER-11, ER-12
+        let detail = String::new;
+        let retry = |reason| IssueError::Retry { reason, detail: detail(), after: None };
+        let refused = |reason| IssueError::Refused { reason, detail: detail() };
+        let config = |reason| IssueError::Misconfigured { reason, detail: detail() };
+        for (error, code, name) in [
+            (config(Reason::AgentBugRequest), Code::Internal, "AGENT_BUG_REQUEST"),
+            (config(Reason::ClientAuthRejected), Code::Unavailable, "CLIENT_AUTH_REJECTED"),
+            (refused(Reason::GrantRejected), Code::FailedPrecondition, "GRANT_REJECTED"),
+            (config(Reason::IssuerConfig), Code::FailedPrecondition, "ISSUER_CONFIG"),
+            (refused(Reason::ScopeDenied), Code::PermissionDenied, "SCOPE_DENIED"),
+            (refused(Reason::AudienceDenied), Code::PermissionDenied, "AUDIENCE_DENIED"),
+            (refused(Reason::RarDenied), Code::PermissionDenied, "RAR_DENIED"),
+            (retry(Reason::DpopRejected), Code::Unavailable, "DPOP_REJECTED"),
+            (retry(Reason::IssuerRateLimit), Code::ResourceExhausted, "ISSUER_RATE_LIMIT"),
+            (retry(Reason::IssuerUnavailable), Code::Unavailable, "ISSUER_UNAVAILABLE"),
+            (retry(Reason::IssuerTls), Code::Unavailable, "ISSUER_TLS"),
+        ] {
+            let (is, reason, message, _) = of_failure(&failure(error, None));
+            assert_eq!((is, reason), (code, name));
+            assert!(!message.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_status_carries_its_reason_and_when_to_come_back() {
+        let wait = Duration::from_secs(3);
+        let error =
+            IssueError::Retry { reason: Reason::IssuerRateLimit, detail: "canary".into(), after: None };
+        let (code, reason, message, retry_after) = of_failure(&failure(error, Some(wait)));
+        let status = Told { code, reason, message, retry_after, exchange: None }.status();
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!((info.domain.as_str(), info.reason.as_str()), ("keybearer", "ISSUER_RATE_LIMIT"));
+        assert_eq!(details.retry_info().unwrap().retry_delay, Some(wait));
+        // ER-13: the issuer's words stay in the ledger.
+        assert!(!format!("{status:?}").contains("canary"));
+    }
+}
