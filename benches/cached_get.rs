@@ -1,1 +1,3 @@
+//! The cached `Get` of the agent beside a bare tonic server.
+
 fn main() {}

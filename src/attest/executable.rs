@@ -98,7 +98,10 @@ impl Executable {
 
 /// Digests by the identity of the file, so that a program is read once and not at each call (ATT-14).
 #[derive(Debug, Default)]
-pub struct Digests(Mutex<HashMap<(u64, u64, u64, i128, i128), [u8; 32]>>);
+pub struct Digests(Mutex<Known>);
+
+/// Device, inode, size, and when content and inode last changed; and the digest of that file.
+type Known = HashMap<(u64, u64, u64, i128, i128), [u8; 32]>;
 
 impl Digests {
     /// What is remembered of `exe`.
@@ -140,7 +143,7 @@ impl Digests {
         Ok(sum)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(u64, u64, u64, i128, i128), [u8; 32]>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

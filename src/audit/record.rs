@@ -114,11 +114,9 @@ impl Entry {
     /// Cuts what strangers could have made long (AUD-07). JSON escapes the rest.
     pub(super) fn capped(mut self) -> Self {
         let cap = |text: &mut Option<String>| {
-            if let Some(text) = text {
-                if text.len() > MAX_TEXT {
-                    let end = (0..=MAX_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-                    text.truncate(end);
-                }
+            if let Some(text) = text.as_mut().filter(|text| text.len() > MAX_TEXT) {
+                let end = (0..=MAX_TEXT).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+                text.truncate(end);
             }
         };
         cap(&mut self.detail);

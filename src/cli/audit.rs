@@ -162,7 +162,10 @@ fn tail(
     for record in &last {
         show(record, json)?;
     }
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         // A file has no event for "longer" that reaches every file system; twice a second is soon enough for eyes.
         std::thread::sleep(Duration::from_millis(500));
         for record in open(next)? {
@@ -172,7 +175,6 @@ fn tail(
             }
         }
     }
-    Ok(())
 }
 
 fn show(record: &Record, json: bool) -> Result<(), Exit> {

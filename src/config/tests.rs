@@ -1,1 +1,238 @@
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
+use super::*;
+use crate::{
+    audit::{OnFailure, Sync},
+    keys::Custody,
+};
+
+const NOW: &str = "2026-11-01T00:00:00Z";
+
+const GOOD: &str = r#"
+environment = "prod"
+
+[issuers.corp]
+kind = "oauth"
+issuer = "https://idp.example.com"
+
+[identities.payments]
+owner = "payments@example.com"
+assurance = "interim"
+match = { uid = 1000 }
+
+[identities.payments.credentials.ledger]
+issuer = "corp"
+client_id = "payments"
+resource = "https://ledger.example.com"
+scope = ["ledger:write"]
+exception = { owner = "payments@example.com", reason = "not bound yet", until = "2026-12-31" }
+"#;
+
+struct Desk(tempfile::TempDir);
+
+impl Desk {
+    fn with(text: &str) -> Self {
+        let desk = Self(tempfile::tempdir().unwrap());
+        desk.write("agent.toml", text);
+        desk
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.0.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+    }
+
+    fn load(&self, overrides: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+        let environment: BTreeMap<String, String> =
+            overrides.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let root = format!("{}/", self.0.path().display());
+        load(&self.0.path().join("agent.toml"), &environment, NOW.parse().unwrap())
+            .map_err(|mistakes| mistakes.iter().map(|it| it.to_string().replace(&root, "")).collect())
+    }
+}
+
+fn mistakes(text: &str) -> Vec<String> {
+    Desk::with(text).load(&[]).unwrap_err()
+}
+
+#[test]
+fn the_example_loads_and_its_defaults_are_the_defaults() {
+    let example =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("agent.toml.example")).unwrap();
+    let example = Desk::with(&example).load(&[]).unwrap();
+    let plain = Desk::with(GOOD).load(&[]).unwrap();
+    assert_eq!(example.listen, plain.listen);
+    assert_eq!((example.audit.sync, example.audit.on_failure), (Sync::Checkpoint, OnFailure::Deny));
+    assert_eq!(example.audit.checkpoint_every, plain.audit.checkpoint_every);
+    assert_eq!(example.log, plain.log);
+    assert_eq!(example.drain, plain.drain);
+    assert_eq!(example.keys, plain.keys);
+    let oauth = |settings: &Settings| {
+        let IssuerSettings::OAuth(oauth) = settings.issuers["corp"].clone();
+        oauth
+    };
+    let issuer = oauth(&plain).issuer;
+    assert_eq!(crate::issuer::oauth::OAuthSettings { issuer, ..oauth(&example) }, oauth(&plain));
+}
+
+#[test]
+fn a_short_file_is_enough() {
+    let settings = Desk::with(GOOD).load(&[]).unwrap();
+    let identity = settings.policy.identities().next().unwrap();
+    let rule = &identity.credentials["ledger"];
+    assert_eq!(rule.max_ttl.as_secs(), 3600);
+    assert!(rule.require_aud);
+    // A date means through that day.
+    assert_eq!(rule.exception.as_ref().unwrap().until.to_string(), "2027-01-01T00:00:00Z");
+    let Custody::File { path } = &settings.keys["payments"].custody else { panic!("a file by default") };
+    assert_eq!(path.to_str(), Some("/var/lib/keybearer/keys/payments.client-auth.pem"));
+    assert_eq!(settings.digest.len(), 64);
+}
+
+#[test]
+fn every_mistake_is_told_at_once_with_its_line() {
+    let told = mistakes(
+        r#"environment = "prod"
+colour = "blue"
+
+[issuers.corp]
+kind = "oauth"
+issuer = "http://idp.example.com"
+timeout = "ten"
+
+[identities.payments]
+owner = "payments@example.com"
+asurance = "interim"
+match = { unit = "payments" }
+
+[identities.payments.credentials.ledger]
+issuer = "corpp"
+client_id = "payments"
+client_secret = "hunter2"
+scope = "ledger:write"
+"#,
+    );
+    let expected = [
+        "agent.toml:2: colour: there is no such key",
+        "agent.toml:6: issuers.corp.issuer: it has to be https",
+        "agent.toml:7: issuers.corp.timeout: it has to be a length of time",
+        "agent.toml:9: identities.payments.assurance: say how much it matters",
+        "agent.toml:11: identities.payments.asurance: there is no such key: did you mean assurance?",
+        "agent.toml:12: identities.payments.match.unit: it has to end in .service",
+        "agent.toml:14: identities.payments.credentials.ledger.exception: whoever steals a bearer token",
+        "agent.toml:15: identities.payments.credentials.ledger.issuer: there is no [issuers.NAME]",
+        "agent.toml:17: identities.payments.credentials.ledger.client_secret: there is no such key, and no shared secret",
+        "agent.toml:18: identities.payments.credentials.ledger.scope: it has to be a list of strings, not a string",
+    ];
+    for expected in expected {
+        assert!(
+            told.iter().any(|line| line.starts_with(expected)),
+            "{expected}\nis not in\n{}",
+            told.join("\n")
+        );
+    }
+    // Values are never repeated: any of them could be a secret in the wrong place (BCP-03).
+    assert!(!told.join("\n").contains("hunter2"));
+}
+
+#[test]
+fn a_file_that_is_not_toml_names_its_line_and_not_its_content() {
+    let told = mistakes("environment = \"prod\"\npassword = hunter2 hunter2\n");
+    assert_eq!(told.len(), 1);
+    assert!(told[0].starts_with("agent.toml:2: this is not TOML"), "{told:?}");
+    assert!(!told[0].contains("hunter2"), "{told:?}");
+}
+
+#[test]
+fn files_that_others_can_write_are_refused() {
+    let desk = Desk::with(GOOD);
+    let path = desk.0.path().join("agent.toml");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
+    assert!(desk.load(&[]).unwrap_err()[0].contains("chmod go-w"));
+    fs::remove_file(&path).unwrap();
+    assert!(desk.load(&[]).unwrap_err()[0].contains("cannot be opened"));
+    fs::create_dir(&path).unwrap();
+    assert!(desk.load(&[]).unwrap_err()[0].contains("not a regular file"));
+}
+
+#[test]
+fn drop_ins_add_and_the_environment_has_the_last_word() {
+    let desk = Desk::with(GOOD);
+    desk.write("agent.toml.d/10-audit.toml", "[audit]\nsync = \"always\"\non_failure = \"deny\"\n");
+    desk.write(
+        "agent.toml.d/20-more.toml",
+        &GOOD[GOOD.find("[identities").unwrap()..].replace("payments", "billing").replace("1000", "1001"),
+    );
+    desk.write("agent.toml.d/ignored.txt", "nonsense");
+    let settings = desk
+        .load(&[("KEYBEARER_CONFIG__AUDIT__CHECKPOINT_RECORDS", "7"), ("KEYBEARER_SOCKET", "/x")])
+        .unwrap();
+    assert_eq!(settings.policy.identities().count(), 2);
+    assert_eq!((settings.audit.sync, settings.audit.checkpoint_records), (Sync::Always, 7));
+    assert_ne!(settings.digest, desk.load(&[]).unwrap().digest, "overrides are part of what was in force");
+    let wrong = desk.load(&[("KEYBEARER_CONFIG__AUDIT__SYNC", "sometimes")]).unwrap_err();
+    assert!(wrong[0].contains("audit.sync: it has to be one of \"checkpoint\", \"always\""), "{wrong:?}");
+}
+
+#[test]
+fn an_identity_in_two_files_is_refused() {
+    let desk = Desk::with(GOOD);
+    desk.write("agent.toml.d/10.toml", "[identities.payments]\nowner = \"somebody@else\"\n");
+    let told = desk.load(&[]).unwrap_err();
+    assert!(told[0].starts_with("agent.toml.d/10.toml:1: identities.payments: it is also in"), "{told:?}");
+}
+
+#[test]
+fn a_development_issuer_is_refused_in_production() {
+    // S11
+    let dev =
+        GOOD.replace("https://idp.example.com", "http://127.0.0.1:9").replace("kind =", "dev = true\nkind =");
+    assert!(mistakes(&dev).iter().any(|line| line.contains("issuers.corp.dev") && line.contains("S11")));
+    Desk::with(&dev.replace("\"prod\"", "\"dev\"")).load(&[]).unwrap();
+}
+
+#[test]
+fn the_audience_override_needs_its_pin() {
+    // PKJ-05
+    let text = GOOD.replace("kind =", "audience = \"token_endpoint\"\nkind =");
+    assert!(mistakes(&text).iter().any(|line| line.contains("CFG_AUD_PIN")), "{:?}", mistakes(&text));
+    let pinned = text.replace("kind =", "token_endpoint = \"https://idp.example.com/token\"\nkind =");
+    Desk::with(&pinned).load(&[]).unwrap();
+}
+
+#[test]
+fn two_identities_are_never_one_client() {
+    // NHI-9
+    let second = GOOD[GOOD.find("[identities").unwrap()..]
+        .replace("identities.payments", "identities.billing")
+        .replace("1000", "1001");
+    let told = mistakes(&format!("{GOOD}{second}"));
+    assert!(told.iter().any(|line| line.contains("same client of this issuer")), "{told:?}");
+}
+
+#[test]
+fn interim_needs_a_ledger_that_denies() {
+    // S40
+    let told = mistakes(&format!("{GOOD}\n[audit]\non_failure = \"allow\"\n"));
+    assert!(told.iter().any(|line| line.contains("S40")), "{told:?}");
+}
+
+#[test]
+fn unknown_users_groups_and_names_are_told() {
+    for (from, to, expected) in [
+        ("uid = 1000", "user = \"no-such-user-here\"", "match.user: this host knows no such user"),
+        ("uid = 1000", "group = \"no-such-group-here\"", "match.group: this host knows no such group"),
+        ("uid = 1000", "sha256 = \"abc\"", "match.sha256: it has to be 64 hexadecimal digits"),
+        ("uid = 1000", "uid = -1", "match.uid: it has to be from 0"),
+        ("uid = 1000", "exe = \"bin/x\"", "match.exe: it has to be an absolute path"),
+        ("identities.payments", "identities.\"Pay ments\"", "a name is 1 to 63 of"),
+        ("[\"ledger:write\"]", "[\"*\"]", "S41"),
+        ("2026-12-31", "soon", "until: it has to be a date"),
+        ("2026-12-31", "2027-12-31", "more than 90 days ahead"),
+    ] {
+        let told = mistakes(&GOOD.replace(from, to));
+        assert!(told.iter().any(|line| line.contains(expected)), "{to}: {told:?}");
+    }
+}

@@ -189,7 +189,7 @@ mod tests {
             let offset = table.symbols[length].iter().position(|symbol| symbol == byte).unwrap();
             bits.push_str(&format!("{:0length$b}", table.first[length] as usize + offset));
         }
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push('1');
         }
         bits.as_bytes()

@@ -1,1 +1,3 @@
+//! Performs what an attacker on this host would; see tests/attackers.rs.
+
 fn main() {}
