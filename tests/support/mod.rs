@@ -1,0 +1,287 @@
+//! The real binary on a real socket, with the development issuer in this process. In goes what a test wants of the
+//! settings; out comes an agent that is ready, because it said so.
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::{
+    fs,
+    io::Read as _,
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use keybearer::{
+    audit::{Record, Report, VerifyError, read, verify},
+    client::Agent,
+    clock::{SystemClock, SystemDice},
+    dev::{Client, DevIssuer, DevIssuerSettings, Handle},
+    jose::{Algorithm, PublicKey},
+};
+use serde_json::Value;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_keybearer");
+pub const RESOURCE: &str = "https://orders.example";
+
+/// Root on a machine to be thrown away can try what others cannot.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Says that a test cannot run here, by name; `tests/run` counts these lines.
+pub fn skip(test: &str, why: &str) {
+    println!("SKIPPED {test}: {why}");
+}
+
+/// An issuer in this process.
+pub struct Issuer {
+    pub handle: Handle,
+    _stop: tokio::sync::oneshot::Sender<()>,
+}
+
+/// Starts the development issuer.
+pub fn issuer(life: u64) -> Issuer {
+    issuer_at(0, life)
+}
+
+pub fn issuer_at(port: u16, life: u64) -> Issuer {
+    let settings =
+        DevIssuerSettings { port, token_life: Duration::from_secs(life), ..DevIssuerSettings::default() };
+    let issuer = DevIssuer::bind(settings, SystemClock::shared(), SystemDice::shared()).unwrap();
+    let handle = issuer.handle();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(issuer.run(async {
+        let _ = stopped.await;
+    }));
+    Issuer { handle, _stop: stop }
+}
+
+/// An agent at work.
+pub struct TestAgent {
+    pub dir: Arc<tempfile::TempDir>,
+    child: Child,
+    log: Option<std::thread::JoinHandle<String>>,
+}
+
+/// What a test wants.
+pub struct Setup {
+    pub dir: Arc<tempfile::TempDir>,
+    config: String,
+}
+
+impl Setup {
+    /// An agent whose identity `shop` is whoever runs this test.
+    pub fn new(issuer: &str) -> Self {
+        Self::matching(issuer, &format!("match = {{ uid = {} }}", rustix::process::geteuid().as_raw()))
+    }
+
+    pub fn matching(issuer: &str, selectors: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let until = SystemClock::shared().wall().as_second() + 86_400;
+        let until = jiff::Timestamp::from_second(until).unwrap();
+        let config = format!(
+            r#"environment = "test"
+state_directory = "{0}/state"
+runtime_directory = "{0}/run"
+drain = "2s"
+
+[listen]
+workload_mode = "0666"
+http_mode = "0666"
+operator_mode = "0600"
+
+[log]
+filter = "trace"
+format = "json"
+
+[issuers.dev]
+kind = "oauth"
+issuer = "{issuer}"
+dev = true
+timeout = "3s"
+
+[identities.shop]
+owner = "shop@example.com"
+assurance = "interim"
+{selectors}
+
+[identities.shop.credentials.orders]
+issuer = "dev"
+client_id = "shop"
+resource = "{RESOURCE}"
+scope = ["orders:read", "orders:write"]
+exception = {{ owner = "shop@example.com", reason = "a test", until = "{until:.0}" }}
+"#,
+            dir.path().display()
+        );
+        Self { dir: Arc::new(dir), config }
+    }
+
+    /// With one text for another in the settings.
+    pub fn with(mut self, from: &str, to: &str) -> Self {
+        assert!(self.config.contains(from), "{from}");
+        self.config = self.config.replace(from, to);
+        self
+    }
+
+    pub fn and(mut self, more: &str) -> Self {
+        self.config.push_str(more);
+        self
+    }
+
+    pub fn write(&self) -> PathBuf {
+        let path = self.dir.path().join("agent.toml");
+        fs::write(&path, &self.config).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    /// Starts the agent, registers its key at the issuer, and waits until it says that it is ready.
+    pub fn start(&self, issuer: Option<&Handle>) -> TestAgent {
+        let config = self.write();
+        if let Some(issuer) = issuer {
+            register(issuer, &config);
+        }
+        TestAgent::start(Arc::clone(&self.dir))
+    }
+}
+
+/// Makes the key, exports its public half with the real command, and registers it.
+pub fn register(issuer: &Handle, config: &Path) {
+    let exported = Command::new(BINARY).args(["keys", "export", "--config"]).arg(config).output().unwrap();
+    assert!(exported.status.success(), "{exported:?}");
+    let jwks: Value = serde_json::from_slice(&exported.stdout).unwrap();
+    let keys = jwks["keys"].as_array().unwrap().iter().map(|jwk| {
+        let algorithm: Algorithm = jwk["alg"].as_str().unwrap().parse().unwrap();
+        (PublicKey::from_jwk(jwk).unwrap(), algorithm)
+    });
+    let client = Client {
+        client_id: "shop".into(),
+        keys: keys.collect(),
+        scope: vec!["orders:read".into(), "orders:write".into()],
+        resources: vec![RESOURCE.into()],
+    };
+    issuer.register(client).unwrap();
+}
+
+impl TestAgent {
+    pub fn start(dir: Arc<tempfile::TempDir>) -> Self {
+        let notify = dir.path().join("notify");
+        let _ = fs::remove_file(&notify);
+        let told = UnixDatagram::bind(&notify).unwrap();
+        told.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut child = Command::new(BINARY)
+            .args(["agent", "--config"])
+            .arg(dir.path().join("agent.toml"))
+            .env("NOTIFY_SOCKET", &notify)
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut errors = child.stderr.take().unwrap();
+        let log = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = errors.read_to_string(&mut text);
+            text
+        });
+        let mut agent = Self { dir, child, log: Some(log) };
+        let mut message = [0; 256];
+        match told.recv(&mut message) {
+            Ok(len) => assert_eq!(&message[..len], b"READY=1\n".get(..len).unwrap_or_default()),
+            Err(error) => {
+                let _ = agent.child.kill();
+                panic!("the agent did not become ready ({error}): {}", agent.log_text());
+            }
+        }
+        agent
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.dir.path().join("run").join(name)
+    }
+
+    pub async fn client(&self) -> Agent {
+        Agent::connect(self.socket("agent.sock")).await.unwrap()
+    }
+
+    /// The command line, with the sockets of this agent.
+    pub fn keybearer(&self, arguments: &[&str]) -> Output {
+        Command::new(BINARY)
+            .args(arguments)
+            .env("KEYBEARER_CONFIG", self.dir.path().join("agent.toml"))
+            .env("KEYBEARER_SOCKET", self.socket("agent.sock"))
+            .env("KEYBEARER_OPERATOR_SOCKET", self.socket("operator.sock"))
+            .env("KEYBEARER_HTTP_SOCKET", self.socket("http.sock"))
+            .output()
+            .unwrap()
+    }
+
+    pub fn ledger(&self) -> PathBuf {
+        self.dir.path().join("state/audit")
+    }
+
+    pub fn records(&self) -> Vec<Record> {
+        read(&self.ledger(), 0).unwrap().collect()
+    }
+
+    pub fn verify(&self) -> Result<Report, VerifyError> {
+        verify(&self.ledger(), None)
+    }
+
+    pub fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.pid().to_string()]).status().unwrap().success());
+    }
+
+    /// Asks it to stop; its exit code and its log.
+    pub fn stop(mut self) -> (Option<i32>, String) {
+        self.signal("-TERM");
+        let status = self.child.wait().unwrap();
+        (status.code(), self.log_text())
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill(mut self) -> String {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.log_text()
+    }
+
+    fn log_text(&mut self) -> String {
+        self.log.take().map(|log| log.join().unwrap()).unwrap_or_default()
+    }
+}
+
+impl Drop for TestAgent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One HTTP/1.1 exchange on a Unix socket: status and whole answer.
+pub fn http(socket: &Path, request: &str) -> (u16, String) {
+    use std::io::Write as _;
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    (status, answer)
+}
+
+/// A GET with the header that our HTTP face wants.
+pub fn get(socket: &Path, path: &str) -> (u16, String) {
+    http(socket, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nkeybearer: v1\r\nconnection: close\r\n\r\n"))
+}
+
+/// The JSON of an HTTP answer.
+pub fn body(answer: &str) -> Value {
+    serde_json::from_str(answer.split("\r\n\r\n").nth(1).unwrap_or_default().trim()).unwrap_or(Value::Null)
+}
