@@ -211,7 +211,7 @@ async fn an_outage_is_survived_with_what_is_live_and_told_when_nothing_is() {
     narrow.unwrap();
     let failures =
         agent.records().into_iter().filter(|record| record.entry.event.kind == EventType::IssueFailure);
-    let failure = failures.last().unwrap();
+    let failure = failures.next_back().unwrap();
     assert_eq!(failure.entry.event.reason.as_deref(), Some("ISSUER_UNAVAILABLE"));
     assert_eq!(failure.entry.issuer_response.unwrap().http_status, Some(503));
 }
