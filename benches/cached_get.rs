@@ -19,8 +19,8 @@ use keybearer::{
     dev::{Client, DevIssuer, DevIssuerSettings},
     jose::{Algorithm, PublicKey},
     proto::v1::{
-        Credential, DescribeRequest, DescribeResponse, GetRequest, GetResponse, ReleaseRequest, ReleaseResponse,
-        WatchRequest, WatchResponse,
+        Credential, DescribeRequest, DescribeResponse, GetRequest, GetResponse, ReleaseRequest,
+        ReleaseResponse, WatchRequest, WatchResponse,
         credentials_client::CredentialsClient,
         credentials_server::{Credentials, CredentialsServer},
     },
@@ -127,7 +127,8 @@ fn row(name: &str, samples: &[(Sample, Sample)], figure: fn(&Sample) -> f64) {
     };
     let (agent, ..) = median(samples.iter().map(|(agent, _)| figure(agent)).collect());
     let (bare, ..) = median(samples.iter().map(|(_, bare)| figure(bare)).collect());
-    let (ratio, least, most) = median(samples.iter().map(|(agent, bare)| figure(agent) / figure(bare)).collect());
+    let (ratio, least, most) =
+        median(samples.iter().map(|(agent, bare)| figure(agent) / figure(bare)).collect());
     println!("{name:<46} {agent:>10.1} {bare:>10.1}   {ratio:.2} ({least:.2} - {most:.2})");
 }
 
@@ -276,7 +277,8 @@ fn start_issuer() -> keybearer::dev::Handle {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let settings = DevIssuerSettings { token_life: Duration::from_secs(3000), ..DevIssuerSettings::default() };
+            let settings =
+                DevIssuerSettings { token_life: Duration::from_secs(3000), ..DevIssuerSettings::default() };
             let issuer = DevIssuer::bind(settings, SystemClock::shared(), SystemDice::shared()).unwrap();
             sender.send(issuer.handle()).unwrap();
             issuer.run(std::future::pending()).await.unwrap();

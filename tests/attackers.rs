@@ -1,0 +1,269 @@
+//! The experiments of STANDARDS 7.0 against the real binary: each is carried out for real by the program `attacker`, and
+//! each is refused, leaves its record, and disturbs nobody else. The honest control gets its credential by the same
+//! words, so that a refusal means what it says.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use keybearer::audit::EventType;
+use serde_json::Value;
+use support::{Setup, TestAgent, is_root, issuer, skip};
+
+/// A user that owns nothing here.
+const NOBODY: u32 = 65533;
+
+/// The attacker, where anybody may run it.
+fn attacker(agent: &TestAgent) -> PathBuf {
+    let built = std::env::current_exe().unwrap();
+    let built = built.parent().unwrap().parent().unwrap().join("examples/attacker");
+    let copy = agent.dir.path().join("attacker");
+    if !copy.exists() {
+        fs::copy(built, &copy).unwrap();
+        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    copy
+}
+
+struct Attack {
+    ran: bool,
+    answer: String,
+    why: String,
+}
+
+impl Attack {
+    fn got_a_token(&self) -> bool {
+        self.answer.contains("access_token")
+    }
+}
+
+fn attack(agent: &TestAgent, arguments: &[&str], environment: &[(&str, String)]) -> Attack {
+    let socket = agent.socket("http.sock");
+    let mut command = Command::new(attacker(agent));
+    command.arg(arguments[0]).arg(&socket).arg("/v1/credentials/orders").args(&arguments[1..]);
+    let output: Output =
+        command.envs(environment.iter().map(|(name, value)| (name, value))).output().unwrap();
+    let said: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|_| panic!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr)));
+    Attack {
+        ran: said["ran"] == true,
+        answer: said["answer"].as_str().unwrap_or_default().to_owned(),
+        why: said["why"].as_str().unwrap_or_default().to_owned(),
+    }
+}
+
+/// Waits for the record of a cut connection: it is written after the attacker is gone.
+async fn reasons_until(agent: &TestAgent, wanted: &str) {
+    let seen = || {
+        let records = agent.records().into_iter();
+        let failures = records.filter(|record| record.entry.event.kind == EventType::AttestationFailure);
+        failures.filter_map(|record| record.entry.event.reason).collect::<Vec<_>>()
+    };
+    let found = tokio::time::timeout(std::time::Duration::from_secs(10), async {
+        while !seen().iter().any(|reason| reason == wanted) {
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(found.await.is_ok(), "no record says {wanted}: {:?}", seen());
+}
+
+async fn refused(test: &str, arguments: &[&str], reason: &str) {
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    let honest = attack(&agent, &["honest"], &[]);
+    assert!(honest.got_a_token(), "the control: {} {}", honest.answer, honest.why);
+    let attack = attack(&agent, arguments, &[]);
+    if !attack.ran {
+        return skip(test, &attack.why);
+    }
+    assert!(!attack.got_a_token(), "{test}: the attacker got a token: {}", attack.answer);
+    reasons_until(&agent, reason).await;
+    // Others are not disturbed.
+    agent.client().await.get("orders", &[]).await.unwrap();
+    agent.verify().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e1_a_fork_that_speaks_after_its_parent_is_gone() {
+    // E1, ATT-05: whoever connected has exited; the connection ends with it or with the stranger's first word.
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    let attack = attack(&agent, &["E1"], &[]);
+    assert!(attack.ran, "{}", attack.why);
+    assert!(!attack.got_a_token(), "{}", attack.answer);
+    agent.client().await.get("orders", &[]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e3_exec_while_a_forked_child_keeps_the_socket() {
+    // E3, ATT-05
+    refused("E3", &["E3"], "SENDER_CHANGED").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e4_a_descriptor_passed_to_another_user() {
+    // E4, ATT-05
+    if !is_root() {
+        return skip("E4", "only root can become another user");
+    }
+    refused("E4", &["E4", &NOBODY.to_string()], "SENDER_CHANGED").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e5_a_pid_that_was_given_to_another_process() {
+    // E5, ATT-08: the pinned process is gone, whatever has its pid now.
+    if !is_root() {
+        return skip("E5", "only root can choose the next pid");
+    }
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    let attack = attack(&agent, &["E5"], &[]);
+    if !attack.ran {
+        return skip("E5", &attack.why);
+    }
+    assert!(!attack.got_a_token(), "{}", attack.answer);
+    agent.client().await.get("orders", &[]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e10_a_socket_stolen_by_pidfd_getfd() {
+    // E10, ATT-05
+    refused("E10", &["E10"], "SENDER_CHANGED").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e22_a_forged_link_text() {
+    // E22, ATT-12, ATT-13: the identity is a program by its path; the attacker binds its own over that path.
+    if !is_root() {
+        return skip("E22", "the trusted program has to be root's and the attacker somebody else");
+    }
+    let issuer = issuer(300);
+    let setup = Setup::matching(
+        issuer.handle.url(),
+        &format!("match = {{ uid = {NOBODY}, exe = \"/usr/bin/env2\" }}"),
+    );
+    let trusted = setup.dir.path().join("trusted");
+    fs::copy("/bin/true", &trusted).unwrap();
+    fs::set_permissions(&trusted, fs::Permissions::from_mode(0o755)).unwrap();
+    let trusted = trusted.to_str().unwrap().to_owned();
+    let agent = setup.with("/usr/bin/env2", &trusted).start(Some(&issuer.handle));
+    let attack = attack(&agent, &["E22", &trusted, &NOBODY.to_string()], &[]);
+    if !attack.ran {
+        return skip("E22", &attack.why);
+    }
+    assert!(!attack.got_a_token(), "{}", attack.answer);
+    reasons_until(&agent, "USER_NAMESPACE").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_by_its_path_is_served() {
+    // The control of E22: the same rule, without a forgery.
+    if !is_root() {
+        return skip("control of E22", "the program has to be root's and its user somebody else");
+    }
+    let issuer = issuer(300);
+    let setup = Setup::matching(
+        issuer.handle.url(),
+        &format!("match = {{ uid = {NOBODY}, exe = \"/usr/bin/env2\" }}"),
+    );
+    let path = setup.dir.path().join("attacker").to_str().unwrap().to_owned();
+    let agent = setup.with("/usr/bin/env2", &path).start(Some(&issuer.handle));
+    attacker(&agent);
+    let output = Command::new("setpriv")
+        .args([
+            "--reuid",
+            &NOBODY.to_string(),
+            "--regid",
+            &NOBODY.to_string(),
+            "--clear-groups",
+            &path,
+            "honest",
+        ])
+        .arg(agent.socket("http.sock"))
+        .arg("/v1/credentials/orders")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("access_token"), "{said} {}", String::from_utf8_lossy(&output.stderr));
+    // The same program as another user: refused.
+    let other = attack(&agent, &["honest"], &[]);
+    assert!(!other.got_a_token() && other.answer.contains("NOT_ENTITLED"), "{}", other.answer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e26_words_written_before_the_agent_could_accept_carry_their_writer() {
+    // E26, ATT-02: the stamp is asked for before `listen`, so even the earliest chunk names who wrote it. Were it not,
+    // the honest early writer would be cut off as unstamped; a stranger's early words are as foreign as late ones.
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    agent.client().await.get("orders", &[]).await.unwrap();
+    let early = attack(&agent, &["E26"], &[("KB_STOP_PID", agent.pid().to_string())]);
+    assert!(early.ran, "{}", early.why);
+    assert!(early.got_a_token(), "{}", early.answer);
+    let records = agent.records();
+    let last =
+        records.iter().rev().find(|record| record.entry.event.kind == EventType::CredentialRelease).unwrap();
+    assert_ne!(last.entry.peer.as_ref().unwrap().pid, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn descriptors_that_ride_along_end_the_connection() {
+    // ATT-04
+    refused("smuggle", &["smuggle"], "SMUGGLED").await;
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    let open = || fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count();
+    attack(&agent, &["honest"], &[]);
+    let before = open();
+    for _ in 0..20 {
+        attack(&agent, &["smuggle"], &[]);
+    }
+    reasons_until(&agent, "SMUGGLED").await;
+    assert!(open() <= before + 3, "the agent kept descriptors that were not its own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_between_connect_and_request_is_told() {
+    // ATT-16: the same process, the same program even, but another run of it.
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    let script = format!(
+        "import os,socket,sys\n\
+         s=socket.socket(socket.AF_UNIX); s.connect({:?}); os.set_inheritable(s.fileno(),True)\n\
+         import time; s.sendall(b'GET /live HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n'); s.recv(4096)\n\
+         os.execv(sys.executable,[sys.executable,'-c','import socket,sys; s=socket.socket(fileno=%d); s.sendall(b\"GET /v1/credentials/orders HTTP/1.1\\\\r\\\\nhost: x\\\\r\\\\nkeybearer: v1\\\\r\\\\nconnection: close\\\\r\\\\n\\\\r\\\\n\"); print(s.makefile().read())' % s.fileno()])\n",
+        agent.socket("http.sock")
+    );
+    let Ok(output) = Command::new("python3").args(["-c", &script]).output() else {
+        return skip("exec between connect and request", "it is written in Python, which is not here");
+    };
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("NOT_ATTESTED"), "{said} {}", String::from_utf8_lossy(&output.stderr));
+    reasons_until(&agent, "EVIDENCE_CHANGED").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_of_another_user_is_refused() {
+    // TM-02
+    if !is_root() {
+        return skip("a caller of another user", "only root can become another user");
+    }
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    let output = Command::new("setpriv")
+        .args(["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string(), "--clear-groups"])
+        .arg(attacker(&agent))
+        .arg("honest")
+        .arg(agent.socket("http.sock"))
+        .arg("/v1/credentials/orders")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("NOT_ENTITLED") && !said.contains("access_token"), "{said}");
+}
