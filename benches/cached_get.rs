@@ -72,7 +72,7 @@ async fn compare(rounds: usize) {
     println!("{:<46} {:>10} {:>10}   agent / tonic, median (min - max)", "", "agent", "tonic");
     let (agent_at, bare_at) = ((agent_socket.as_path(), agent.0.id()), (bare_socket.as_path(), bare.0.id()));
 
-    let one_after_another = pairs(rounds, agent_at, bare_at, |socket| one_after_another(socket)).await;
+    let one_after_another = pairs(rounds, agent_at, bare_at, one_after_another).await;
     row("one after another: p50, us", &one_after_another, |sample| sample.p50_us);
     let one = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 1)).await;
     row("64 in flight, 1 connection: calls/s", &one, |sample| sample.rate);
@@ -80,7 +80,7 @@ async fn compare(rounds: usize) {
     let sixteen = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 16)).await;
     row("64 in flight, 16 connections: calls/s", &sixteen, |sample| sample.rate);
     row("64 in flight, 16 connections: server CPU us/call", &sixteen, |sample| sample.cpu_us);
-    let fresh = pairs(rounds, agent_at, bare_at, |socket| fresh_connections(socket)).await;
+    let fresh = pairs(rounds, agent_at, bare_at, fresh_connections).await;
     row("new connection per call: p50, us", &fresh, |sample| sample.p50_us);
     println!("idle resident memory of the agent before load: {} KiB", agent.1);
 }
@@ -206,16 +206,16 @@ fn resident_kib(pid: u32) -> String {
     line.trim().trim_end_matches(" kB").to_owned()
 }
 
-struct Server(Child, String);
+struct Running(Child, String);
 
-impl Drop for Server {
+impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-fn start_bare(socket: &Path, bytes: &Path, dir: &Path) -> Server {
+fn start_bare(socket: &Path, bytes: &Path, dir: &Path) -> Running {
     let told = told_at(dir);
     let child = Command::new(std::env::current_exe().unwrap())
         .arg("--serve")
@@ -224,7 +224,7 @@ fn start_bare(socket: &Path, bytes: &Path, dir: &Path) -> Server {
         .spawn()
         .unwrap();
     told.recv(&mut [0; 256]).unwrap();
-    Server(child, String::new())
+    Running(child, String::new())
 }
 
 fn told_at(dir: &Path) -> UnixDatagram {
@@ -287,7 +287,7 @@ fn start_issuer() -> keybearer::dev::Handle {
     receiver.recv().unwrap()
 }
 
-fn start_agent(dir: &Path, issuer: &keybearer::dev::Handle) -> Server {
+fn start_agent(dir: &Path, issuer: &keybearer::dev::Handle) -> Running {
     let config = dir.join("agent.toml");
     let until = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() + 86_400).unwrap();
     let text = format!(
@@ -340,5 +340,5 @@ exception = {{ owner = "shop@example.com", reason = "a benchmark", until = "{unt
         .unwrap();
     told.recv(&mut [0; 256]).unwrap();
     let resident = resident_kib(child.id());
-    Server(child, resident)
+    Running(child, resident)
 }

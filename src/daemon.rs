@@ -22,7 +22,7 @@ use crate::{
     broker::{self, Books, Broker, Keeper},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Mistake, Settings, load},
-    issuer::{HttpError, Issuer, Order, oauth::OAuth},
+    issuer::{Issuer, Order, http::HttpError, oauth::OAuth},
     journey::{Journey, Rules},
     keys::{KeyError, Keyring},
     policy::Policy,

@@ -116,7 +116,7 @@ scope = "ledger:write"
     );
     let expected = [
         "agent.toml:2: colour: there is no such key",
-        "agent.toml:6: issuers.corp.issuer: it has to be https",
+        "agent.toml:6: issuers.corp.issuer: it is not https: use https",
         "agent.toml:7: issuers.corp.timeout: it has to be a length of time",
         "agent.toml:9: identities.payments.assurance: say how much it matters",
         "agent.toml:11: identities.payments.asurance: there is no such key: did you mean assurance?",

@@ -1,16 +1,17 @@
-//! The one outbound client. In goes a request; out comes a whole answer of bounded size, or what kind of trouble there
-//! was. It follows no redirect, repeats no body, and speaks plain HTTP with nobody but a development issuer on this
-//! host's loopback.
+//! The one way out of this house. In goes a request; out comes the whole answer, or an [`HttpError`]. Nothing
+//! is sent without TLS (a development issuer on loopback excepted), no redirect is followed, nothing is sent
+//! twice, and nothing is read for longer or further than the limits below.
+//!
+//! Each issuer has a client of its own, with its own roots and its own connections (OA-06, OA-08).
 
 use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
+    error::Error, fmt, future::Future, io, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc, task,
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http::{HeaderMap, HeaderValue, Method, Uri, header};
+use http_body_util::{BodyExt as _, Full};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::{
@@ -20,248 +21,490 @@ use hyper_util::{
         },
         proxy::matcher::Matcher,
     },
-    rt::{TokioExecutor, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use tokio::time::timeout;
+use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use crate::secret::{Secret, scrubbed};
+use crate::secret::Secret;
 
-/// No answer we can use is larger (OA-03).
-const MAX_BODY: usize = 256 << 10;
+/// The longest body that is read (OA-03).
+pub const MAX_BODY: usize = 256 * 1024;
 
-/// What an issuer's client is made of.
+/// The longest header block that is read, and the most headers in it.
+const MAX_HEADER_BYTES: u32 = 32 * 1024;
+const MAX_HEADERS: usize = 64;
+
+/// How long an unused connection is kept. Short, because a connection that the issuer closed meanwhile costs
+/// a failed attempt: nothing here replays a request (PKJ-12).
+const IDLE: Duration = Duration::from_secs(20);
+
+/// How to reach one issuer.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
-    /// The roots to trust instead of the host's (OA-06).
+    /// The only roots to trust, PEM; without it, the host's (OA-06).
     pub ca_file: Option<PathBuf>,
-    /// Whether `http://` to this host's loopback is allowed: for development issuers.
+    /// Whether `http://` to a loopback host is allowed: development only (OA-01).
     pub allow_plain_loopback: bool,
-    /// For a whole exchange, connecting included.
+    /// The longest a whole exchange may take, from name lookup to the last byte.
     pub timeout: Duration,
+    /// How we introduce ourselves.
+    pub user_agent: String,
 }
 
-/// A whole answer.
+/// One request: a GET, or a POST if it has a form.
 #[derive(Debug)]
-pub struct Answer {
-    /// Its status.
-    pub status: StatusCode,
-    /// Its headers.
+pub struct Request {
+    /// Where to.
+    pub url: String,
+    /// The form, encoded: it holds an assertion, so it is wiped after sending.
+    pub form: Option<Secret>,
+}
+
+/// A whole answer that is not a redirect.
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// The headers.
     pub headers: HeaderMap,
-    /// Its body, which may be a token.
+    /// The body, which may hold a token.
     pub body: Secret,
 }
 
-impl Answer {
-    /// Whether its body says it is JSON (OA-44).
-    pub fn is_json(&self) -> bool {
-        let kind =
-            self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+impl Response {
+    /// A header, if it is there and is text.
+    pub fn header(&self, name: header::HeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 }
 
-/// A client of one issuer. Its connections are never another issuer's (OA-08).
-#[derive(Debug)]
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Headers may carry cookies; the status is all that is safe to show.
+        write!(f, "Response({}, {} bytes)", self.status, self.body.len())
+    }
+}
+
+/// A client for one issuer.
 pub struct Http {
-    direct: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
-    proxied: Option<(Matcher, Arc<ClientConfig>)>,
-    settings: HttpSettings,
+    client: Client<HttpsConnector<Route>, Full<Bytes>>,
+    allow_plain_loopback: bool,
+    timeout: Duration,
+    user_agent: HeaderValue,
 }
 
 impl Http {
-    /// A client with these settings.
+    /// Reads the roots and builds the client. Nothing is sent yet. Must be called again to see new roots.
     ///
     /// # Errors
-    /// [`HttpError::Roots`] if there is nothing to trust.
+    /// [`HttpError::CaFile`] or [`HttpError::NoRoots`]; [`HttpError::Protocol`] if the user agent is no header.
     pub fn new(settings: HttpSettings) -> Result<Self, HttpError> {
-        let roots = match &settings.ca_file {
-            Some(file) => file_roots(file)?,
-            None if settings.allow_plain_loopback => RootCertStore::empty(),
-            None => host_roots()?,
-        };
-        // Said aloud, so that no other crate's default provider is ever used.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| HttpError::Roots(error.to_string()))?
-            .with_root_certificates(roots)
+            .expect("ring speaks TLS 1.2 and 1.3")
+            .with_root_certificates(roots(&settings)?)
             .with_no_client_auth();
-        let direct = client(
-            HttpsConnectorBuilder::new()
-                .with_tls_config(tls.clone())
-                .https_or_http()
-                .enable_all_versions()
-                .build(),
-        );
-        let matcher = Matcher::from_env();
-        Ok(Self { direct, proxied: Some((matcher, Arc::new(tls))), settings })
+        // Plain http is stopped in `send`, which knows what is loopback; the connector does not.
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(Route::from_environment());
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .http1_max_headers(MAX_HEADERS)
+            .http1_max_buf_size(MAX_HEADER_BYTES as usize)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            // PKJ-12: a replayed POST would carry the same assertion twice.
+            .retry_canceled_requests(false)
+            .build(connector);
+        Ok(Self {
+            client,
+            allow_plain_loopback: settings.allow_plain_loopback,
+            timeout: settings.timeout,
+            user_agent: HeaderValue::from_str(&settings.user_agent).map_err(|_| HttpError::Protocol)?,
+        })
     }
 
-    /// Sends once and waits for the whole answer.
+    /// Sends `request` once and reads the whole answer.
     ///
     /// # Errors
-    /// [`HttpError`], sorted by what it says about the other side.
-    pub async fn send(&self, method: Method, url: &str, form: Option<&str>) -> Result<Answer, HttpError> {
-        let uri: Uri = url.parse().map_err(|_| HttpError::Url)?;
-        let loopback = self.check_scheme(&uri)?;
-        let mut request = Request::builder()
-            .method(method)
-            .uri(uri.clone())
-            .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, concat!("keybearer/", env!("CARGO_PKG_VERSION")));
-        if form.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
-        }
-        let body = Full::new(Bytes::copy_from_slice(form.unwrap_or_default().as_bytes()));
-        let request = request.body(body).map_err(|_| HttpError::Url)?;
-        let exchange = async {
-            let proxy = self.proxied.as_ref().filter(|_| !loopback);
-            let proxy = proxy.and_then(|(matcher, tls)| Some((matcher.intercept(&uri)?, tls)));
-            let response = match proxy {
-                Some((proxy, tls)) => {
-                    let mut tunnel = Tunnel::new(proxy.uri().clone(), plain_connector());
-                    if let Some(auth) = proxy.basic_auth() {
-                        tunnel = tunnel.with_auth(auth.clone());
-                    }
-                    let connector = HttpsConnectorBuilder::new()
-                        .with_tls_config(ClientConfig::clone(tls))
-                        .https_only()
-                        .enable_all_versions()
-                        .wrap_connector(tunnel);
-                    client(connector).request(request).await
-                }
-                None => self.direct.request(request).await,
-            };
-            let (head, body) = response.map_err(|error| classify(&error))?.into_parts();
-            // A 307 would have us send the assertion to whoever it names (PKJ-17).
-            if head.status.is_redirection() {
-                return Err(HttpError::Redirect(head.status.as_u16()));
-            }
-            let collected = Limited::new(body, MAX_BODY).collect().await.map_err(|error| {
-                if error.is::<http_body_util::LengthLimitError>() {
-                    HttpError::TooLarge
-                } else {
-                    HttpError::Broken
-                }
-            })?;
-            let bytes = Zeroizing::new(collected.to_bytes().to_vec());
-            Ok(Answer { status: head.status, headers: head.headers, body: Secret::new(bytes.as_slice()) })
+    /// [`HttpError`], by what went wrong. After an error the issuer may or may not have seen the request.
+    pub async fn send(&self, request: Request) -> Result<Response, HttpError> {
+        let target: Uri = request.url.parse().map_err(|_| HttpError::Plain)?;
+        let allowed = match target.scheme_str() {
+            Some("https") => true,
+            Some("http") => self.allow_plain_loopback && is_loopback(&target),
+            _ => false,
         };
-        timeout(self.settings.timeout, exchange).await.map_err(|_| HttpError::Timeout)?
-    }
-
-    fn check_scheme(&self, uri: &Uri) -> Result<bool, HttpError> {
-        let host = uri.host().ok_or(HttpError::Url)?;
-        let loopback = is_loopback(host);
-        match uri.scheme_str() {
-            Some("https") => Ok(false),
-            Some("http") if self.settings.allow_plain_loopback && loopback => Ok(true),
-            _ => Err(HttpError::Plain),
+        if !allowed {
+            return Err(HttpError::Plain);
+        }
+        let builder = http::Request::builder()
+            .uri(target)
+            .header(header::ACCEPT, "application/json")
+            .header(header::USER_AGENT, &self.user_agent);
+        let built = match request.form {
+            None => builder.method(Method::GET).body(Full::default()),
+            Some(form) => builder
+                .method(Method::POST)
+                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(Full::new(Bytes::from_owner(Wiped(form)))),
+        };
+        let built = built.map_err(|_| HttpError::Protocol)?;
+        match tokio::time::timeout(self.timeout, self.exchange(built)).await {
+            Ok(done) => done,
+            Err(_) => Err(HttpError::Timeout),
         }
     }
-}
 
-/// Whether a host is this host.
-pub(super) fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-fn client<C>(connector: C) -> Client<C, Full<Bytes>>
-where
-    C: hyper_util::client::legacy::connect::Connect + Clone,
-{
-    Client::builder(TokioExecutor::new())
-        // The library would send a body twice on a connection that died early; each attempt of ours has an
-        // assertion of its own (PKJ-12).
-        .retry_canceled_requests(false)
-        .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(Duration::from_secs(30))
-        .pool_max_idle_per_host(4)
-        .http1_max_buf_size(64 << 10)
-        .build(connector)
-}
-
-fn plain_connector() -> HttpConnector {
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector
-}
-
-fn file_roots(file: &Path) -> Result<RootCertStore, HttpError> {
-    let wrong = |what: String| HttpError::Roots(format!("{}: {what}", file.display()));
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| wrong(error.to_string()))? {
-        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-        roots.add(certificate).map_err(|error| wrong(error.to_string()))?;
-    }
-    if roots.is_empty() { Err(wrong("it holds no certificate (PEM)".into())) } else { Ok(roots) }
-}
-
-fn host_roots() -> Result<RootCertStore, HttpError> {
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        let why = found.errors.first().map_or_else(|| "none are installed".into(), ToString::to_string);
-        return Err(HttpError::Roots(format!(
-            "this host trusts no certificates ({why}): install ca-certificates or set ca_file"
-        )));
-    }
-    Ok(roots)
-}
-
-fn classify(error: &(dyn std::error::Error + 'static)) -> HttpError {
-    let mut cause = Some(error);
-    let mut last = error.to_string();
-    while let Some(error) = cause {
-        last = error.to_string();
-        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
-            return HttpError::Tls(scrubbed(&tls.to_string(), 200));
+    async fn exchange(&self, request: http::Request<Full<Bytes>>) -> Result<Response, HttpError> {
+        let answer = self.client.request(request).await.map_err(|error| fault(&error))?;
+        let (head, mut body) = answer.into_parts();
+        let status = head.status.as_u16();
+        if head.status.is_redirection() {
+            return Err(HttpError::Redirect { status });
         }
-        if let Some(inner) = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-            cause = Some(inner);
-            continue;
+        // Room for the longest body at once: a buffer that grows leaves copies of a token behind.
+        let mut read = Zeroizing::new(Vec::with_capacity(MAX_BODY));
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| fault(&error))?;
+            let Some(piece) = frame.data_ref() else { continue };
+            if read.len() + piece.len() > MAX_BODY {
+                return Err(HttpError::TooLarge);
+            }
+            read.extend_from_slice(piece);
         }
-        cause = error.source();
+        Ok(Response { status, headers: head.headers, body: Secret::new(std::mem::take(&mut *read)) })
     }
-    HttpError::Connect(scrubbed(&last, 200))
 }
 
-/// What went wrong.
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Http(timeout {:?})", self.timeout)
+    }
+}
+
+/// Why there is no answer, or none that may be used.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum HttpError {
-    /// The answer broke off.
-    #[error("the answer broke off")]
-    Broken,
+    /// The file of roots cannot be used.
+    #[error("ca_file {path}: {what}: name a readable PEM file with the issuer's root certificates")]
+    CaFile {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// No connection.
-    #[error("no connection: {0}")]
+    #[error("no connection to the issuer: {0}: check its name, the network and the proxy")]
     Connect(String),
-    /// Plain HTTP, or another scheme.
-    #[error("only https is spoken here; http only to a development issuer (dev = true) on this host")]
+    /// The host's trust store is empty.
+    #[error("the host has no root certificates: install ca-certificates or set ca_file")]
+    NoRoots,
+    /// The URL is not `https` (nor loopback in development), so nothing was sent.
+    #[error("the URL is not https, so nothing was sent: use an https URL")]
     Plain,
-    /// PKJ-17.
-    #[error(
-        "it answered with a redirect ({0}), which is never followed: put the right URL into the settings"
-    )]
-    Redirect(u16),
-    /// Nothing to trust.
-    #[error("no roots to trust: {0}")]
-    Roots(String),
-    /// No answer in time.
-    #[error("no answer in time")]
+    /// What came back is not HTTP, or broke off.
+    #[error("the connection broke off or did not speak HTTP: look at the issuer and what stands before it")]
+    Protocol,
+    /// The issuer sent us elsewhere, which is never followed (PKJ-17).
+    #[error("the issuer answered {status}, a redirect, which is never followed: set the final URL")]
+    Redirect {
+        /// The status.
+        status: u16,
+    },
+    /// It took too long.
+    #[error("the issuer did not answer in time: see whether it is overloaded")]
     Timeout,
-    /// ER-12.
-    #[error("TLS: {0}")]
+    /// TLS failed: mostly, the certificate is not to be trusted.
+    #[error("TLS with the issuer failed: {0}: check its certificate and ca_file")]
     Tls(String),
-    /// OA-03.
-    #[error("the answer is larger than 256 KiB")]
+    /// The answer is longer than we read.
+    #[error("the issuer's answer is too large: see whether the URL is that of an issuer")]
     TooLarge,
-    /// Not a URL.
-    #[error("that is not a URL")]
-    Url,
+}
+
+/// Whether the host of `target` is this machine, by address or as `localhost`.
+pub fn is_loopback(target: &Uri) -> bool {
+    let host = target.host().unwrap_or_default();
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    host.eq_ignore_ascii_case("localhost") || bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// `text` of a stranger, made fit for a log: printable ASCII, at most `longest` characters (ER-13).
+pub(super) fn printable(text: &str, longest: usize) -> String {
+    text.chars().filter(|c| *c == ' ' || c.is_ascii_graphic()).take(longest).collect()
+}
+
+/// The body of a request, wiped when the connection is done with it. What TLS buffers is out of our hands.
+struct Wiped(Secret);
+
+impl AsRef<[u8]> for Wiped {
+    fn as_ref(&self) -> &[u8] {
+        self.0.expose()
+    }
+}
+
+/// Connects directly, or through the proxy that `HTTPS_PROXY` and `NO_PROXY` name. TLS is inside the tunnel, so
+/// a proxy sees host names and nothing else; loopback never goes through one.
+#[derive(Clone)]
+struct Route {
+    direct: HttpConnector,
+    proxies: Arc<Matcher>,
+}
+
+impl Route {
+    fn from_environment() -> Self {
+        let mut direct = HttpConnector::new();
+        direct.enforce_http(false);
+        direct.set_nodelay(true);
+        Self { direct, proxies: Arc::new(Matcher::from_env()) }
+    }
+}
+
+impl tower::Service<Uri> for Route {
+    type Response = TokioIo<TcpStream>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> task::Poll<Result<(), Self::Error>> {
+        self.direct.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, target: Uri) -> Self::Future {
+        let proxied = target.scheme_str() == Some("https") && !is_loopback(&target);
+        let Some(proxy) = self.proxies.intercept(&target).filter(|_| proxied) else {
+            let connecting = self.direct.call(target);
+            return Box::pin(async move { connecting.await.map_err(Into::into) });
+        };
+        if proxy.uri().scheme_str() != Some("http") {
+            return Box::pin(async { Err("only an http:// proxy can be used".into()) });
+        }
+        let mut tunnel = Tunnel::new(proxy.uri().clone(), self.direct.clone());
+        if let Some(login) = proxy.basic_auth() {
+            tunnel = tunnel.with_auth(login.clone());
+        }
+        let connecting = tunnel.call(target);
+        Box::pin(async move { connecting.await.map_err(Into::into) })
+    }
+}
+
+fn roots(settings: &HttpSettings) -> Result<RootCertStore, HttpError> {
+    let mut store = RootCertStore::empty();
+    let Some(path) = &settings.ca_file else {
+        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        return if store.is_empty() && !settings.allow_plain_loopback {
+            Err(HttpError::NoRoots)
+        } else {
+            Ok(store)
+        };
+    };
+    let unusable = |what: String| HttpError::CaFile { path: path.clone(), what };
+    let listed = CertificateDer::pem_file_iter(path).map_err(|error| unusable(error.to_string()))?;
+    for certificate in listed {
+        let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+        store.add(certificate).map_err(|error| unusable(error.to_string()))?;
+    }
+    if store.is_empty() { Err(unusable("it holds no certificate".into())) } else { Ok(store) }
+}
+
+/// Sorts what the layers below report, which wrap one another in errors without kinds.
+fn fault(error: &(dyn Error + 'static)) -> HttpError {
+    if let Some(tls) = find::<rustls::Error>(error) {
+        // Its text quotes names from the other side's certificate.
+        return HttpError::Tls(printable(&tls.to_string(), 200));
+    }
+    if find::<hyper::Error>(error).is_some_and(hyper::Error::is_parse_too_large) {
+        return HttpError::TooLarge;
+    }
+    let connecting =
+        error.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect());
+    if connecting {
+        HttpError::Connect(printable(&deepest(error).to_string(), 200))
+    } else {
+        HttpError::Protocol
+    }
+}
+
+fn find<'e, E: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = cause(error);
+    }
+    None
+}
+
+fn deepest<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+    let mut deepest = error;
+    while let Some(below) = cause(deepest) {
+        deepest = below;
+    }
+    deepest
+}
+
+/// What stands behind `error`. An `io::Error` around another error names that one's source as its own and
+/// skips the error itself.
+fn cause<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e (dyn Error + 'static)> {
+    match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        Some(inner) => Some(inner),
+        None => error.source(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::issuer::script::{Answer, Script};
+
+    fn settings(ca_file: Option<PathBuf>) -> HttpSettings {
+        HttpSettings {
+            ca_file,
+            allow_plain_loopback: true,
+            timeout: Duration::from_secs(10),
+            user_agent: "keybearer/test".into(),
+        }
+    }
+
+    fn get(url: &str) -> Request {
+        Request { url: url.into(), form: None }
+    }
+
+    fn post(url: &str) -> Request {
+        Request { url: url.into(), form: Some(Secret::new("a=b")) }
+    }
+
+    #[tokio::test]
+    async fn only_https_or_loopback_in_development_is_spoken() {
+        // OA-01, PKJ-17
+        let script = Script::plain().await;
+        let strict = Http::new(HttpSettings { allow_plain_loopback: false, ..settings(None) });
+        // A host without a trust store says so instead.
+        if let Ok(strict) = strict {
+            assert_eq!(strict.send(post(&script.url)).await.unwrap_err(), HttpError::Plain);
+        }
+        let lax = Http::new(settings(None)).unwrap();
+        for url in ["http://192.0.2.1/", "http://localhost.example/", "ftp://127.0.0.1/", "/path", ""] {
+            assert_eq!(lax.send(post(url)).await.unwrap_err(), HttpError::Plain, "{url}");
+        }
+        assert!(script.diary().is_empty());
+        script.will([Answer::json(200, "{}")]);
+        assert_eq!(lax.send(post(&script.url)).await.unwrap().status, 200);
+    }
+
+    #[tokio::test]
+    async fn only_the_issuers_roots_and_name_are_trusted() {
+        // OA-06
+        let directory = tempfile::tempdir().unwrap();
+        let (right, right_root) = Script::tls(&directory, &["localhost"]).await;
+        let (misnamed, misnamed_root) = Script::tls(&directory, &["elsewhere.example"]).await;
+        right.will([Answer::json(200, r#"{"a":1}"#)]);
+        let http = Http::new(settings(Some(right_root))).unwrap();
+        assert_eq!(http.send(get(&right.url)).await.unwrap().body.expose(), br#"{"a":1}"#);
+        let misled = http.send(post(&misnamed.url)).await.unwrap_err();
+        assert!(
+            matches!(&misled, HttpError::Tls(why) if why.contains("invalid peer certificate")),
+            "{misled}"
+        );
+        let http = Http::new(settings(Some(misnamed_root))).unwrap();
+        let misled = http.send(post(&misnamed.url)).await.unwrap_err();
+        assert!(matches!(&misled, HttpError::Tls(why) if why.contains("localhost")), "{misled}");
+        assert!(misnamed.diary().is_empty());
+    }
+
+    #[test]
+    fn roots_that_cannot_be_used_are_named() {
+        // OA-06
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("roots.pem");
+        for content in
+            [None, Some(""), Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")]
+        {
+            if let Some(content) = content {
+                std::fs::write(&path, content).unwrap();
+            }
+            let error = Http::new(settings(Some(path.clone()))).unwrap_err();
+            assert!(error.to_string().contains("roots.pem"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_redirect_goes_nowhere() {
+        // PKJ-17
+        let (first, second) = (Script::plain().await, Script::plain().await);
+        let http = Http::new(settings(None)).unwrap();
+        for status in [301, 302, 303, 307, 308] {
+            first.will([Answer::json(status, "{}").with("location", &second.url)]);
+            assert_eq!(http.send(post(&first.url)).await.unwrap_err(), HttpError::Redirect { status });
+        }
+        assert_eq!(first.diary().len(), 5);
+        assert!(second.diary().is_empty());
+    }
+
+    #[tokio::test]
+    async fn size_is_bounded() {
+        // OA-03
+        let script = Script::plain().await;
+        let http = Http::new(settings(None)).unwrap();
+        script.will([Answer::json(200, "x".repeat(MAX_BODY)), Answer::json(200, "x".repeat(MAX_BODY + 1))]);
+        assert_eq!(http.send(get(&script.url)).await.unwrap().body.len(), MAX_BODY);
+        assert_eq!(http.send(get(&script.url)).await.unwrap_err(), HttpError::TooLarge);
+        script.will([Answer::json(200, "{}").with("x-long", &"x".repeat(4 * MAX_HEADER_BYTES as usize))]);
+        assert_eq!(http.send(get(&script.url)).await.unwrap_err(), HttpError::TooLarge);
+    }
+
+    #[tokio::test]
+    async fn patience_is_bounded() {
+        // ER-12
+        let script = Script::plain().await;
+        let short = HttpSettings { timeout: Duration::from_millis(200), ..settings(None) };
+        script.will([Answer::Half]);
+        assert_eq!(Http::new(short).unwrap().send(get(&script.url)).await.unwrap_err(), HttpError::Timeout);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_twice() {
+        // PKJ-12: the second POST dies on a connection that was used before, where libraries like to try again.
+        let script = Script::plain().await;
+        let http = Http::new(settings(None)).unwrap();
+        script.will([Answer::KeptOpen { body: "{}".into() }, Answer::HangUp, Answer::json(200, "{}")]);
+        assert_eq!(http.send(post(&script.url)).await.unwrap().status, 200);
+        assert_eq!(http.send(post(&script.url)).await.unwrap_err(), HttpError::Protocol);
+        assert_eq!(script.posts().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_proxy_sees_a_tunnel_and_loopback_sees_no_proxy() {
+        // OA-06
+        let (proxy, issuer) = (Script::plain().await, Script::plain().await);
+        let proxies = Arc::new(Matcher::builder().all(proxy.url.as_str()).build());
+        let mut route = Route { proxies, ..Route::from_environment() };
+        proxy.will([Answer::json(200, ""), Answer::json(407, "")]);
+        for works in [true, false] {
+            let target = Uri::from_static("https://issuer.example/token");
+            assert_eq!(tower::Service::call(&mut route, target).await.is_ok(), works);
+        }
+        assert_eq!(proxy.diary()[0].line, "CONNECT issuer.example:443 HTTP/1.1");
+        let local = issuer.url.replace("http:", "https:").parse().unwrap();
+        assert!(tower::Service::call(&mut route, local).await.is_ok());
+        assert_eq!(proxy.diary().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_no_connection() {
+        // ER-12
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        drop(listener);
+        let error = Http::new(settings(None)).unwrap().send(get(&url)).await.unwrap_err();
+        assert!(matches!(error, HttpError::Connect(_)), "{error}");
+    }
 }

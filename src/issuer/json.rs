@@ -1,62 +1,98 @@
-//! JSON as strangers send it. In go bytes; out comes a value, unless a name stands twice in an object, it is nested too
-//! deep, or more follows (OA-03): two readers could understand such a text differently.
+//! JSON from outside, read strictly. In go bytes; out comes a value in which no member name stands twice, or
+//! the reason why not (OA-03). A lenient reader and a strict one that disagree about a document are a hole.
 
-use std::fmt;
+use std::{cell::Cell, fmt};
 
-use serde::{
-    Deserialize,
-    de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor},
-};
-use serde_json::{Map, Value};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
 
-/// Nobody nests deeper in good faith.
+/// How deep a document may nest (OA-03); metadata and token replies need three.
 const MAX_DEPTH: usize = 16;
 
-/// Reads one JSON text.
-pub(super) fn parse(bytes: &[u8]) -> Result<Value, &'static str> {
+/// Reads one JSON document that fills `bytes`.
+///
+/// # Errors
+/// [`JsonError`], by kind and without a word of the document: it may hold secrets.
+pub fn parse(bytes: &[u8]) -> Result<Value, JsonError> {
+    // serde's errors carry text only, so the kind is noted beside them.
+    let kind = Cell::new(JsonError::Syntax);
     let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict(MAX_DEPTH)
-        .deserialize(&mut reader)
-        .map_err(|_| "its JSON is malformed, nested too deep, or names a member twice")?;
-    reader.end().map_err(|_| "something follows its JSON")?;
+    let value = Strict { depth: 0, kind: &kind }.deserialize(&mut reader).map_err(|_| kind.get())?;
+    reader.end().map_err(|_| JsonError::Syntax)?;
     Ok(value)
 }
 
-struct Strict(usize);
+/// What is wrong with a document.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum JsonError {
+    /// It nests too deep.
+    #[error("its JSON nests deeper than {MAX_DEPTH} levels")]
+    Depth,
+    /// A member name stands twice in one object.
+    #[error("its JSON names a member twice")]
+    Duplicate,
+    /// Not one JSON document.
+    #[error("it is not one JSON document")]
+    Syntax,
+}
 
-impl<'de> DeserializeSeed<'de> for Strict {
-    type Value = Value;
+#[derive(Clone, Copy)]
+struct Strict<'k> {
+    depth: usize,
+    kind: &'k Cell<JsonError>,
+}
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
+impl Strict<'_> {
+    fn refuse<E: serde::de::Error>(&self, kind: JsonError) -> E {
+        self.kind.set(kind);
+        E::custom(kind)
+    }
+
+    fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
+        if self.depth == MAX_DEPTH {
+            return Err(self.refuse(JsonError::Depth));
+        }
+        Ok(Self { depth: self.depth + 1, kind: self.kind })
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_bool<E>(self, flag: bool) -> Result<Value, E> {
+        Ok(Value::Bool(flag))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
+        Ok(Value::Number(number.into()))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_u64<E>(self, number: u64) -> Result<Value, E> {
+        Ok(Value::Number(number.into()))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Value, E> {
+        Number::from_f64(number).map(Value::Number).ok_or_else(|| E::custom("not finite"))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_str<E>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::String(text.to_owned()))
+    }
+
+    fn visit_string<E>(self, text: String) -> Result<Value, E> {
+        Ok(Value::String(text))
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
@@ -64,44 +100,69 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let below = self.0.checked_sub(1).ok_or_else(|| A::Error::custom("too deep"))?;
+        let inner = self.deeper()?;
         let mut list = Vec::new();
-        while let Some(item) = items.next_element_seed(Strict(below))? {
+        while let Some(item) = items.next_element_seed(inner)? {
             list.push(item);
         }
         Ok(Value::Array(list))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-        let below = self.0.checked_sub(1).ok_or_else(|| A::Error::custom("too deep"))?;
+        let inner = self.deeper()?;
         let mut object = Map::new();
         while let Some(name) = members.next_key::<String>()? {
-            let value = members.next_value_seed(Strict(below))?;
-            if object.insert(name, value).is_some() {
-                return Err(A::Error::custom("a member stands twice"));
+            if object.contains_key(&name) {
+                return Err(A::Error::custom(self.refuse::<A::Error>(JsonError::Duplicate)));
             }
+            let value = members.next_value_seed(inner)?;
+            object.insert(name, value);
         }
         Ok(Value::Object(object))
     }
 }
 
-/// A strict object, read into a type.
-pub(super) fn parse_as<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, &'static str> {
-    T::deserialize(parse(bytes)?)
-        .map_err(|_| "its JSON has not the members, or not the types, that it should")
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn two_meanings_are_refused() {
+    fn a_member_named_twice_is_refused_at_any_depth() {
         // OA-03
-        let deep = format!("{}1{}", "[".repeat(17), "]".repeat(17));
-        for bad in ["", "{", r#"{"a":1,"a":2}"#, r#"{"x":{"a":1,"a":2}}"#, "{} {}", "[1,]", &deep] {
-            assert!(parse(bad.as_bytes()).is_err(), "{bad}");
+        for text in [r#"{"a":1,"a":1}"#, r#"{"x":[{"a":1,"b":2,"a":3}]}"#, r#"{"a":1,"\u0061":2}"#] {
+            assert_eq!(parse(text.as_bytes()), Err(JsonError::Duplicate), "{text}");
         }
-        assert!(parse(r#" {"a":[1,-2,3.5,null,true,"x"]} "#.as_bytes()).is_ok());
+        assert_eq!(parse(br#"{"a":{"a":1},"b":{"a":2}}"#), Ok(json!({"a": {"a": 1}, "b": {"a": 2}})));
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        // OA-03
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse(nested(MAX_DEPTH).as_bytes()).is_ok());
+        assert_eq!(parse(nested(MAX_DEPTH + 1).as_bytes()), Err(JsonError::Depth));
+        assert_eq!(parse(nested(100_000).as_bytes()), Err(JsonError::Depth));
+    }
+
+    #[test]
+    fn what_is_not_one_document_is_refused() {
+        // OA-03
+        for text in ["", "{", "{} {}", "{}x", "<html>", "{'a':1}", "[1,]", "\u{feff}{}", "nul", "1e999"] {
+            assert_eq!(parse(text.as_bytes()), Err(JsonError::Syntax), "{text}");
+        }
+        assert_eq!(parse(b"{\"a\":\"\xff\"}"), Err(JsonError::Syntax));
+    }
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_the_lenient_reader_where_it_accepts(text in "[\\[\\]{}:,\"a0-9. ]{0,40}") {
+            // OA-03
+            if let Ok(value) = parse(text.as_bytes()) {
+                prop_assert_eq!(Some(value), serde_json::from_str(&text).ok());
+            }
+        }
     }
 }

@@ -2,14 +2,15 @@
 //! against the order, or an [`IssueError`] whose variant says what to do next. Nothing is cached here and
 //! nothing is retried here: that is the broker's.
 
-mod http;
-mod json;
+pub mod http;
+pub mod json;
 pub mod oauth;
-mod skew;
+#[cfg(test)]
+mod script;
+pub mod skew;
 
 use std::{fmt, future::Future, hash, pin::Pin, sync::Arc, time::Duration};
 
-pub use self::http::HttpError;
 use crate::{
     credential::{Binding, Credential},
     jose::Signer,
@@ -91,25 +92,25 @@ pub trait Issuer: fmt::Debug + Send + Sync {
     ) -> Pending<'a, Result<(), IssueError>>;
 }
 
-/// What came of asking once, and how it went.
+/// What one asking came to, and what the ledger should know about it either way.
 #[derive(Debug)]
 pub struct Issued {
     /// The credential, or why there is none.
     pub result: Result<Credential, IssueError>,
-    /// For the ledger.
+    /// How it went.
     pub facts: IssueFacts,
 }
 
-/// How an exchange with an issuer went: for the ledger.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// How one exchange with an issuer went. Holds no secret and no free text of the issuer.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct IssueFacts {
-    /// The HTTP status of the answer.
+    /// The status of the issuer's last answer, if one came.
     pub http_status: Option<u16>,
-    /// The OAuth error code of the answer.
+    /// The `error` code of that answer, cleaned (ER-13).
     pub oauth_error: Option<String>,
-    /// How long it took.
+    /// From asking to knowing, on the boot clock.
     pub latency: Duration,
-    /// How far the issuer's clock is from ours, as far as known.
+    /// How far the issuer's `Date` was ahead of our wall clock, in milliseconds (CLK-02).
     pub date_skew_ms: Option<i64>,
 }
 
@@ -121,7 +122,8 @@ pub enum IssueError {
     Retry {
         /// The class of trouble.
         reason: Reason,
-        /// What happened, for the ledger and the log; never a secret, never raw issuer text.
+        /// What happened, for the ledger and the log, not for callers: never a secret; what it quotes of the
+        /// issuer is cut and cleaned first (ER-13).
         detail: String,
         /// The issuer's own wish for when to come back.
         after: Option<Duration>,

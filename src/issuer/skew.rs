@@ -1,100 +1,174 @@
-//! How far an issuer's clock is from ours. In go the `Date` headers of its answers and our wall clock at that moment; out
-//! comes the median of the last five (CLK-02), or the verdict that the clocks cannot be reconciled (CLK-03). Never
-//! used to lengthen the life of anything received.
+//! How far the issuer's clock is from ours. In go `Date` headers of answers that TLS vouched for; out comes a
+//! correction for `iat`, or the verdict that one of the clocks is not to be trusted (CLK-02, CLK-03). It never
+//! makes anything live longer.
+//!
+//! A sample ties the issuer's clock to our time since boot, not to our wall clock: when somebody sets the wall
+//! clock right, the old samples stay true and the correction shrinks by itself.
 
 use std::collections::VecDeque;
 
-use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
+use jiff::{SignedDuration, Timestamp, fmt::rfc2822::DateTimeParser};
 
-/// Samples kept.
-const SAMPLES: usize = 5;
+use crate::clock::Boot;
 
-/// Beyond this nothing is signed.
-const MAX_SKEW: SignedDuration = SignedDuration::from_secs(300);
+/// Samples kept; their median survives two outliers.
+const KEPT: usize = 5;
 
-/// `Date` has whole seconds and an answer takes time: less than this is no skew.
+/// `Date` counts whole seconds and travels for a while: less than this is no skew at all.
 const NOISE: SignedDuration = SignedDuration::from_secs(2);
 
-/// One issuer's samples.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Skew(VecDeque<SignedDuration>);
+/// More than this is not drift but a broken clock (CLK-03).
+const LIMIT: SignedDuration = SignedDuration::from_secs(300);
 
-impl Skew {
-    /// Takes the `Date` of an answer that came at `now`.
-    pub(super) fn sample(&mut self, date: Option<&str>, now: Timestamp) {
-        if let Some(theirs) = date.and_then(http_date) {
-            self.0.push_back(theirs.duration_since(now));
-            if self.0.len() > SAMPLES {
-                self.0.pop_front();
-            }
+/// The last samples of one issuer's clock.
+#[derive(Debug, Default)]
+pub struct Skew(VecDeque<SignedDuration>);
+
+/// What the samples say about our wall clock.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Estimate {
+    /// No answer with a `Date` yet: the wall clock is taken as it is.
+    Unknown,
+    /// The issuer is so far from us that nothing may be signed (CLK-03).
+    Untrusted(SignedDuration),
+    /// Add this to the wall clock to read the issuer's; zero within the noise.
+    Within(SignedDuration),
+}
+
+impl Estimate {
+    /// What to add to the wall clock; zero where nothing is known or nothing is believed.
+    pub fn correction(self) -> SignedDuration {
+        match self {
+            Self::Unknown | Self::Untrusted(_) => SignedDuration::ZERO,
+            Self::Within(offset) => offset,
         }
     }
 
-    /// How far the issuer is ahead of us; None if it never said.
-    pub(super) fn median(&self) -> Option<SignedDuration> {
-        let mut sorted: Vec<SignedDuration> = self.0.iter().copied().collect();
-        sorted.sort();
-        sorted.get(sorted.len() / 2).copied()
-    }
-
-    /// What to add to our clock for `iat`.
-    ///
-    /// # Errors
-    /// The skew, if it is beyond what is trusted.
-    pub(super) fn correction(&self) -> Result<SignedDuration, SignedDuration> {
-        match self.median() {
-            Some(skew) if skew.abs() > MAX_SKEW => Err(skew),
-            Some(skew) if skew.abs() > NOISE => Ok(skew),
-            _ => Ok(SignedDuration::ZERO),
+    /// The offset in milliseconds, believed or not.
+    pub fn millis(self) -> Option<i64> {
+        match self {
+            Self::Unknown => None,
+            Self::Untrusted(offset) | Self::Within(offset) => i64::try_from(offset.as_millis()).ok(),
         }
     }
 }
 
-/// An HTTP-date (RFC 9110 5.6.7).
-pub(super) fn http_date(text: &str) -> Option<Timestamp> {
-    rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
+impl Skew {
+    /// Takes in a `Date` header that was received at `boot`, which was `wall` here. Returns how far this one
+    /// was ahead of our wall clock; `None` if it is no HTTP-date.
+    pub fn note(&mut self, date: &str, wall: Timestamp, boot: Boot) -> Option<SignedDuration> {
+        let theirs = http_date(date)?;
+        // While the clocks are not trusted nothing is signed and samples are rare: the next one decides alone, so
+        // that a mended clock is believed at once. Until it is here, the old verdict stands.
+        if matches!(self.offset(wall, boot), Estimate::Untrusted(_)) {
+            self.0.clear();
+        }
+        if self.0.len() == KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(theirs.duration_since(Timestamp::UNIX_EPOCH) - since_boot(boot));
+        Some(theirs.duration_since(wall))
+    }
+
+    /// How far the issuer is ahead of us (behind us, if negative), by the median.
+    pub fn offset(&self, wall: Timestamp, boot: Boot) -> Estimate {
+        let mut sorted: Vec<_> = self.0.iter().copied().collect();
+        sorted.sort_unstable();
+        let Some(median) = sorted.get(sorted.len().saturating_sub(1) / 2) else {
+            return Estimate::Unknown;
+        };
+        let ours = wall.duration_since(Timestamp::UNIX_EPOCH) - since_boot(boot);
+        let offset = *median - ours;
+        if offset.abs() > LIMIT {
+            Estimate::Untrusted(offset)
+        } else if offset.abs() <= NOISE {
+            Estimate::Within(SignedDuration::ZERO)
+        } else {
+            Estimate::Within(offset)
+        }
+    }
+}
+
+/// Reads an HTTP-date in the one form that may be sent (RFC 9110 5.6.7).
+pub fn http_date(text: &str) -> Option<Timestamp> {
+    let text = text.trim();
+    if !text.ends_with(" GMT") {
+        return None;
+    }
+    DateTimeParser::new().parse_timestamp(text).ok()
+}
+
+fn since_boot(boot: Boot) -> SignedDuration {
+    // A host that is up for 292 years may be wrong about this.
+    SignedDuration::from_nanos(i64::try_from(boot.as_nanos()).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    fn after(samples: &[i64]) -> Skew {
-        let now: Timestamp = "1994-11-06T08:49:37Z".parse().unwrap();
-        let mut skew = Skew::default();
-        for seconds in samples {
-            let ours = now - SignedDuration::from_secs(*seconds);
-            skew.sample(Some("Sun, 06 Nov 1994 08:49:37 GMT"), ours);
-        }
-        skew
+    const WALL: i64 = 784_111_777; // Sun, 06 Nov 1994 08:49:37 GMT (RFC 9110 5.6.7)
+
+    fn wall(ahead: i64) -> Timestamp {
+        Timestamp::from_second(WALL + ahead).unwrap()
+    }
+
+    fn boot() -> Boot {
+        Boot::from_nanos(3_600_000_000_000)
+    }
+
+    fn date(ahead: i64) -> String {
+        jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&wall(ahead)).unwrap()
     }
 
     #[test]
-    fn the_median_of_five_decides() {
+    fn only_an_http_date_is_a_sample() {
+        assert_eq!(http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(wall(0)));
+        for text in
+            ["", "now", "784111777", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:37 +0900"]
+        {
+            assert_eq!(http_date(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_median_of_the_last_five_decides() {
         // CLK-02
-        let correction = |samples: &[i64]| after(samples).correction().map(|skew| skew.as_secs());
-        assert_eq!(correction(&[]), Ok(0));
-        assert_eq!(correction(&[1, -2, 2]), Ok(0), "noise");
-        assert_eq!(correction(&[-90]), Ok(-90));
-        assert_eq!(correction(&[90, 90, 9000, 90, -9000]), Ok(90), "two liars of five");
-        assert_eq!(correction(&[9000, 9000, 9000, 5, 5, 5, 5, 5]), Ok(5), "old samples go");
-    }
-
-    #[test]
-    fn an_hour_apart_is_beyond_trust() {
-        // CLK-03
-        assert_eq!(after(&[3600]).correction(), Err(SignedDuration::from_secs(3600)));
-        assert_eq!(after(&[-301]).correction(), Err(SignedDuration::from_secs(-301)));
-        assert!(after(&[300]).correction().is_ok());
-    }
-
-    #[test]
-    fn garbage_is_no_sample() {
         let mut skew = Skew::default();
-        for date in ["", "now", "Sun, 99 Nov 1994 08:49:37 GMT", "1994-11-06"] {
-            skew.sample(Some(date), Timestamp::UNIX_EPOCH);
+        assert_eq!(skew.offset(wall(0), boot()), Estimate::Unknown);
+        for ahead in [90, 91, -4000, 90, 91, 9000, 89, 90] {
+            let _ = skew.note(&date(ahead), wall(0), boot());
         }
-        skew.sample(None, Timestamp::UNIX_EPOCH);
-        assert_eq!(skew.median(), None);
+        assert_eq!(skew.offset(wall(0), boot()), Estimate::Within(SignedDuration::from_secs(90)));
+    }
+
+    #[test]
+    fn small_differences_are_noise_and_large_ones_are_not_believed() {
+        // CLK-02, CLK-03
+        for (ahead, expected) in [
+            (0, Estimate::Within(SignedDuration::ZERO)),
+            (2, Estimate::Within(SignedDuration::ZERO)),
+            (-2, Estimate::Within(SignedDuration::ZERO)),
+            (3, Estimate::Within(SignedDuration::from_secs(3))),
+            (-300, Estimate::Within(SignedDuration::from_secs(-300))),
+            (300, Estimate::Within(SignedDuration::from_secs(300))),
+            (301, Estimate::Untrusted(SignedDuration::from_secs(301))),
+            (-3600, Estimate::Untrusted(SignedDuration::from_secs(-3600))),
+        ] {
+            let mut skew = Skew::default();
+            assert_eq!(skew.note(&date(ahead), wall(0), boot()), Some(SignedDuration::from_secs(ahead)));
+            assert_eq!(skew.offset(wall(0), boot()), expected, "{ahead}");
+        }
+    }
+
+    #[test]
+    fn a_step_of_our_wall_clock_is_followed_at_once() {
+        // CLK-03: an hour wrong, then set right ten seconds later.
+        let mut skew = Skew::default();
+        let _ = skew.note(&date(3600), wall(0), boot());
+        let later = boot() + Duration::from_secs(10);
+        assert_eq!(skew.offset(wall(3610), later), Estimate::Within(SignedDuration::ZERO));
     }
 }

@@ -1,33 +1,34 @@
-//! The client assertion (RFC 7523, rfc7523bis): who we are, to one issuer, for one attempt. Made fresh each time; never
-//! kept, logged or handed to anybody but that issuer (PKJ-12, PKJ-15).
+//! The client assertion of RFC 7523: our one proof of who asks. In go a signer, a client and an audience that
+//! come from the settings; out comes a signed JWT, made for one HTTP attempt and never kept (PKJ-12, PKJ-15).
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use super::OAuthSettings;
 use crate::{
     clock::Dice,
-    issuer::Order,
-    jose::{Header, SignError, b64, sign},
+    jose::{self, Header, SignError, Signer},
     secret::Secret,
 };
 
-/// The `typ` of assertions (PKJ-10).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum AssertionTyp {
-    /// `client-authentication+jwt`, as rfc7523bis demands.
-    ClientAuthentication,
-    /// `JWT`, for issuers that know only that.
-    Jwt,
-}
+/// `iat` lies this far back, so that an issuer whose clock is a little behind does not read the future (PKJ-08).
+const BACKDATE: SignedDuration = SignedDuration::from_secs(5);
 
-impl AssertionTyp {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::ClientAuthentication => "client-authentication+jwt",
-            Self::Jwt => "JWT",
-        }
-    }
+/// The shortest and the longest life of an assertion, in seconds (PKJ-07).
+pub(super) const LIFE: std::ops::RangeInclusive<u64> = 10..=60;
+
+/// What one assertion says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Assertion<'a> {
+    /// The `typ` of the header.
+    pub(super) typ: &'a str,
+    /// `iss` and `sub` (PKJ-02).
+    pub(super) client_id: &'a str,
+    /// `aud`: one string (PKJ-03).
+    pub(super) audience: &'a str,
+    /// The issuer's now.
+    pub(super) now: Timestamp,
+    /// `exp - iat`, in seconds; held to [`LIFE`].
+    pub(super) life: u64,
 }
 
 #[derive(Serialize)]
@@ -40,28 +41,102 @@ struct Claims<'a> {
     exp: i64,
 }
 
-/// An issuer whose clock is a little behind ours still takes it (PKJ-08).
-const BACKDATED: SignedDuration = SignedDuration::from_secs(5);
+impl Assertion<'_> {
+    /// Signs it, with a `jti` fresh from `dice` (PKJ-09).
+    pub(super) fn sign(self, signer: &dyn Signer, dice: &dyn Dice) -> Result<Secret, SignError> {
+        let mut chance = [0; 16];
+        dice.fill(&mut chance);
+        let jti = jose::b64(&chance);
+        let iat = self.now.as_second() - BACKDATE.as_secs();
+        // The range ends at 60.
+        let life = self.life.clamp(*LIFE.start(), *LIFE.end()).cast_signed();
+        let claims = Claims {
+            iss: self.client_id,
+            sub: self.client_id,
+            aud: self.audience,
+            jti: &jti,
+            iat,
+            exp: iat + life,
+        };
+        jose::sign(signer, Header { typ: self.typ }, &claims)
+    }
+}
 
-/// The assertion for one attempt; `now` is our wall clock corrected to the issuer's.
-pub(super) fn assertion(
-    settings: &OAuthSettings,
-    audience: &str,
-    order: &Order,
-    now: Timestamp,
-    dice: &dyn Dice,
-) -> Result<Secret, SignError> {
-    let mut jti = [0; 18];
-    dice.fill(&mut jti);
-    let iat = now.as_second() - BACKDATED.as_secs();
-    let life = i64::try_from(settings.assertion_life.as_secs()).unwrap_or(60);
-    let claims = Claims {
-        iss: &order.client_id,
-        sub: &order.client_id,
-        aud: audience,
-        jti: &b64(&jti),
-        iat,
-        exp: iat + life,
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{
+        clock::{SeededDice, SystemDice},
+        jose::{Algorithm, Unverified},
+        keys::Key,
     };
-    sign(&*order.signer, Header { typ: settings.assertion_typ.as_str() }, &claims)
+
+    const NOW: i64 = 1_700_000_000;
+
+    fn assertion(life: u64) -> Assertion<'static> {
+        Assertion {
+            typ: "client-authentication+jwt",
+            client_id: "https://client.example/metadata?a=1",
+            audience: "https://issuer.example/",
+            now: Timestamp::from_second(NOW).unwrap(),
+            life,
+        }
+    }
+
+    #[test]
+    fn it_says_exactly_this() {
+        // PKJ-02, PKJ-03, PKJ-08, PKJ-10, PKJ-11
+        for algorithm in [Algorithm::Es256, Algorithm::EdDsa] {
+            let key = Key::generate(algorithm).unwrap();
+            let token = assertion(60).sign(&key, &*SeededDice::from_seed(1)).unwrap();
+            let token = Unverified::parse(token.expose_str().unwrap()).unwrap();
+            token.verify(key.public(), &[algorithm]).unwrap();
+            let header =
+                json!({"alg": algorithm.as_str(), "kid": key.kid(), "typ": "client-authentication+jwt"});
+            assert_eq!(Value::Object(token.header.clone()), header);
+            let mut claims: Value = token.claims().unwrap();
+            let jti = claims["jti"].take();
+            assert_eq!(jti.as_str().unwrap().len(), 22);
+            let client = "https://client.example/metadata?a=1";
+            assert_eq!(
+                claims,
+                json!({
+                    "iss": client, "sub": client, "aud": "https://issuer.example/", "jti": null,
+                    "iat": NOW - 5, "exp": NOW + 55,
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn its_life_is_short_and_its_end_ahead() {
+        // PKJ-07
+        let key = Key::generate(Algorithm::EdDsa).unwrap();
+        for life in (0..1000).chain([u64::MAX]) {
+            let token = assertion(life).sign(&key, &*SeededDice::from_seed(life)).unwrap();
+            let claims: Value = Unverified::parse(token.expose_str().unwrap()).unwrap().claims().unwrap();
+            let (iat, exp) = (claims["iat"].as_i64().unwrap(), claims["exp"].as_i64().unwrap());
+            assert!((10..=60).contains(&(exp - iat)), "{life}");
+            assert!(exp > NOW, "{life}");
+        }
+    }
+
+    #[test]
+    fn its_jti_comes_from_the_dice_alone() {
+        // PKJ-09: 10,000 here, standing for the million of the row; the dice decide and nothing else does.
+        let key = Key::generate(Algorithm::EdDsa).unwrap();
+        let jti = |dice: &dyn Dice| {
+            let token = assertion(60).sign(&key, dice).unwrap();
+            let claims: Value = Unverified::parse(token.expose_str().unwrap()).unwrap().claims().unwrap();
+            claims["jti"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(jti(&*SeededDice::from_seed(9)), jti(&*SeededDice::from_seed(9)));
+        let dice = SystemDice::shared();
+        let drawn: HashSet<String> = (0..10_000).map(|_| jti(&*dice)).collect();
+        assert_eq!(drawn.len(), 10_000);
+    }
 }

@@ -1,176 +1,192 @@
-//! What an issuer says of itself (RFC 8414). In goes an answer; out comes the little of it that we use, or the reason to
-//! trust none of it. The issuer identifier is ours and not the document's: a document that says otherwise is
-//! somebody else's (OA-02, PKJ-04).
+//! What an issuer says about itself (RFC 8414), doubted. In goes a document; out come the endpoints, once the
+//! document is the right issuer's and sends us to no foreign host. Never does anything of it reach `aud`.
 
 use std::time::Duration;
 
-use http::{Uri, header};
-use jiff::Timestamp;
-use serde::Deserialize;
+use http::{HeaderMap, Uri, header};
+use serde_json::Value;
 
-use super::{Audience, OAuthSettings, reply};
+use super::{Audience, OAuthSettings, WellKnown};
 use crate::{
-    issuer::{IssueError, Reason, http::Answer, json},
+    issuer::{IssueError, Reason, http::is_loopback, http::printable, json},
     jose::Algorithm,
 };
 
-/// Where metadata is looked for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum WellKnown {
-    /// First the one, then the other.
-    Both,
-    /// `/.well-known/oauth-authorization-server` between host and path (RFC 8414 3).
-    OAuth,
-    /// `/.well-known/openid-configuration` after the path (OpenID Connect Discovery 4).
-    OpenId,
+/// The bounds of the life of a document (OA-07), and what holds when the issuer says nothing.
+const SHORTEST: Duration = Duration::from_secs(5 * 60);
+const USUAL: Duration = Duration::from_secs(60 * 60);
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What we use of an issuer's metadata.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Metadata {
+    pub(super) token_endpoint: String,
+    pub(super) revocation_endpoint: Option<String>,
+    algorithms: Option<Vec<String>>,
+    methods: Option<Vec<String>>,
 }
 
-/// The URLs to try, in order (OA-01).
-pub(super) fn places(issuer: &str, well_known: WellKnown) -> Vec<String> {
-    let trimmed = issuer.trim_end_matches('/');
-    let origin =
-        trimmed.find("://").and_then(|scheme| trimmed[scheme + 3..].find('/').map(|path| scheme + 3 + path));
-    let (origin, path) = trimmed.split_at(origin.unwrap_or(trimmed.len()));
-    let oauth = format!("{origin}/.well-known/oauth-authorization-server{path}");
-    let openid = format!("{trimmed}/.well-known/openid-configuration");
-    match well_known {
+impl Metadata {
+    /// Reads a document and holds it against the settings (OA-02, OA-03, OA-04, PKJ-05).
+    pub(super) fn read(document: &[u8], settings: &OAuthSettings) -> Result<Self, IssueError> {
+        let document =
+            json::parse(document).map_err(|error| broken(format!("the issuer's metadata: {error}")))?;
+        let named = document.get("issuer").and_then(Value::as_str).unwrap_or_default();
+        if named != settings.issuer {
+            return Err(IssueError::Misconfigured {
+                reason: Reason::IssuerMismatch,
+                detail: format!(
+                    "the metadata names the issuer \"{}\", not \"{}\": set issuer to the exact name, to the last slash",
+                    printable(named, 200),
+                    settings.issuer,
+                ),
+            });
+        }
+        let endpoint = |name: &str| match document.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(url)) => check_endpoint(name, url, settings).map(|()| Some(url.clone())),
+            Some(_) => Err(broken(format!("the issuer's metadata: {name} is not text"))),
+        };
+        let token_endpoint = endpoint("token_endpoint")?
+            .ok_or_else(|| broken("the issuer's metadata names no token_endpoint".into()))?;
+        if let Audience::TokenEndpoint { pinned } = &settings.audience
+            && *pinned != token_endpoint
+        {
+            return Err(IssueError::Misconfigured {
+                reason: Reason::CfgAudPin,
+                detail: format!(
+                    "the pinned token_endpoint is {pinned}, the metadata says {}: find out which is right, \
+                         then set the pin",
+                    printable(&token_endpoint, 200),
+                ),
+            });
+        }
+        Ok(Self {
+            token_endpoint,
+            revocation_endpoint: endpoint("revocation_endpoint")?,
+            algorithms: names(&document, "token_endpoint_auth_signing_alg_values_supported"),
+            methods: names(&document, "token_endpoint_auth_methods_supported"),
+        })
+    }
+
+    /// Whether the issuer takes assertions signed with `algorithm` (PKJ-10). Where it does not say, it may.
+    pub(super) fn accepts(&self, algorithm: Algorithm) -> Result<(), IssueError> {
+        let refusal = |detail| Err(IssueError::Misconfigured { reason: Reason::IssuerConfig, detail });
+        if let Some(methods) = &self.methods
+            && !methods.iter().any(|method| method == "private_key_jwt")
+        {
+            return refusal(format!(
+                "the issuer does not list private_key_jwt among its client authentication methods ({}): \
+                     switch it on there",
+                listing(methods),
+            ));
+        }
+        if let Some(algorithms) = &self.algorithms
+            && !algorithms.iter().any(|name| name.parse() == Ok(algorithm))
+        {
+            return refusal(format!(
+                "this identity's key signs with {algorithm}, the issuer takes {}: set key.algorithm to one of \
+                     these",
+                listing(algorithms),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Where to look for metadata, in order (OA-01).
+pub(super) fn addresses(settings: &OAuthSettings) -> Vec<String> {
+    let issuer = settings.issuer.trim_end_matches('/');
+    let authority = issuer.find("://").map_or(0, |at| at + 3);
+    let path = issuer[authority..].find('/').map_or(issuer.len(), |at| authority + at);
+    let oauth = format!("{}/.well-known/oauth-authorization-server{}", &issuer[..path], &issuer[path..]);
+    let openid = format!("{issuer}/.well-known/openid-configuration");
+    match settings.well_known {
         WellKnown::Both => vec![oauth, openid],
         WellKnown::OAuth => vec![oauth],
         WellKnown::OpenId => vec![openid],
     }
 }
 
-/// The host of a URL.
-pub(super) fn host_of(url: &str) -> Option<&str> {
-    let rest = url.split_once("://")?.1;
-    let authority = rest.split(['/', '?', '#']).next()?;
-    // No user names in URLs: they hide where it really goes.
-    if authority.contains('@') || url.parse::<Uri>().ok()?.host().is_none() {
-        return None;
-    }
-    let host = match authority.rfind(':') {
-        Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
-        _ => authority,
-    };
-    (!host.is_empty()).then_some(host)
-}
-
-/// What we use of the document.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
-pub(super) struct Metadata {
-    issuer: String,
-    pub(super) token_endpoint: String,
-    pub(super) revocation_endpoint: Option<String>,
-    token_endpoint_auth_methods_supported: Option<Vec<String>>,
-    token_endpoint_auth_signing_alg_values_supported: Option<Vec<String>>,
-}
-
-impl Metadata {
-    /// What the assertion is addressed to: from our settings alone (PKJ-03..05).
-    pub(super) fn audience<'a>(&self, settings: &'a OAuthSettings) -> Result<&'a str, IssueError> {
-        match &settings.audience {
-            Audience::Issuer => Ok(&settings.issuer),
-            Audience::TokenEndpoint { pinned } if *pinned == self.token_endpoint => Ok(pinned),
-            Audience::TokenEndpoint { .. } => Err(IssueError::Misconfigured {
-                reason: Reason::CfgAudPin,
-                detail: "the issuer's token endpoint is not the pinned one: if it really moved, change token_endpoint".into(),
-            }),
+/// How long a document may be used, by its `Cache-Control` within our bounds (OA-07).
+pub(super) fn life(headers: &HeaderMap) -> Duration {
+    let mut life = USUAL;
+    let values = headers.get_all(header::CACHE_CONTROL).into_iter().filter_map(|value| value.to_str().ok());
+    for directive in values.flat_map(|value| value.split(',')) {
+        let directive = directive.trim().to_ascii_lowercase();
+        if matches!(directive.as_str(), "no-store" | "no-cache") {
+            return SHORTEST;
         }
-    }
-
-    /// Whether the issuer takes assertions, and of this algorithm (PKJ-10). Silence is consent: RFC 8414 makes both
-    /// lists optional.
-    pub(super) fn accepts(&self, algorithm: Algorithm) -> Result<(), IssueError> {
-        let config = |detail: String| IssueError::Misconfigured { reason: Reason::IssuerConfig, detail };
-        if let Some(methods) = &self.token_endpoint_auth_methods_supported
-            && !methods.iter().any(|method| method == "private_key_jwt")
+        if let Some(seconds) =
+            directive.strip_prefix("max-age=").and_then(|text| text.trim_matches('"').parse().ok())
         {
-            return Err(config("the issuer does not take private_key_jwt: switch it on there".into()));
+            life = Duration::from_secs(seconds);
         }
-        match &self.token_endpoint_auth_signing_alg_values_supported {
-            Some(known) if !known.iter().any(|name| name.parse() == Ok(algorithm)) => {
-                let usable: Vec<&str> = known
-                    .iter()
-                    .filter_map(|name| name.parse::<Algorithm>().ok())
-                    .map(Algorithm::as_str)
-                    .collect();
-                Err(config(if usable.is_empty() {
-                    "the issuer takes no algorithm that this agent signs with (ES256, EdDSA, PS256, RS256)"
-                        .into()
-                } else {
-                    format!(
-                        "the issuer does not take {algorithm}: set key.algorithm to one of {}",
-                        usable.join(", ")
-                    )
-                }))
-            }
-            _ => Ok(()),
-        }
+    }
+    life.clamp(SHORTEST, LONGEST)
+}
+
+/// What is wrong with `url` as an issuer of these settings, or as a pinned endpoint; `None` if nothing is.
+pub(super) fn fault_of(url: &str, dev: bool) -> Option<&'static str> {
+    // http::Uri drops a fragment in silence, so it is looked for first.
+    if url.contains('#') {
+        return Some("it has a fragment: leave the # and what follows out");
+    }
+    let Ok(uri) = url.parse::<Uri>() else {
+        return Some("it is not a URL: write it as https://host/path");
+    };
+    if uri.host().is_none_or(str::is_empty) {
+        return Some("it names no host: write it as https://host/path");
+    }
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Some("it holds a user name: leave out everything before the @");
+    }
+    match uri.scheme_str() {
+        Some("https") => None,
+        Some("http") if dev && is_loopback(&uri) => None,
+        Some("http") if dev => Some("it is http to another host: use https, or a loopback address"),
+        _ => Some("it is not https: use https"),
     }
 }
 
-/// What a document has to be.
-pub(super) struct Wanted<'a> {
-    pub(super) settings: &'a OAuthSettings,
+/// Whether `url` is at the issuer's own host, below it, or at a host the settings list (OA-04). The row speaks of
+/// the registrable domain; without a list of public suffixes that cannot be told, and this rule is the narrower:
+/// a sibling host has to be listed.
+pub(super) fn is_at_home(url: &str, settings: &OAuthSettings) -> bool {
+    let host = |url: &str| url.parse::<Uri>().ok()?.host().map(str::to_ascii_lowercase);
+    let (Some(theirs), Some(home)) = (host(url), host(&settings.issuer)) else { return false };
+    theirs == home
+        || theirs.strip_suffix(&home).is_some_and(|below| below.ends_with('.') && !is_address(&home))
+        || settings.allowed_endpoint_hosts.iter().any(|listed| listed.eq_ignore_ascii_case(&theirs))
 }
 
-impl Wanted<'_> {
-    /// The document in `answer`, and how long it may be relied on (OA-03, OA-07).
-    pub(super) fn read(&self, answer: &Answer, now: Timestamp) -> Result<(Metadata, Duration), IssueError> {
-        if answer.status.as_u16() != 200 {
-            return Err(reply::trouble(answer, now));
-        }
-        let protocol = |what: &str| IssueError::Retry {
-            reason: Reason::IssuerProtocol,
-            detail: format!("its metadata cannot be used: {what}"),
-            after: None,
-        };
-        if !answer.is_json() {
-            return Err(protocol("it is not JSON"));
-        }
-        let metadata: Metadata = json::parse_as(answer.body.expose()).map_err(protocol)?;
-        if metadata.issuer != self.settings.issuer {
-            return Err(IssueError::Misconfigured {
-                reason: Reason::IssuerMismatch,
-                detail: "its metadata names another issuer; they are compared byte for byte, a slash at the end included".into(),
-            });
-        }
-        self.at_home(&metadata.token_endpoint)?;
-        metadata.revocation_endpoint.as_deref().map_or(Ok(()), |endpoint| self.at_home(endpoint))?;
-        Ok((metadata, fresh_for(answer)))
-    }
-
-    /// OA-04. Without a list of public suffixes "the same registrable domain" cannot be told, so less is allowed: the
-    /// issuer's host, hosts below it, and those the operator lists.
-    fn at_home(&self, endpoint: &str) -> Result<(), IssueError> {
-        let issuer = &self.settings.issuer;
-        let foreign = |what: &str| IssueError::Misconfigured {
-            reason: Reason::EndpointForeign,
-            detail: format!("its metadata names an endpoint {what}"),
-        };
-        let scheme = |url: &str| url.split_once("://").map(|(scheme, _)| scheme.to_owned());
-        if scheme(endpoint) != scheme(issuer) {
-            return Err(foreign("that is not https"));
-        }
-        let host = host_of(endpoint).ok_or_else(|| foreign("that is not a URL"))?;
-        let home = host_of(issuer).unwrap_or_default();
-        let below = host.strip_suffix(home).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        if below || self.settings.allowed_endpoint_hosts.iter().any(|allowed| allowed == host) {
-            Ok(())
-        } else {
-            Err(foreign("on another host: if it is right, add the host to allowed_endpoint_hosts"))
-        }
-    }
+fn is_address(host: &str) -> bool {
+    host.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok()
 }
 
-/// As long as `Cache-Control` says, within five minutes and a day (OA-07).
-fn fresh_for(answer: &Answer) -> Duration {
-    let said = answer
-        .headers
-        .get_all(header::CACHE_CONTROL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .find_map(|directive| directive.trim().strip_prefix("max-age=")?.parse().ok());
-    Duration::from_secs(said.unwrap_or(3600)).clamp(Duration::from_secs(300), Duration::from_secs(86_400))
+fn check_endpoint(name: &str, url: &str, settings: &OAuthSettings) -> Result<(), IssueError> {
+    let foreign = |what: &str| IssueError::Misconfigured {
+        reason: Reason::EndpointForeign,
+        detail: format!("the metadata's {name} is {}: {what}", printable(url, 200)),
+    };
+    if let Some(fault) = fault_of(url, settings.dev) {
+        return Err(foreign(fault));
+    }
+    if !is_at_home(url, settings) {
+        return Err(foreign("not a host of this issuer: if it is right, add it to allowed_endpoint_hosts"));
+    }
+    Ok(())
+}
+
+fn broken(detail: String) -> IssueError {
+    IssueError::Retry { reason: Reason::IssuerProtocol, detail, after: None }
+}
+
+fn names(document: &Value, member: &str) -> Option<Vec<String>> {
+    let listed = document.get(member)?.as_array()?;
+    Some(listed.iter().filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+fn listing(names: &[String]) -> String {
+    if names.is_empty() { "none".into() } else { printable(&names.join(", "), 200) }
 }

@@ -1,148 +1,84 @@
-//! OAuth 2.0: client_credentials with private_key_jwt (RFC 6749, RFC 7523, RFC 8707). In goes an order; out comes an access
-//! token that was held against it. One call is one attempt with one assertion; when to try again is not decided
-//! here.
+//! Any OAuth issuer: `client_credentials` with private_key_jwt (RFC 7523, RFC 8414, RFC 8707). In goes an
+//! [`Order`]; out comes what one attempt came to. One attempt is: the issuer's metadata, if none is at hand, then
+//! one token request with an assertion made for it alone. The issuer's name in an assertion comes from the
+//! settings, and an assertion goes to no host that the settings do not vouch for (PKJ-04, OA-08).
 
 mod assertion;
 mod metadata;
+mod refusal;
 mod reply;
+mod settings;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    fmt,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use http::{Method, header};
-use url_form::encoded;
+use http::header;
+use zeroize::Zeroizing;
 
-pub use assertion::AssertionTyp;
-pub use metadata::WellKnown;
-
+pub use self::settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, problems};
+use self::{assertion::Assertion, metadata::Metadata, reply::Moment};
 use crate::{
     clock::{Boot, Clock, Dice},
     credential::Credential,
     issuer::{
         IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason,
-        http::{Answer, Http, HttpError, HttpSettings, is_loopback},
-        skew::Skew,
+        http::{Http, HttpError, HttpSettings, Request, Response},
+        skew::{Estimate, Skew},
     },
-    secret::{Secret, scrubbed},
+    secret::Secret,
 };
-use assertion::assertion;
-use metadata::{Metadata, Wanted};
 
-/// The grant, as the form writes it.
-const CLIENT_CREDENTIALS: &str = "client_credentials";
+/// A document that seems wrong is fetched anew at most this often (OA-07).
+const REFETCH: Duration = Duration::from_secs(60);
 
-/// PKJ-01.
+/// A document that could not be renewed is used until it is this old (OA-07).
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// RFC 7523 2.2.
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
-/// An OAuth issuer, as the operator means it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct OAuthSettings {
-    /// Its name in the settings.
-    pub name: Arc<str>,
-    /// The issuer identifier, byte for byte (OA-02).
-    pub issuer: String,
-    /// Where its metadata is looked for (OA-01).
-    pub well_known: WellKnown,
-    /// What assertions are addressed to (PKJ-03, PKJ-05).
-    pub audience: Audience,
-    /// Hosts beside the issuer's own that its endpoints may be on (OA-04).
-    pub allowed_endpoint_hosts: Vec<String>,
-    /// The roots to trust instead of the host's (OA-06).
-    pub ca_file: Option<PathBuf>,
-    /// Whether it is a development issuer, which may speak plain HTTP on this host.
-    pub dev: bool,
-    /// `exp - iat` of assertions (PKJ-07).
-    pub assertion_life: Duration,
-    /// `typ` of assertions (PKJ-10).
-    pub assertion_typ: AssertionTyp,
-    /// Whether `client_id` stands in the form (PKJ-14).
-    pub send_client_id: bool,
-    /// For one exchange.
-    pub timeout: Duration,
-}
-
-/// What assertions are addressed to.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Audience {
-    /// The issuer identifier, as rfc7523bis and FAPI 2.0 demand.
-    Issuer,
-    /// The token endpoint, for issuers that take nothing else (Ory Hydra, Microsoft Entra). Pinned, because a
-    /// learned one would let metadata choose whom our assertions are good for.
-    TokenEndpoint {
-        /// The endpoint, as the operator wrote it.
-        pinned: String,
-    },
-}
-
-/// What is wrong with the settings of an issuer: the key, and what to do.
-pub fn problems(settings: &OAuthSettings) -> Vec<(&'static str, String)> {
-    let mut problems = Vec::new();
-    let mut wrong = |key, message: &str| problems.push((key, message.to_owned()));
-    let url = &settings.issuer;
-    let host = metadata::host_of(url);
-    match (url.split_once("://"), host) {
-        (_, None) if url.is_empty() => {}
-        (Some(("https", _)), Some(_)) => {}
-        (Some(("http", _)), Some(host)) if settings.dev && is_loopback(host) => {}
-        (Some(("http", _)), Some(_)) => {
-            wrong(
-                "issuer",
-                "it has to be https; http is only for a development issuer (dev = true) on this host's loopback",
-            );
-        }
-        _ => wrong("issuer", "it has to be an https URL (OA-01)"),
-    }
-    if url.contains(['?', '#']) || url.chars().any(char::is_whitespace) {
-        wrong("issuer", "an issuer identifier has no query and no fragment (RFC 8414)");
-    }
-    if let Audience::TokenEndpoint { pinned } = &settings.audience {
-        if pinned.is_empty() {
-            wrong(
-                "token_endpoint",
-                "CFG_AUD_PIN: audience = \"token_endpoint\" needs the endpoint pinned: token_endpoint = \"https://..\"",
-            );
-        } else if metadata::host_of(pinned).is_none() || !(pinned.starts_with("https://") || settings.dev) {
-            wrong("token_endpoint", "it has to be an https URL");
-        }
-    }
-    if !(10..=60).contains(&settings.assertion_life.as_secs()) {
-        wrong("assertion_life", "it has to be from 10 to 60 s (PKJ-07)");
-    }
-    if !(1..=60).contains(&settings.timeout.as_secs()) {
-        wrong("timeout", "it has to be from 1 to 60 s");
-    }
-    if settings.allowed_endpoint_hosts.iter().any(|host| host.contains(['/', ':', '*']) || host.is_empty()) {
-        wrong("allowed_endpoint_hosts", "each is the name of one host, without scheme, port and wildcard");
-    }
-    problems
-}
-
-/// An OAuth issuer at work.
-#[derive(Debug)]
+/// One OAuth issuer: its client, its clock, its metadata. Nothing of it is shared with another (OA-08).
 pub struct OAuth {
     settings: OAuthSettings,
     http: Http,
-    state: Mutex<State>,
-    learning: tokio::sync::Mutex<()>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
+    skew: std::sync::Mutex<Skew>,
+    /// Held while fetching, so that many callers make one fetch.
+    shelf: tokio::sync::Mutex<Shelf>,
+    /// How many fetches have ended: tells a caller that waited for one from a caller that came later.
+    fetches: AtomicU64,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    skew: Skew,
-    metadata: Option<(Arc<Metadata>, Boot)>,
-    learned_at: Option<Boot>,
+#[derive(Default)]
+struct Shelf {
+    document: Option<Document>,
+    /// The last fetch: when it was tried, and how it failed if it did.
+    tried: Option<Boot>,
+    failure: Option<IssueError>,
+    /// Whether the issuer answered as if the document were wrong.
+    doubted: bool,
+}
+
+struct Document {
+    metadata: Arc<Metadata>,
+    fetched: Boot,
+    life: Duration,
 }
 
 impl OAuth {
-    /// An issuer with these settings. Asks nothing of the network yet.
+    /// Makes the client. Nothing is sent yet. [`problems`] should have been asked first.
     ///
     /// # Errors
-    /// [`HttpError::Roots`] if there is nothing to trust.
+    /// [`HttpError::CaFile`] or [`HttpError::NoRoots`].
     pub fn new(
         settings: OAuthSettings,
         clock: Arc<dyn Clock>,
@@ -152,148 +88,226 @@ impl OAuth {
             ca_file: settings.ca_file.clone(),
             allow_plain_loopback: settings.dev,
             timeout: settings.timeout,
+            user_agent: concat!("keybearer/", env!("CARGO_PKG_VERSION")).into(),
         })?;
         Ok(Self {
             settings,
             http,
-            state: Mutex::default(),
-            learning: tokio::sync::Mutex::new(()),
             clock,
             dice,
+            skew: std::sync::Mutex::default(),
+            shelf: tokio::sync::Mutex::default(),
+            fetches: AtomicU64::new(0),
         })
     }
 
-    /// How far the issuer's clock is ahead of ours, in milliseconds, if it said.
+    /// How far the issuer's clock is ahead of ours, in milliseconds; zero within the noise, `None` if unknown.
     pub fn skew_ms(&self) -> Option<i64> {
-        self.state().skew.median().and_then(|skew| i64::try_from(skew.as_millis()).ok())
+        self.estimate().millis()
     }
 
-    async fn issue_once(&self, order: &Order, facts: &mut IssueFacts) -> Result<Credential, IssueError> {
-        let metadata = self.metadata().await?;
-        let audience = metadata.audience(&self.settings)?;
-        metadata.accepts(order.signer.algorithm())?;
-        let mut form = vec![("grant_type", CLIENT_CREDENTIALS)];
+    async fn attempt(&self, order: &Order, facts: &mut IssueFacts) -> Result<Credential, IssueError> {
+        let metadata = self.ready(order, facts).await?;
+        let mut fields = vec![("grant_type", "client_credentials")];
         let scope = order.scope.join(" ");
         if !scope.is_empty() {
-            form.push(("scope", &scope));
+            fields.push(("scope", &scope));
         }
         if let Some(resource) = &order.resource {
-            form.push(("resource", resource));
+            fields.push(("resource", resource));
         }
-        let answer = self.post(&metadata.token_endpoint, form, audience, order).await?;
-        facts.http_status = Some(answer.status.as_u16());
-        if answer.status.as_u16() == 404 {
-            self.doubt_metadata();
+        let sent = self.clock.boot();
+        let response = self.post(order, &metadata.token_endpoint, &fields, facts).await?;
+        if response.status != 200 {
+            return Err(self.refused(&response, facts));
         }
-        let asked = reply::Asked { order, issuer: &self.settings.issuer };
-        let (now, wall) = (self.clock.boot(), self.clock.wall());
-        reply::credential(&asked, &answer, now, wall, facts).inspect_err(|error| {
-            if error.reason() == Reason::ClientAuthRejected {
-                self.doubt_metadata();
-            }
-        })
+        let no_store = response.header(header::CACHE_CONTROL).is_some_and(|value| value.contains("no-store"));
+        if !no_store {
+            // OA-44: ours is kept in memory only, but what stands between may not know better.
+            tracing::warn!(issuer = %self.settings.name, "a token came without Cache-Control: no-store");
+        }
+        let now = Moment {
+            sent,
+            received: self.clock.boot(),
+            wall: self.clock.wall(),
+            correction: self.estimate().correction(),
+        };
+        reply::accept(&response, order, &self.settings.issuer, now)
     }
 
-    async fn revoke_once(&self, order: &Order, credential: &Credential) -> Result<(), IssueError> {
-        let metadata = self.metadata().await?;
-        let endpoint = metadata.revocation_endpoint.as_ref().ok_or_else(|| IssueError::Refused {
+    async fn give_back(&self, order: &Order, credential: &Credential) -> Result<(), IssueError> {
+        let mut facts = IssueFacts::default();
+        let metadata = self.ready(order, &mut facts).await?;
+        let endpoint = metadata.revocation_endpoint.as_deref().ok_or_else(|| IssueError::Refused {
             reason: Reason::IssuerConfig,
-            detail: "the issuer offers no revocation: the credential lives until it expires".into(),
+            detail: "the issuer offers no revocation: the token lives until it ends by itself".into(),
         })?;
+        // What came out of `reply` is ASCII.
         let token = credential.token.expose_str().unwrap_or_default();
-        let form = vec![("token", token), ("token_type_hint", "access_token")];
-        // PKJ-16: the audience is the same for every endpoint.
-        let answer = self.post(endpoint, form, metadata.audience(&self.settings)?, order).await?;
-        reply::revoked(&answer, self.clock.wall())
+        let fields = [("token", token), ("token_type_hint", "access_token")];
+        let response = self.post(order, endpoint, &fields, &mut facts).await?;
+        if response.status == 200 { Ok(()) } else { Err(self.refused(&response, &facts)) }
     }
 
-    /// One authenticated POST, with an assertion of its own (PKJ-12).
+    /// The metadata, once it is clear that an assertion may be made: the issuer takes our algorithm, and the
+    /// clocks agree (CLK-03).
+    async fn ready(&self, order: &Order, facts: &mut IssueFacts) -> Result<Arc<Metadata>, IssueError> {
+        let metadata = self.metadata(facts).await?;
+        metadata.accepts(order.signer.algorithm())?;
+        match self.estimate() {
+            Estimate::Unknown | Estimate::Within(_) => Ok(metadata),
+            Estimate::Untrusted(offset) => Err(IssueError::Retry {
+                reason: Reason::ClockUntrusted,
+                detail: format!(
+                    "the issuer's clock is {} s away from ours (300 s at most): set the clock of this host, or the \
+                     issuer's",
+                    offset.as_secs(),
+                ),
+                after: None,
+            }),
+        }
+    }
+
+    /// One POST with one fresh assertion (PKJ-01, PKJ-12, PKJ-13).
     async fn post(
         &self,
-        endpoint: &str,
-        mut form: Vec<(&str, &str)>,
-        audience: &str,
         order: &Order,
-    ) -> Result<Answer, IssueError> {
-        let skew = self.state().skew.correction().map_err(|skew| IssueError::Retry {
-            reason: Reason::ClockUntrusted,
-            detail: format!(
-                "the issuer's clock is {} s from ours, more than 300: set the clock (NTP)",
-                skew.as_secs()
-            ),
-            after: Some(Duration::from_secs(60)),
-        })?;
-        let wall = self.clock.wall().saturating_add(skew).map_err(|_| IssueError::Retry {
-            reason: Reason::ClockUntrusted,
-            detail: "the clock is beyond all dates".into(),
+        endpoint: &str,
+        fields: &[(&str, &str)],
+        facts: &mut IssueFacts,
+    ) -> Result<Response, IssueError> {
+        let wall = self.clock.wall();
+        let audience = match &self.settings.audience {
+            Audience::Issuer => &self.settings.issuer,
+            Audience::TokenEndpoint { pinned } => pinned,
+        };
+        let assertion = Assertion {
+            typ: self.settings.assertion_typ.as_str(),
+            client_id: &order.client_id,
+            audience,
+            now: wall.checked_add(self.estimate().correction()).unwrap_or(wall),
+            life: self.settings.assertion_life.as_secs(),
+        };
+        let signed = assertion.sign(&*order.signer, &*self.dice).map_err(|error| IssueError::Retry {
+            reason: Reason::KeyUnavailable,
+            detail: format!("{error}: see whether the key is still where it was"),
             after: None,
         })?;
-        let assertion: Secret =
-            assertion(&self.settings, audience, order, wall, &*self.dice).map_err(|_| IssueError::Retry {
-                reason: Reason::KeyUnavailable,
-                detail: "the key could not sign".into(),
-                after: None,
-            })?;
-        form.push(("client_assertion_type", ASSERTION_TYPE));
-        form.push(("client_assertion", assertion.expose_str().unwrap_or_default()));
+        let proof = signed.expose_str().unwrap_or_default();
+        let mut fields = fields.to_vec();
         if self.settings.send_client_id {
-            form.push(("client_id", &order.client_id));
+            fields.push(("client_id", &order.client_id));
         }
-        let body = zeroize::Zeroizing::new(encoded(&form));
-        let sent = self.http.send(Method::POST, endpoint, Some(&body)).await;
-        self.hear(sent)
+        fields.extend([("client_assertion_type", ASSERTION_TYPE), ("client_assertion", proof)]);
+        self.exchange(Request { url: endpoint.to_owned(), form: Some(encode(&fields)) }, facts).await
     }
 
-    /// Notes what an answer says about the issuer's clock, and sorts trouble on the way to it.
-    fn hear(&self, sent: Result<Answer, HttpError>) -> Result<Answer, IssueError> {
-        let answer = sent.map_err(from_http)?;
-        let date = answer.headers.get(header::DATE).and_then(|date| date.to_str().ok());
-        self.state().skew.sample(date, self.clock.wall());
-        Ok(answer)
+    /// Sends, and notes what the answer tells beside its content.
+    async fn exchange(&self, request: Request, facts: &mut IssueFacts) -> Result<Response, IssueError> {
+        let done = self.http.send(request).await;
+        let response = done.map_err(|error| {
+            facts.http_status = match error {
+                HttpError::Redirect { status } => Some(status),
+                _ => None,
+            };
+            refusal::unanswered(&error)
+        })?;
+        facts.http_status = Some(response.status);
+        facts.oauth_error = refusal::oauth_error(&response);
+        // An answer from a cache was dated when it was put there.
+        let fresh = response.header(header::AGE).is_none_or(|age| age.trim() == "0");
+        if let Some(date) = response.header(header::DATE).filter(|_| fresh) {
+            let ahead = self.skew().note(date, self.clock.wall(), self.clock.boot());
+            facts.date_skew_ms = ahead.and_then(|ahead| i64::try_from(ahead.as_millis()).ok());
+        }
+        Ok(response)
     }
 
-    async fn metadata(&self) -> Result<Arc<Metadata>, IssueError> {
-        // Single flight: who comes second finds what the first has learned.
-        let _learning = self.learning.lock().await;
-        let now = self.clock.boot();
-        if let Some((metadata, until)) = &self.state().metadata
-            && now < *until
+    fn refused(&self, response: &Response, facts: &IssueFacts) -> IssueError {
+        // OA-07: the endpoint may have moved. Seen to before the next attempt, not in this one (PKJ-06). Where the
+        // shelf is taken, somebody is fetching anew already.
+        if (response.status == 404 || facts.oauth_error.as_deref() == Some("invalid_client"))
+            && let Ok(mut shelf) = self.shelf.try_lock()
         {
-            return Ok(Arc::clone(metadata));
+            shelf.doubted = true;
         }
-        let mut last = None;
-        for url in metadata::places(&self.settings.issuer, self.settings.well_known) {
-            let answer = self.hear(self.http.send(Method::GET, &url, None).await)?;
-            if answer.status.as_u16() == 404 {
-                last = Some(url);
-                continue;
+        refusal::classify(response, self.clock.wall())
+    }
+
+    /// The metadata, fetched if there is none that may be used (OA-07).
+    async fn metadata(&self, facts: &mut IssueFacts) -> Result<Arc<Metadata>, IssueError> {
+        let before = self.fetches.load(Ordering::Acquire);
+        let mut shelf = self.shelf.lock().await;
+        let now = self.clock.boot();
+        let waited = self.fetches.load(Ordering::Acquire) != before;
+        if let Some(document) = &shelf.document {
+            let age = now.since(document.fetched);
+            // Nothing is signed then, so no other answer would bring a newer sample.
+            let untrusted = matches!(self.estimate(), Estimate::Untrusted(_));
+            let wanted = age >= document.life || shelf.doubted || untrusted;
+            let allowed = !waited && shelf.tried.is_none_or(|tried| now.since(tried) >= REFETCH);
+            // A document past its time may stand in while a newer one cannot be had, but not for longer than a day.
+            if !(wanted && allowed) && age < LONGEST {
+                return Ok(Arc::clone(&document.metadata));
             }
-            let wanted = Wanted { settings: &self.settings };
-            let (metadata, fresh_for) = wanted.read(&answer, self.clock.wall())?;
-            let metadata = Arc::new(metadata);
-            let mut state = self.state();
-            state.metadata = Some((Arc::clone(&metadata), now + fresh_for));
-            state.learned_at = Some(now);
-            return Ok(metadata);
+        } else if let Some(failure) = shelf.failure.as_ref().filter(|_| waited) {
+            return Err(failure.clone());
+        }
+        shelf.tried = Some(now);
+        let fetched = self.fetch(facts).await;
+        self.fetches.fetch_add(1, Ordering::AcqRel);
+        match fetched {
+            Ok((metadata, life)) => {
+                let metadata = Arc::new(metadata);
+                let document = Document { metadata: Arc::clone(&metadata), fetched: self.clock.boot(), life };
+                *shelf = Shelf { document: Some(document), tried: Some(now), failure: None, doubted: false };
+                Ok(metadata)
+            }
+            Err(failure) => {
+                shelf.failure = Some(failure.clone());
+                let old = shelf.document.as_ref().filter(|old| now.since(old.fetched) < LONGEST);
+                match (&failure, old) {
+                    (IssueError::Retry { .. }, Some(old)) => Ok(Arc::clone(&old.metadata)),
+                    // What was said before holds no longer: the issuer now says something that must not be used.
+                    (IssueError::Refused { .. } | IssueError::Misconfigured { .. }, _) => {
+                        shelf.document = None;
+                        Err(failure)
+                    }
+                    (IssueError::Retry { .. }, None) => Err(failure),
+                }
+            }
+        }
+    }
+
+    async fn fetch(&self, facts: &mut IssueFacts) -> Result<(Metadata, Duration), IssueError> {
+        let mut missing = String::new();
+        for url in metadata::addresses(&self.settings) {
+            let response = self.exchange(Request { url: url.clone(), form: None }, facts).await?;
+            match response.status {
+                200 if refusal::is_json(&response) => {
+                    let metadata = Metadata::read(response.body.expose(), &self.settings)?;
+                    return Ok((metadata, metadata::life(&response.headers)));
+                }
+                // Not there, or hidden behind a page for people: it may be at the other address.
+                200 | 400..=428 | 430..=499 => missing = format!("{url} answered {}", response.status),
+                _ => return Err(refusal::classify(&response, self.clock.wall())),
+            }
         }
         Err(IssueError::Retry {
-            reason: Reason::IssuerUnavailable,
-            detail: format!("it has no metadata at {}", last.unwrap_or_default()),
+            reason: Reason::IssuerProtocol,
+            detail: format!(
+                "no metadata where it should be ({missing}, not with JSON): check issuer and well_known"
+            ),
             after: None,
         })
     }
 
-    /// What we know of the issuer may be out of date: learn it anew, at most once a minute (OA-07).
-    fn doubt_metadata(&self) {
-        let now = self.clock.boot();
-        let mut state = self.state();
-        if state.learned_at.is_none_or(|learned| now.since(learned) >= Duration::from_secs(60)) {
-            state.metadata = None;
-        }
+    fn estimate(&self) -> Estimate {
+        self.skew().offset(self.clock.wall(), self.clock.boot())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn skew(&self) -> std::sync::MutexGuard<'_, Skew> {
+        self.skew.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -302,9 +316,8 @@ impl Issuer for OAuth {
         Box::pin(async move {
             let started = self.clock.boot();
             let mut facts = IssueFacts::default();
-            let result = self.issue_once(order, &mut facts).await;
+            let result = self.attempt(order, &mut facts).await;
             facts.latency = self.clock.boot().since(started);
-            facts.date_skew_ms = self.skew_ms();
             Issued { result, facts }
         })
     }
@@ -314,53 +327,39 @@ impl Issuer for OAuth {
         order: &'a Order,
         credential: &'a Credential,
     ) -> Pending<'a, Result<(), IssueError>> {
-        Box::pin(self.revoke_once(order, credential))
+        Box::pin(self.give_back(order, credential))
     }
 }
 
-/// ER-12, PKJ-17.
-fn from_http(error: HttpError) -> IssueError {
-    let detail = scrubbed(&error.to_string(), 300);
-    let retry = |reason| IssueError::Retry { reason, detail: detail.clone(), after: None };
-    match error {
-        HttpError::Broken | HttpError::Connect(_) | HttpError::Timeout => retry(Reason::IssuerUnavailable),
-        HttpError::Tls(_) => retry(Reason::IssuerTls),
-        HttpError::TooLarge => retry(Reason::IssuerProtocol),
-        HttpError::Redirect(_) => IssueError::Misconfigured { reason: Reason::IssuerRedirect, detail },
-        HttpError::Plain | HttpError::Roots(_) | HttpError::Url => {
-            IssueError::Misconfigured { reason: Reason::IssuerConfig, detail }
-        }
+impl fmt::Debug for OAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OAuth({} at {})", self.settings.name, self.settings.issuer)
     }
 }
 
-/// application/x-www-form-urlencoded (WHATWG URL 5).
-mod url_form {
-    /// The form as a body.
-    pub(super) fn encoded(form: &[(&str, &str)]) -> String {
-        let mut body = String::new();
-        for (name, value) in form {
-            if !body.is_empty() {
-                body.push('&');
-            }
-            put(name, &mut body);
-            body.push('=');
-            put(value, &mut body);
+/// `application/x-www-form-urlencoded`, with everything encoded that is not a letter, a digit or `*-._` (PKJ-01).
+fn encode(fields: &[(&str, &str)]) -> Secret {
+    // Room for all of it at once: a buffer that grows leaves copies of the assertion behind.
+    let longest = fields.iter().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
+    let mut form = Zeroizing::new(Vec::with_capacity(longest));
+    for (name, value) in fields {
+        if !form.is_empty() {
+            form.push(b'&');
         }
-        body
+        encode_part(&mut form, name);
+        form.push(b'=');
+        encode_part(&mut form, value);
     }
+    Secret::new(std::mem::take(&mut *form))
+}
 
-    fn put(text: &str, body: &mut String) {
-        for byte in text.bytes() {
-            match byte {
-                b' ' => body.push('+'),
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => {
-                    body.push(char::from(byte))
-                }
-                _ => body.push_str(&format!("%{byte:02X}")),
-            }
+fn encode_part(form: &mut Vec<u8>, part: &str) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in part.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'*' | b'-' | b'.' | b'_' => form.push(byte),
+            b' ' => form.push(b'+'),
+            _ => form.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]),
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,0 +1,309 @@
+//! An answer that is not a yes. In goes the answer; out comes an [`IssueError`], whose variant is the next move
+//! (rows ER-01 to ER-13). What the issuer wrote is quoted only after it was cut and cleaned.
+
+use std::time::Duration;
+
+use http::header;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::issuer::{
+    IssueError, Reason,
+    http::{HttpError, Response, printable},
+    json, skew,
+};
+
+/// The longest we let an issuer send us away for (CLK-06).
+const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
+
+/// How much of an issuer's own words is kept (ER-13).
+const LONGEST_QUOTE: usize = 200;
+
+/// A run of token characters from this length on may be a token, whatever it looks like.
+const TOKEN_LIKE: usize = 40;
+
+/// Sorts an answer whose status is not 200. `now` is the wall clock, for a `Retry-After` that is a date.
+pub(super) fn classify(response: &Response, now: Timestamp) -> IssueError {
+    let status = response.status;
+    let retry = |reason, detail| IssueError::Retry { reason, detail, after: retry_after(response, now) };
+    if status == 429 {
+        return retry(Reason::IssuerRateLimit, "the issuer answered 429: it wants fewer requests".into());
+    }
+    let Some(code) = oauth_error(response) else {
+        return retry(
+            Reason::IssuerUnavailable,
+            format!("the issuer answered {status} without an OAuth error"),
+        );
+    };
+    let detail = match description(response) {
+        Some(words) => format!("the issuer answered {status} {code}: \"{words}\""),
+        None => format!("the issuer answered {status} {code}"),
+    };
+    if status >= 500 {
+        return retry(Reason::IssuerUnavailable, detail);
+    }
+    let refused = |reason| IssueError::Refused { reason, detail: detail.clone() };
+    let misconfigured =
+        |reason, hint| IssueError::Misconfigured { reason, detail: format!("{detail}; {hint}") };
+    match code.as_str() {
+        "invalid_authorization_details" => refused(Reason::RarDenied),
+        "invalid_client" => misconfigured(
+            Reason::ClientAuthRejected,
+            "compare client_id, the registered public key and audience with the issuer",
+        ),
+        "invalid_dpop_proof" | "use_dpop_nonce" => {
+            misconfigured(Reason::DpopRejected, "it wants DPoP: allow bearer tokens for this client")
+        }
+        "invalid_grant" => refused(Reason::GrantRejected),
+        "invalid_request" => refused(Reason::AgentBugRequest),
+        "invalid_scope" => refused(Reason::ScopeDenied),
+        "invalid_target" => refused(Reason::AudienceDenied),
+        "server_error" | "temporarily_unavailable" | "slow_down" => retry(Reason::IssuerUnavailable, detail),
+        "unauthorized_client" | "unsupported_grant_type" => misconfigured(
+            Reason::IssuerConfig,
+            "allow this client the client_credentials grant at the issuer",
+        ),
+        _ => misconfigured(Reason::IssuerConfig, "look this error up in the issuer's manual"),
+    }
+}
+
+/// Sorts a failure to get any answer (ER-12, PKJ-17).
+pub(super) fn unanswered(error: &HttpError) -> IssueError {
+    let detail = error.to_string();
+    match error {
+        HttpError::CaFile { .. } | HttpError::NoRoots | HttpError::Plain => {
+            IssueError::Misconfigured { reason: Reason::IssuerConfig, detail }
+        }
+        HttpError::Redirect { .. } => IssueError::Misconfigured { reason: Reason::IssuerRedirect, detail },
+        HttpError::Connect(_) | HttpError::Protocol | HttpError::Timeout => {
+            IssueError::Retry { reason: Reason::IssuerUnavailable, detail, after: None }
+        }
+        HttpError::Tls(_) => IssueError::Retry { reason: Reason::IssuerTls, detail, after: None },
+        HttpError::TooLarge => IssueError::Retry { reason: Reason::IssuerProtocol, detail, after: None },
+    }
+}
+
+/// The `error` code of an answer that is no success, cleaned for the ledger. `None` if there is none.
+pub(super) fn oauth_error(response: &Response) -> Option<String> {
+    if response.status == 200 {
+        return None;
+    }
+    let code = member(response, "error")?;
+    Some(clean(&code, 64)).filter(|code| !code.is_empty())
+}
+
+/// How long the issuer asks us to stay away (CLK-06): seconds or a date, at most an hour. `None` if it does not
+/// say, or says nonsense.
+pub(super) fn retry_after(response: &Response, now: Timestamp) -> Option<Duration> {
+    let text = response.header(header::RETRY_AFTER)?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than a u64 holds is longer than an hour all the same.
+        return Some(
+            text.parse().map_or(LONGEST_WAIT, |seconds| Duration::from_secs(seconds).min(LONGEST_WAIT)),
+        );
+    }
+    let until = skew::http_date(text)?;
+    // Read against the issuer's own clock where it tells it: ours may be off.
+    let now = response.header(header::DATE).and_then(skew::http_date).unwrap_or(now);
+    Duration::try_from(until.duration_since(now)).ok().map(|wait| wait.min(LONGEST_WAIT))
+}
+
+/// Whether the body says it is JSON (OA-44).
+pub(super) fn is_json(response: &Response) -> bool {
+    let kind = response.header(header::CONTENT_TYPE).unwrap_or_default();
+    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// A stranger's words made fit for a log: printable, short, and without anything that may be a token (ER-13).
+fn clean(text: &str, longest: usize) -> String {
+    let in_token = |c: char| c.is_ascii_alphanumeric() || "-_.~+/=".contains(c);
+    let mut cleaned = String::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let run = rest.find(|c| !in_token(c)).unwrap_or(rest.len());
+        if run == 0 {
+            cleaned.push(first);
+            rest = &rest[first.len_utf8()..];
+            continue;
+        }
+        let word = &rest[..run];
+        // "eyJ" is how base64url writes the `{"` that every JOSE header starts with.
+        let is_token = word.contains("eyJ") || word.len() >= TOKEN_LIKE;
+        cleaned.push_str(if is_token { "[removed]" } else { word });
+        rest = &rest[run..];
+    }
+    printable(&cleaned, longest)
+}
+
+fn description(response: &Response) -> Option<String> {
+    Some(clean(&member(response, "error_description")?, LONGEST_QUOTE)).filter(|words| !words.is_empty())
+}
+
+fn member(response: &Response, name: &str) -> Option<String> {
+    if !is_json(response) {
+        return None;
+    }
+    match json::parse(response.body.expose()).ok()?.get_mut(name)?.take() {
+        Value::String(text) => Some(text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderName, HeaderValue};
+    use serde_json::json;
+
+    use super::*;
+    use crate::secret::Secret;
+
+    fn now() -> Timestamp {
+        skew::http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap()
+    }
+
+    fn answer(status: u16, headers: &[(&'static str, &str)], body: &str) -> Response {
+        let mut map = HeaderMap::new();
+        map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json;charset=UTF-8"));
+        for (name, value) in headers {
+            map.insert(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        Response { status, headers: map, body: Secret::new(body) }
+    }
+
+    #[derive(Debug, PartialEq)]
+    enum Next {
+        Misconfigured,
+        Refused,
+        Retry,
+    }
+
+    fn next(error: &IssueError) -> Next {
+        match error {
+            IssueError::Misconfigured { .. } => Next::Misconfigured,
+            IssueError::Refused { .. } => Next::Refused,
+            IssueError::Retry { .. } => Next::Retry,
+        }
+    }
+
+    #[test]
+    fn every_error_code_has_its_next_move() {
+        let table = [
+            // ER-01
+            (400, "invalid_request", Next::Refused, Reason::AgentBugRequest),
+            // ER-02
+            (400, "invalid_client", Next::Misconfigured, Reason::ClientAuthRejected),
+            (401, "invalid_client", Next::Misconfigured, Reason::ClientAuthRejected),
+            // ER-03
+            (400, "invalid_grant", Next::Refused, Reason::GrantRejected),
+            // ER-04
+            (400, "unauthorized_client", Next::Misconfigured, Reason::IssuerConfig),
+            (400, "unsupported_grant_type", Next::Misconfigured, Reason::IssuerConfig),
+            // ER-05
+            (400, "invalid_scope", Next::Refused, Reason::ScopeDenied),
+            // ER-06
+            (400, "invalid_target", Next::Refused, Reason::AudienceDenied),
+            // ER-07
+            (400, "invalid_authorization_details", Next::Refused, Reason::RarDenied),
+            // ER-08
+            (400, "use_dpop_nonce", Next::Misconfigured, Reason::DpopRejected),
+            (400, "invalid_dpop_proof", Next::Misconfigured, Reason::DpopRejected),
+            // ER-11
+            (429, "invalid_client", Next::Retry, Reason::IssuerRateLimit),
+            // ER-12
+            (500, "invalid_client", Next::Retry, Reason::IssuerUnavailable),
+            (503, "temporarily_unavailable", Next::Retry, Reason::IssuerUnavailable),
+            (400, "server_error", Next::Retry, Reason::IssuerUnavailable),
+            (400, "something_new", Next::Misconfigured, Reason::IssuerConfig),
+        ];
+        for (status, code, move_next, reason) in table {
+            let error = classify(&answer(status, &[], &json!({"error": code}).to_string()), now());
+            assert_eq!((next(&error), error.reason()), (move_next, reason), "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn an_answer_without_an_oauth_error_is_trouble_not_refusal() {
+        // ER-12
+        for (status, kind, body) in [
+            (400, "text/html", "<html>"),
+            (401, "application/json", "not json"),
+            (403, "application/json", "{}"),
+            (404, "application/json", r#"{"error":7}"#),
+            (400, "application/json", r#"{"error":"invalid_scope","error":"invalid_client"}"#),
+            (502, "text/plain", ""),
+            (204, "application/json", ""),
+        ] {
+            let error = classify(&answer(status, &[("content-type", kind)], body), now());
+            assert_eq!(
+                (next(&error), error.reason()),
+                (Next::Retry, Reason::IssuerUnavailable),
+                "{status} {body}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_an_answer_the_kind_of_silence_decides() {
+        // ER-12, PKJ-17
+        for (error, move_next, reason) in [
+            (HttpError::Connect("refused".into()), Next::Retry, Reason::IssuerUnavailable),
+            (HttpError::Timeout, Next::Retry, Reason::IssuerUnavailable),
+            (HttpError::Protocol, Next::Retry, Reason::IssuerUnavailable),
+            (HttpError::Tls("unknown issuer".into()), Next::Retry, Reason::IssuerTls),
+            (HttpError::TooLarge, Next::Retry, Reason::IssuerProtocol),
+            (HttpError::Redirect { status: 307 }, Next::Misconfigured, Reason::IssuerRedirect),
+            (HttpError::Plain, Next::Misconfigured, Reason::IssuerConfig),
+        ] {
+            let error = unanswered(&error);
+            assert_eq!((next(&error), error.reason()), (move_next, reason));
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_and_bounded() {
+        // CLK-06
+        for (text, expected) in [
+            ("3", Some(3)),
+            (" 120 ", Some(120)),
+            ("0", Some(0)),
+            ("3600", Some(3600)),
+            ("86400", Some(3600)),
+            ("99999999999999999999999", Some(3600)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
+            ("Mon, 07 Nov 1994 08:50:07 GMT", Some(3600)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", None),
+            ("-3", None),
+            ("3.5", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(retry_after(&answer(429, &[("retry-after", text)], ""), now()), expected, "{text}");
+            let error = classify(&answer(503, &[("retry-after", text)], ""), now());
+            assert!(matches!(error, IssueError::Retry { after, .. } if after == expected), "{text}");
+        }
+        let dated =
+            [("retry-after", "Sun, 06 Nov 1994 10:00:10 GMT"), ("date", "Sun, 06 Nov 1994 10:00:00 GMT")];
+        assert_eq!(retry_after(&answer(503, &dated, ""), now()), Some(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn the_issuers_words_are_cut_and_cleaned() {
+        // ER-13
+        let token = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJjYW5hcnkifQ.c2lnbmF0dXJlLWNhbmFyeQ";
+        let opaque = "0123456789abcdef0123456789abcdef0123456789abcdef";
+        let words = format!("\x1b[31mbad\r\nkey\u{202e} {token} and ({opaque}); {}", "long ".repeat(100));
+        let body =
+            json!({"error": "invalid_scope", "error_description": words, "error_uri": "http://elsewhere"});
+        let IssueError::Refused { detail, .. } = classify(&answer(400, &[], &body.to_string()), now()) else {
+            panic!("refused");
+        };
+        assert!(detail.contains("[31mbadkey [removed] and ([removed]); long"), "{detail}");
+        assert!(detail.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{detail}");
+        assert!(!detail.contains("elsewhere") && detail.len() < 260, "{detail}");
+        let quoted = detail.split('"').nth(1).unwrap();
+        assert_eq!(quoted.len(), 200);
+        let body = json!({"error": format!("x {token}\n")}).to_string();
+        assert_eq!(oauth_error(&answer(400, &[], &body)).as_deref(), Some("x [removed]"));
+    }
+}
