@@ -1,0 +1,67 @@
+// A real authorization server that we did not write: oidc-provider over TLS, as strict about client assertions as
+// STANDARDS section 1 asks. Usage: node issuer.mjs CERTDIR JWKS_FILE LOG_FILE [PORT]
+// The client's keys are read from JWKS_FILE whenever the provider fetches them, so a rotation is a new file.
+import { appendFileSync, readFileSync } from 'node:fs';
+import https from 'node:https';
+import * as jose from 'jose';
+import Provider, { errors } from 'oidc-provider';
+
+const [certs, jwksFile, logFile, port = '0'] = process.argv.slice(2);
+const log = (entry) => appendFileSync(logFile, `${JSON.stringify(entry)}\n`);
+const file = (name) => readFileSync(`${certs}/${name}`);
+
+const server = https.createServer({ key: file('server.key'), cert: file('server.pem'), minVersion: 'TLSv1.2' });
+await new Promise((done) => server.listen(Number(port), '127.0.0.1', done));
+const issuer = `https://localhost:${server.address().port}`;
+
+const { privateKey } = await jose.generateKeyPair('ES256', { extractable: true });
+const signingKey = { ...(await jose.exportJWK(privateKey)), alg: 'ES256', use: 'sig', kid: 'op-1' };
+const ttl = () => Number(process.env.TTL ?? 300);
+
+const provider = new Provider(issuer, {
+  clients: [{
+    client_id: 'payments',
+    token_endpoint_auth_method: 'private_key_jwt',
+    jwks_uri: 'https://localhost/payments.jwks.json',
+    redirect_uris: [],
+    response_types: [],
+    grant_types: ['client_credentials'],
+  }],
+  jwks: { keys: [signingKey] },
+  clientDefaults: { id_token_signed_response_alg: 'ES256' },
+  clientAuthMethods: ['private_key_jwt'],
+  enabledJWA: { clientAuthSigningAlgValues: ['ES256', 'PS256', 'EdDSA', 'Ed25519'] },
+  clockTolerance: 5,
+  ttl: { ClientCredentials: ttl, AccessToken: ttl },
+  // The one URL it fetches is the client's JWKS: answered from the file, never from a network.
+  fetch: async () => new Response(readFileSync(jwksFile), {
+    headers: { 'content-type': 'application/json', 'cache-control': 'max-age=1' },
+  }),
+  // Stricter than it is by itself: one audience, a string, the issuer; a minute at most; the new typ.
+  assertJwtClientAuthClaimsAndHeader: async (ctx, claims, header) => {
+    log({ jti: claims.jti, kid: header.kid, typ: header.typ, aud: claims.aud, life: claims.exp - claims.iat });
+    const wrong = (what) => { throw new errors.InvalidClientAuth(what); };
+    if (claims.aud !== issuer) wrong('aud is not the issuer alone');
+    if (claims.exp - claims.iat > 60) wrong('it lives too long');
+    if (header.typ !== 'client-authentication+jwt') wrong('typ');
+  },
+  features: {
+    devInteractions: { enabled: false },
+    clientCredentials: { enabled: true },
+    revocation: { enabled: true, allowedPolicy: () => true },
+    resourceIndicators: {
+      enabled: true,
+      defaultResource: () => undefined,
+      useGrantedResource: () => true,
+      getResourceServerInfo(ctx, resource) {
+        if (resource !== 'https://api.example.test/jwt') throw new errors.InvalidTarget();
+        return { scope: 'read write', audience: resource, accessTokenFormat: 'jwt', accessTokenTTL: ttl(), jwt: { sign: { alg: 'ES256' } } };
+      },
+    },
+  },
+});
+provider.on('grant.success', () => log({ granted: true }));
+provider.on('grant.error', (ctx, error) => log({ refused: error.message, why: error.error_detail ?? error.cause?.message }));
+server.on('request', provider.callback());
+console.log(issuer);
+for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => process.exit(0));
