@@ -29,9 +29,14 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Says that a test cannot run here, by name; `tests/run` counts these lines.
+/// Says that a test cannot run here, by name. `tests/run` gives a file for these lines, and shows and counts them.
 pub fn skip(test: &str, why: &str) {
-    println!("SKIPPED {test}: {why}");
+    let line = format!("SKIPPED {test}: {why}\n");
+    print!("{line}");
+    if let Some(list) = std::env::var_os("KEYBEARER_TESTS_SKIPPED") {
+        let mut list = fs::OpenOptions::new().append(true).create(true).open(list).unwrap();
+        std::io::Write::write_all(&mut list, line.as_bytes()).unwrap();
+    }
 }
 
 /// An issuer in this process.
@@ -77,10 +82,12 @@ impl Setup {
     }
 
     pub fn matching(issuer: &str, selectors: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::within(tempfile::tempdir().unwrap(), issuer, selectors)
+    }
+
+    /// In a directory of the test's own choice.
+    pub fn within(dir: tempfile::TempDir, issuer: &str, selectors: &str) -> Self {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let until = SystemClock::shared().wall().as_second() + 86_400;
-        let until = jiff::Timestamp::from_second(until).unwrap();
         let config = format!(
             r#"environment = "test"
 state_directory = "{0}/state"
@@ -101,22 +108,31 @@ kind = "oauth"
 issuer = "{issuer}"
 dev = true
 timeout = "3s"
-
-[identities.shop]
-owner = "shop@example.com"
-assurance = "interim"
-{selectors}
-
-[identities.shop.credentials.orders]
-issuer = "dev"
-client_id = "shop"
-resource = "{RESOURCE}"
-scope = ["orders:read", "orders:write"]
-exception = {{ owner = "shop@example.com", reason = "a test", until = "{until:.0}" }}
 "#,
             dir.path().display()
         );
-        Self { dir: Arc::new(dir), config }
+        Self { dir: Arc::new(dir), config }.also("shop", "interim", selectors)
+    }
+
+    /// With one more identity, which has the credential `orders`.
+    pub fn also(self, name: &str, assurance: &str, selectors: &str) -> Self {
+        let until = SystemClock::shared().wall().as_second() + 86_400;
+        let until = jiff::Timestamp::from_second(until).unwrap();
+        self.and(&format!(
+            r#"
+[identities.{name}]
+owner = "{name}@example.com"
+assurance = "{assurance}"
+{selectors}
+
+[identities.{name}.credentials.orders]
+issuer = "dev"
+client_id = "{name}"
+resource = "{RESOURCE}"
+scope = ["orders:read", "orders:write"]
+exception = {{ owner = "{name}@example.com", reason = "a test", until = "{until:.0}" }}
+"#
+        ))
     }
 
     /// With one text for another in the settings.

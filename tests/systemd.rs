@@ -1,0 +1,276 @@
+//! Units under a real service manager: this machine's own systemd, booted in a container over a throw-away overlay, with the
+//! agent as a unit in it. In goes the real binary; out comes who is served and who is not, and what an operator is told.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use support::{BINARY, Setup, is_root, issuer, register, skip};
+
+/// A user that the container knows and that owns nothing there: games, by tradition.
+const USER: u32 = 5;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn units_of_a_real_service_manager() {
+    if let Err(why) = can_boot() {
+        return skip("units_of_a_real_service_manager", why);
+    }
+    let issuer = issuer(300);
+    let dir = tempfile::Builder::new().prefix("systemd").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let setup = Setup::within(dir, issuer.handle.url(), r#"match = { unit = "shop.service" }"#)
+        .with(r#"assurance = "interim""#, r#"assurance = "standard""#)
+        .also("team", "standard", r#"match = { unit = "tool.service", slice = "team.slice" }"#)
+        .also("desk", "interim", &format!(r#"match = {{ user_unit = "shop.service", uid = {USER} }}"#));
+    register(&issuer.handle, &setup.write());
+    let host = Host::boot(setup.dir.path());
+    host.agent();
+
+    the_unit_that_is_named_is_served(&host);
+    another_unit_of_the_same_user_is_refused_and_the_operator_learns_why(&host);
+    a_slice_is_matched_and_a_unit_outside_it_is_not(&host);
+    a_delegated_subtree_proves_nothing(&host);
+    what_a_users_own_manager_says_is_only_that_users_word(&host);
+    a_process_outside_every_unit_is_nobody(&host);
+
+    let verified = host.inside(&[BINARY, "audit", "verify", "--dir", &host.path("state/audit")]);
+    assert!(verified.status.success(), "{}", text(&verified));
+}
+
+fn the_unit_that_is_named_is_served(host: &Host) {
+    // ATT-15
+    let answer = host.unit("shop.service", &[], &["get", "orders"]);
+    assert!(answer.status.success(), "{}", text(&answer));
+    assert_eq!(String::from_utf8_lossy(&answer.stdout).trim().split('.').count(), 3, "a JWT");
+
+    let who: Value = host.json("shop.service", &[], &["whoami", "--json"]);
+    assert_eq!((&who["identity"], &who["level"]), (&"shop".into(), &"L3".into()), "{who}");
+    let record = host.last_record();
+    assert_eq!(record["peer"]["unit"]["name"], "shop.service", "{record}");
+}
+
+fn another_unit_of_the_same_user_is_refused_and_the_operator_learns_why(host: &Host) {
+    // TM-03: the same user, the same program, another unit.
+    let answer = host.unit("other.service", &[], &["get", "orders"]);
+    assert!(!answer.status.success(), "{}", text(&answer));
+    assert!(text(&answer).contains("NOT_ENTITLED"), "{}", text(&answer));
+    assert!(!text(&answer).contains("shop.service"), "a stranger learns nothing: {}", text(&answer));
+    let record = host.last_record();
+    assert_eq!(
+        (&record["event"]["type"], &record["peer"]["unit"]["name"]),
+        (&"denial".into(), &"other.service".into())
+    );
+
+    host.systemctl_run("sleeper.service", &["sleep", "60"]);
+    let pid = host.inside(&["systemctl", "show", "-P", "MainPID", "sleeper.service"]);
+    let pid = String::from_utf8(pid.stdout).unwrap();
+    let operator = host.path("run/operator.sock");
+    let why = host.inside(&[BINARY, "explain", "--pid", pid.trim(), "orders", "--socket", &operator]);
+    assert!(text(&why).contains("should be shop.service"), "{}", text(&why));
+    assert!(text(&why).contains("sleeper.service"), "{}", text(&why));
+    host.inside(&["systemctl", "stop", "sleeper.service"]);
+}
+
+fn a_slice_is_matched_and_a_unit_outside_it_is_not(host: &Host) {
+    let within = host.json("tool.service", &["--slice=team.slice"], &["whoami", "--json"]);
+    assert_eq!(within["identity"], "team", "{within}");
+    let deeper = host.json("tool.service", &["--slice=team-tools.slice"], &["whoami", "--json"]);
+    assert_eq!(deeper["identity"], "team", "a slice holds the slices below it: {deeper}");
+    let outside = host.unit("tool.service", &["--slice=teams.slice"], &["whoami"]);
+    assert!(text(&outside).contains("NOT_ENTITLED"), "{}", text(&outside));
+}
+
+fn a_delegated_subtree_proves_nothing(host: &Host) {
+    // E23: whoever owns a delegated cgroup names cgroups in it as he likes.
+    let script = format!(
+        "set -e; for tree in systemd unified .; do own=/sys/fs/cgroup/$tree/system.slice/mine.service; \
+         [ -d $own ] || continue; mkdir $own/shop.service; echo $$ > $own/shop.service/cgroup.procs; done; \
+         cat /proc/self/cgroup >&2; exec {BINARY} get orders"
+    );
+    let user = format!("User={USER}");
+    let properties = ["-p", "Delegate=yes", "-p", &user];
+    let answer = host.run("mine.service", &properties, &["sh", &host.script(&script)]);
+    let said = text(&answer);
+    assert!(said.contains("mine.service/shop.service"), "the attack did not take place: {said}");
+    assert!(said.contains("NOT_ENTITLED"), "{said}");
+    let record = host.last_record();
+    assert_eq!(record["event"]["type"], "denial", "{record}");
+    assert!(record["policy"]["missing"].to_string().contains("delegated"), "{record}");
+}
+
+fn what_a_users_own_manager_says_is_only_that_users_word(host: &Host) {
+    // A real user manager. It needs no PAM here, and no login.
+    let script = format!(
+        "set -e; own=/run/systemd/system/user@{USER}.service.d; home=/run/user/{USER}; mkdir -p $own $home; chown {USER} $home; \
+         printf '[Unit]\\nRequires=\\n[Service]\\nPAMName=\\nEnvironment=XDG_RUNTIME_DIR=%s HOME=%s\\n' $home $home > $own/test.conf; \
+         systemctl daemon-reload; systemctl start user@{USER}.service; \
+         exec setpriv --reuid {USER} --regid {USER} --clear-groups env XDG_RUNTIME_DIR=$home \
+         systemd-run --user --quiet --wait --pipe --unit=shop.service {BINARY} whoami --json --socket {}",
+        host.path("run/agent.sock")
+    );
+    let answer = host.inside(&["sh", &host.script(&script)]);
+    let who: Value = serde_json::from_slice(&answer.stdout).unwrap_or_else(|_| panic!("{}", text(&answer)));
+    assert_eq!(who["identity"], "desk", "a user-unit, never the system's shop.service: {who}");
+    assert_eq!(who["level"], "L2", "{who}");
+}
+
+fn a_process_outside_every_unit_is_nobody(host: &Host) {
+    let answer = host.inside(&[BINARY, "get", "orders", "--socket", &host.path("run/agent.sock")]);
+    assert!(text(&answer).contains("NOT_ENTITLED"), "{}", text(&answer));
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn can_boot() -> Result<(), &'static str> {
+    if !is_root() {
+        return Err("only root can boot a container");
+    }
+    let found = Command::new("systemd-nspawn").arg("--version").stdout(Stdio::null()).status();
+    if !found.is_ok_and(|status| status.success()) {
+        return Err("systemd-nspawn is not here; the package is called systemd-container");
+    }
+    if !Path::new("/lib/systemd/systemd").exists() {
+        return Err("systemd is not installed here");
+    }
+    Ok(())
+}
+
+/// A booted container, which ends with the test.
+struct Host {
+    nspawn: Child,
+    leader: u32,
+    dir: String,
+}
+
+impl Host {
+    fn boot(dir: &Path) -> Self {
+        let binaries = Path::new(BINARY).parent().unwrap().display().to_string();
+        let dir = dir.display().to_string();
+        let log = fs::File::create(format!("{dir}/boot.log")).unwrap();
+        let nspawn = Command::new("systemd-nspawn")
+            .args(["--boot", "--directory=/", "--volatile=yes", "--register=no", "--keep-unit", "--quiet"])
+            .args(["--console=pipe", &format!("--bind-ro={binaries}"), &format!("--bind={dir}")])
+            .args(["systemd.unit=basic.target", "systemd.firstboot=off"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut host = Self { nspawn, leader: 0, dir };
+        let booted = host.until(|host| {
+            host.leader = child_of(host.nspawn.id()).unwrap_or(0);
+            let state = host.inside(&["systemctl", "is-system-running"]);
+            ["running", "degraded"].contains(&text(&state).trim())
+        });
+        assert!(booted, "systemd did not come up: {}", fs::read_to_string(host.path("boot.log")).unwrap());
+        host
+    }
+
+    /// Starts the agent as a unit, which is up once it has said so.
+    fn agent(&self) {
+        let config = self.path("agent.toml");
+        let started = self.inside(&[
+            "systemd-run",
+            "--quiet",
+            "--unit=keybearer.service",
+            "--service-type=notify",
+            BINARY,
+            "agent",
+            "--config",
+            &config,
+        ]);
+        assert!(
+            started.status.success(),
+            "{}{}",
+            text(&started),
+            text(&self.inside(&["journalctl", "-u", "keybearer"]))
+        );
+    }
+
+    /// Runs a command of ours in a unit of its own.
+    fn unit(&self, name: &str, properties: &[&str], arguments: &[&str]) -> Output {
+        self.run(name, properties, &[&[BINARY], arguments].concat())
+    }
+
+    fn json(&self, name: &str, properties: &[&str], arguments: &[&str]) -> Value {
+        let output = self.unit(name, properties, arguments);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)))
+    }
+
+    fn run(&self, name: &str, properties: &[&str], command: &[&str]) -> Output {
+        let unit = format!("--unit={name}");
+        let socket = format!("--setenv=KEYBEARER_SOCKET={}", self.path("run/agent.sock"));
+        let start = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", &unit, &socket];
+        self.inside(&[&start, properties, command].concat())
+    }
+
+    /// A shell script, as a file: `systemd-run` would expand its variables.
+    fn script(&self, text: &str) -> String {
+        let path = self.path("script");
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Starts a unit that stays.
+    fn systemctl_run(&self, name: &str, command: &[&str]) {
+        let started =
+            self.inside(&[&["systemd-run", "--quiet", &format!("--unit={name}")], command].concat());
+        assert!(started.status.success(), "{}", text(&started));
+    }
+
+    /// Runs a command in the container, outside every unit.
+    fn inside(&self, command: &[&str]) -> Output {
+        Command::new("nsenter")
+            .args(["--target", &self.leader.to_string(), "--all", "--wdns=/"])
+            .args(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"])
+            .args(command)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    fn last_record(&self) -> Value {
+        let tail =
+            self.inside(&[BINARY, "audit", "tail", "--dir", &self.path("state/audit"), "--json", "-n", "1"]);
+        serde_json::from_slice(&tail.stdout).unwrap_or_else(|_| panic!("{}", text(&tail)))
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.dir)
+    }
+
+    fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        #[allow(clippy::disallowed_methods, reason = "booting is waited for in real time")]
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(60) {
+            if done(self) {
+                return true;
+            }
+            // There is no event to wait for: the container has no way to tell us yet.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        false
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The end of its init is the end of the container.
+        let _ = Command::new("kill").args(["-KILL", &self.leader.to_string()]).status();
+        let _ = self.nspawn.wait();
+    }
+}
+
+fn child_of(parent: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
