@@ -1,4 +1,4 @@
-//! The experiments of STANDARDS 7.0 against the real binary: each is carried out for real by the program `attacker`, and
+//! The experiments E1 to E26 against the real binary: each is carried out for real by the program `attacker`, and
 //! each is refused, leaves its record, and disturbs nobody else. The honest control gets its credential by the same
 //! words, so that a refusal means what it says.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]

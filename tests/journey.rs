@@ -169,7 +169,7 @@ async fn calls_that_break_the_rules_are_told_so_and_recorded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_survived_with_what_is_live_and_told_when_nothing_is() {
-    // CLK-07, DESIGN 7
+    // CLK-07
     let issuer = issuer(300);
     let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
     let mut client = agent.client().await;

@@ -18,7 +18,7 @@ pub use peer::{Hold, Peer};
 pub use process::{Proc, Status};
 pub use unit::{Manager, Sources, Unit};
 
-/// How strong the evidence is (STANDARDS 7.2). What a kernel cannot prove lowers it.
+/// How strong the evidence is. What a kernel cannot prove lowers it.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Level {
     /// The permission to open the socket.

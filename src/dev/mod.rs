@@ -1,5 +1,5 @@
 //! The development servers: an OAuth 2.0 authorization server that knows no shared secret and is as strict
-//! as a good one (STANDARDS 7), and a resource server that believes only what that issuer signed. In go
+//! as a good one, and a resource server that believes only what that issuer signed. In go
 //! requests over plain HTTP on 127.0.0.1; out come short-lived tokens, and refusals that say what was wrong.
 //!
 //! They never listen on any other address, never start where `environment` is production, and never touch a

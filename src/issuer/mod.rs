@@ -157,7 +157,7 @@ impl IssueError {
     }
 }
 
-/// The classes of trouble with an issuer; the names are those of `ErrorInfo.reason` (STANDARDS 4.4).
+/// The classes of trouble with an issuer; the names are those of `ErrorInfo.reason` (ER-01..13).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Reason {
     /// ER-01: the issuer could not read our request.

@@ -1,5 +1,5 @@
 //! What a policy may not say. In go identities as the operator meant them; out comes every mistake, with the key it
-//! stands under and the row of STANDARDS it breaks.
+//! stands under and the row it breaks.
 
 use jiff::{SignedDuration, Timestamp};
 

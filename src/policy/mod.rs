@@ -26,7 +26,7 @@ impl Policy {
     /// Takes the identities over, if they are sound at `now`.
     ///
     /// # Errors
-    /// Every [`Problem`] at once: the lint rows of STANDARDS, and each pair of identities that one process could
+    /// Every [`Problem`] at once: the lint rows, and each pair of identities that one process could
     /// both be.
     pub fn new(identities: Vec<Identity>, environment: &str, now: Timestamp) -> Result<Self, Vec<Problem>> {
         let problems = lint::problems(&identities, environment, now);

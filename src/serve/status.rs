@@ -136,7 +136,7 @@ fn of_failure(failure: &Failure) -> OfFailure {
     }
 }
 
-/// STANDARDS 4.4, one arm a row.
+/// ER-01..13, one arm a row.
 fn of_reason(reason: Reason) -> (Code, &'static str) {
     const OPERATOR: &str = "the issuer cannot be used as it is set up; an operator has to act";
     const LATER: &str = "the issuer cannot be reached or does not answer well: try again";

@@ -237,7 +237,7 @@ mod tests {
 
     #[tokio::test]
     async fn h2_serves_clients_that_send_the_socket_path_as_authority() {
-        // SPIFFE.md 0.1: grpcio's two forms, and one that needs nothing.
+        // grpcio's two forms, and one that needs nothing.
         for (sent, seen) in [
             ("run%2Fkb%2Fagent.sock", "run-2Fkb-2Fagent.sock|"),
             ("/run/kb/agent.sock", "-run-kb-agent.sock|"),

@@ -1,7 +1,8 @@
 // A real authorization server that we did not write: oidc-provider over TLS, as strict about client assertions as
-// STANDARDS section 1 asks. Usage: node issuer.mjs CERTDIR JWKS_FILE LOG_FILE [PORT]
+// FAPI 2.0 and the successor of RFC 7523 ask. Usage: node issuer.mjs CERTDIR JWKS_FILE LOG_FILE [PORT]
+// LOG_FILE.assertion gets the last assertion, for another verifier to judge.
 // The client's keys are read from JWKS_FILE whenever the provider fetches them, so a rotation is a new file.
-import { appendFileSync, readFileSync } from 'node:fs';
+import { appendFileSync, readFileSync, writeFileSync } from 'node:fs';
 import https from 'node:https';
 import * as jose from 'jose';
 import Provider, { errors } from 'oidc-provider';
@@ -40,6 +41,7 @@ const provider = new Provider(issuer, {
   // Stricter than it is by itself: one audience, a string, the issuer; a minute at most; the new typ.
   assertJwtClientAuthClaimsAndHeader: async (ctx, claims, header) => {
     log({ jti: claims.jti, kid: header.kid, typ: header.typ, aud: claims.aud, life: claims.exp - claims.iat });
+    writeFileSync(`${logFile}.assertion`, ctx.oidc.params.client_assertion);
     const wrong = (what) => { throw new errors.InvalidClientAuth(what); };
     if (claims.aud !== issuer) wrong('aud is not the issuer alone');
     if (claims.exp - claims.iat > 60) wrong('it lives too long');

@@ -1,5 +1,5 @@
 //! Who is asking. In goes a client assertion (RFC 7523, draft-ietf-oauth-rfc7523bis, FAPI 2.0); out comes a
-//! client that has proved itself, or the one rule that was broken. Every rule that STANDARDS asks our agent to
+//! client that has proved itself, or the one rule that was broken. Every rule that the standards ask our agent to
 //! keep is enforced here, so that a slip of the agent fails its own tests. No claim is believed before the
 //! signature is.
 

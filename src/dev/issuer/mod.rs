@@ -1,6 +1,6 @@
 //! The embedded development issuer: an authorization server for machines, with one grant
 //! (`client_credentials`), one way to prove oneself (`private_key_jwt`), and no shared secret. In go requests;
-//! out come RFC 9068 tokens. It never forgives: what STANDARDS demands of an authorization server is enforced.
+//! out come RFC 9068 tokens. It never forgives: what the standards demand of an authorization server is enforced.
 //!
 //! ```text
 //!  GET  /.well-known/oauth-authorization-server   RFC 8414      POST /dev/clients   register a client
