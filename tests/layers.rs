@@ -116,6 +116,33 @@ fn unsafe_code_is_in_one_file() {
     }
 }
 
+/// What a document calls a test is `PATH::NAME` in backquotes.
+fn named_tests(document: &str) -> Vec<(String, String)> {
+    let quoted = document.split('`').skip(1).step_by(2);
+    let named = quoted.filter_map(|text| text.split_once("::").filter(|(path, _)| path.ends_with(".rs")));
+    named.map(|(path, name)| (path.to_owned(), name.to_owned())).collect()
+}
+
+#[test]
+fn documents_name_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for document in ["SECURITY.md", "CONTRIBUTING.md", "ARCHITECTURE.md"] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        for (path, name) in named_tests(&text) {
+            let file = fs::read_to_string(root.join(&path)).unwrap_or_default();
+            assert!(
+                file.contains(&format!("fn {name}(")),
+                "{document} names {path}::{name}, which is not there"
+            );
+        }
+        assert!(
+            !text.contains("TM-01") || named_tests(&text).len() > 40,
+            "{document} names too few to be true"
+        );
+    }
+    assert_eq!(named_tests("by `src/a.rs::b`, `A::b`"), [("src/a.rs".into(), "b".into())]);
+}
+
 #[test]
 fn the_test_of_imports_sees_them() {
     assert_eq!(imports("use crate::{\n    a::{b, c},\n    d,\n    e::f::{g},\n};"), ["a", "d", "e"]);
