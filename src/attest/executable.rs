@@ -11,8 +11,9 @@ use std::{
 };
 
 use ring::digest;
+use rustix::fs::{Stat, fstat};
 
-use super::{Missing, process::Proc};
+use super::{Missing, process::Process};
 
 /// No program of this size is hashed: whoever starts one to keep us busy is not told apart by its digest (ATT-14).
 const MAX_HASHED: u64 = 512 << 20;
@@ -44,24 +45,23 @@ pub struct Executable {
 }
 
 impl Executable {
-    /// The executable of `pid`.
-    pub(super) fn of(proc: &Proc, pid: u32) -> Result<Self, Missing> {
-        let meta = fs::metadata(proc.file(pid, "exe")).map_err(|error| Missing::of(&error))?;
-        Ok(Self::from_meta(&meta))
+    /// The executable of a process.
+    pub(super) fn of(process: &Process) -> Result<Self, Missing> {
+        Ok(Self::from_stat(&process.exe_stat()?))
     }
 
-    fn from_meta(meta: &fs::Metadata) -> Self {
-        let nanos = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+    fn from_stat(stat: &Stat) -> Self {
+        let nanos = |seconds: i64, nanos| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
         Self {
-            dev: meta.dev(),
-            ino: meta.ino(),
-            size: meta.size(),
-            mtime: nanos(meta.mtime(), meta.mtime_nsec()),
-            ctime: nanos(meta.ctime(), meta.ctime_nsec()),
-            uid: meta.uid(),
-            gid: meta.gid(),
-            mode: meta.mode(),
-            linked: meta.nlink() > 0,
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            size: stat.st_size.unsigned_abs(),
+            mtime: nanos(stat.st_mtime, stat.st_mtime_nsec),
+            ctime: nanos(stat.st_ctime, stat.st_ctime_nsec),
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mode: stat.st_mode,
+            linked: stat.st_nlink > 0,
         }
     }
 
@@ -109,11 +109,11 @@ impl Digests {
         self.lock().get(&key(exe)).copied()
     }
 
-    /// Reads and hashes the executable of `pid`: blocking, for a thread that may wait.
-    pub(super) fn read(&self, proc: &Proc, pid: u32, exe: &Executable) -> Result<[u8; 32], Missing> {
-        let file = File::open(proc.file(pid, "exe")).map_err(|error| Missing::of(&error))?;
+    /// Reads and hashes the executable of a process: blocking, for a thread that may wait.
+    pub(super) fn read(&self, process: &Process, exe: &Executable) -> Result<[u8; 32], Missing> {
+        let file = process.exe_file()?;
         let opened = |file: &File| {
-            file.metadata().map(|meta| Executable::from_meta(&meta)).map_err(|error| Missing::of(&error))
+            fstat(file).map(|stat| Executable::from_stat(&stat)).map_err(|error| Missing::of(&error.into()))
         };
         if opened(&file)? != *exe {
             return Err(Missing::ExeReplaced);
@@ -155,18 +155,18 @@ fn key(exe: &Executable) -> (u64, u64, u64, i128, i128) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attest::process::Proc;
 
-    fn own() -> (Proc, u32, Executable) {
-        let proc = Proc::at("/proc");
-        let pid = std::process::id();
-        let exe = Executable::of(&proc, pid).unwrap();
-        (proc, pid, exe)
+    fn own() -> (Process, Executable) {
+        let process = Proc::at("/proc").open(std::process::id()).unwrap();
+        let exe = Executable::of(&process).unwrap();
+        (process, exe)
     }
 
     #[test]
     fn a_path_counts_only_if_it_is_the_same_inode() {
         // ATT-12
-        let (_, _, exe) = own();
+        let (_, exe) = own();
         let exe = Executable { uid: 0, mode: 0o755, ..exe };
         let own_path = std::env::current_exe().unwrap();
         let paths = [own_path.clone(), "/bin/sh".into(), "/nonexistent".into()];
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_program_its_user_could_change_proves_nothing() {
         // ATT-12, EXE_WRITABLE
-        let (_, _, exe) = own();
+        let (_, exe) = own();
         for (uid, gid, mode) in [(1000, 0, 0o555), (0, 7, 0o775), (0, 0, 0o757)] {
             let exe = Executable { uid, gid, mode, ..exe.clone() };
             assert_eq!(exe.known_as(&[], 1000, &[7]), Err(Missing::ExeWritable));
@@ -188,15 +188,15 @@ mod tests {
     #[test]
     fn a_digest_is_read_once() {
         // ATT-14
-        let (proc, pid, exe) = own();
+        let (process, exe) = own();
         let digests = Digests::default();
         assert_eq!(digests.known(&exe), None);
-        let sum = digests.read(&proc, pid, &exe).unwrap();
+        let sum = digests.read(&process, &exe).unwrap();
         assert_eq!(digests.known(&exe), Some(sum));
         let bytes = fs::read(std::env::current_exe().unwrap()).unwrap();
         assert_eq!(digest::digest(&digest::SHA256, &bytes).as_ref(), sum);
         let touched = Executable { ctime: exe.ctime + 1, ..exe };
         assert_eq!(digests.known(&touched), None);
-        assert_eq!(digests.read(&proc, pid, &touched), Err(Missing::ExeReplaced));
+        assert_eq!(digests.read(&process, &touched), Err(Missing::ExeReplaced));
     }
 }

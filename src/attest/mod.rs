@@ -18,6 +18,8 @@ pub use peer::{Hold, Peer};
 pub use process::{Proc, Status};
 pub use unit::{Manager, Sources, Unit};
 
+use process::{Namespace, Process};
+
 /// How strong the evidence is. What a kernel cannot prove lowers it.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Level {
@@ -156,19 +158,8 @@ impl Evidence {
 #[derive(Debug)]
 pub struct Workload {
     peer: Arc<Peer>,
+    process: Process,
     evidence: Evidence,
-}
-
-impl Workload {
-    /// The evidence about it.
-    pub fn evidence(&self) -> &Evidence {
-        &self.evidence
-    }
-
-    /// The process it is.
-    pub fn peer(&self) -> &Arc<Peer> {
-        &self.peer
-    }
 }
 
 /// What identities want to know, so that nothing else is read.
@@ -186,14 +177,12 @@ pub struct Attestor {
     proc: Proc,
     sources: Sources,
     digests: Arc<Digests>,
-    own_mounts: Result<u64, Missing>,
 }
 
 impl Attestor {
     /// An attestor over this host's /proc, cgroups and service manager.
     pub fn new(proc: Proc, sources: Sources) -> Self {
-        let own_mounts = proc.namespace(std::process::id(), "mnt");
-        Self { proc, sources, digests: Arc::default(), own_mounts }
+        Self { proc, sources, digests: Arc::default() }
     }
 
     /// Takes all evidence about `peer` (ATT-16, the first time).
@@ -202,7 +191,8 @@ impl Attestor {
     /// [`AttestError`] if it is not the process that connected any more, lives in another user namespace, or
     /// /proc cannot be read.
     pub fn attest(&self, peer: &Arc<Peer>, interests: &Interests) -> Result<Workload, AttestError> {
-        let evidence = self.evidence(peer.pid(), peer.hold(), interests)?;
+        let process = self.proc.open(peer.pid())?;
+        let evidence = self.read(&process, peer.pid(), peer.hold(), interests)?;
         if evidence.start != peer.start() || !peer.alive() {
             return Err(AttestError::PeerExited);
         }
@@ -212,7 +202,7 @@ impl Attestor {
         if evidence.same_user_namespace == Ok(false) {
             return Err(AttestError::UserNamespace);
         }
-        Ok(Workload { peer: Arc::clone(peer), evidence })
+        Ok(Workload { peer: Arc::clone(peer), process, evidence })
     }
 
     /// The evidence about any process, for an operator who asks why. No workload comes of it.
@@ -220,14 +210,26 @@ impl Attestor {
     /// # Errors
     /// [`AttestError`] if the process is gone or /proc cannot be read.
     pub fn evidence(&self, pid: u32, hold: Hold, interests: &Interests) -> Result<Evidence, AttestError> {
-        let start = self.proc.start_time(pid)?;
-        let status = self.proc.status(pid)?;
-        let cgroup = self.proc.cgroup(pid)?;
-        let exe = Executable::of(&self.proc, pid);
-        let mount_namespace = self.proc.namespace(pid, "mnt");
-        let exe_paths = match (&exe, &mount_namespace, &self.own_mounts) {
-            (Err(missing), ..) | (_, Err(missing), _) | (_, _, Err(missing)) => Err(*missing),
-            (_, Ok(theirs), Ok(ours)) if theirs != ours => Err(Missing::MountNamespace),
+        self.read(&self.proc.open(pid)?, pid, hold, interests)
+    }
+
+    fn read(
+        &self,
+        process: &Process,
+        pid: u32,
+        hold: Hold,
+        interests: &Interests,
+    ) -> Result<Evidence, AttestError> {
+        let own = self.proc.open(std::process::id())?;
+        let start = process.start_time()?;
+        let status = process.status()?;
+        let cgroup = process.cgroup()?;
+        let exe = Executable::of(process);
+        let mount_namespace = process.namespace(Namespace::Mount);
+        let exe_paths = match (&exe, &mount_namespace, own.namespace(Namespace::Mount)) {
+            (Err(missing), ..) | (_, Err(missing), _) => Err(*missing),
+            (.., Err(missing)) => Err(missing),
+            (_, Ok(theirs), Ok(ours)) if *theirs != ours => Err(Missing::MountNamespace),
             (Ok(exe), ..) => exe.known_as(&interests.exe_paths, status.uids[1], &status.groups),
         };
         let sha256 = match &exe {
@@ -235,17 +237,17 @@ impl Attestor {
             Ok(_) if !interests.sha256 => Err(Missing::NotAsked),
             Ok(exe) => match self.digests.known(exe) {
                 Some(sum) => Ok(sum),
-                None => self.digests.read(&self.proc, pid, exe),
+                None => self.digests.read(process, exe),
             },
         };
         let evidence = Evidence {
             pid,
             start,
-            login_uid: self.proc.login_uid(pid),
-            path_hint: self.proc.path_hint(pid),
-            exec: self.proc.exec_generation(pid),
+            login_uid: process.login_uid(),
+            path_hint: process.path_hint(),
+            exec: process.exec_generation(),
             unit: self.sources.unit(&cgroup),
-            same_user_namespace: self.proc.same_user_namespace(pid),
+            same_user_namespace: process.shares_user_namespace(&own),
             status,
             exe,
             exe_paths,
@@ -255,23 +257,39 @@ impl Attestor {
             hold,
         };
         // Every read above was of one process only if the same one is there at the end (ATT-08).
-        if self.proc.start_time(pid)? == start { Ok(evidence) } else { Err(AttestError::PeerExited) }
+        if process.start_time()? == start { Ok(evidence) } else { Err(AttestError::PeerExited) }
     }
 
     /// Whether the digest of this program would have to be read from disk: work for a thread that may wait.
     pub fn must_read(&self, pid: u32, interests: &Interests) -> bool {
+        let unknown = |exe: &Executable| self.digests.known(exe).is_none();
         interests.sha256
-            && Executable::of(&self.proc, pid).is_ok_and(|exe| self.digests.known(&exe).is_none())
+            && self
+                .proc
+                .open(pid)
+                .is_ok_and(|process| Executable::of(&process).is_ok_and(|exe| unknown(&exe)))
+    }
+}
+
+impl Workload {
+    /// The evidence about it.
+    pub fn evidence(&self) -> &Evidence {
+        &self.evidence
+    }
+
+    /// The process it is.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
     }
 
     /// Takes the evidence again, right before the answer: nothing may have changed (ATT-16).
     ///
     /// # Errors
     /// [`AttestError`] naming what changed.
-    pub fn confirm(&self, workload: &Workload) -> Result<(), AttestError> {
-        let (peer, then) = (&workload.peer, &workload.evidence);
+    pub fn confirm(&self) -> Result<(), AttestError> {
+        let (process, then) = (&self.process, &self.evidence);
         let changed = |what| Err(AttestError::EvidenceChanged(what));
-        let status = self.proc.status(then.pid)?;
+        let status = process.status()?;
         if status.uids != then.status.uids
             || status.gids != then.status.gids
             || status.groups != then.status.groups
@@ -281,18 +299,16 @@ impl Attestor {
         if status.tracer != then.status.tracer {
             return changed("tracer");
         }
-        if self.proc.exec_generation(then.pid) != then.exec
-            || Executable::of(&self.proc, then.pid) != then.exe
-        {
+        if process.exec_generation() != then.exec || Executable::of(process) != then.exe {
             return changed("program");
         }
-        if self.proc.cgroup(then.pid)? != then.cgroup {
+        if process.cgroup()? != then.cgroup {
             return changed("cgroup");
         }
-        if self.proc.namespace(then.pid, "mnt") != then.mount_namespace {
+        if process.namespace(Namespace::Mount) != then.mount_namespace {
             return changed("mount namespace");
         }
-        if peer.alive() { Ok(()) } else { Err(AttestError::PeerExited) }
+        if self.peer.alive() { Ok(()) } else { Err(AttestError::PeerExited) }
     }
 }
 
@@ -399,7 +415,7 @@ mod tests {
         assert_eq!(evidence.uid(), rustix::process::geteuid().as_raw());
         assert!(evidence.sha256.is_ok());
         assert!(evidence.level() >= Level::L1);
-        assert_eq!(attestor().confirm(&workload), Ok(()));
+        assert_eq!(workload.confirm(), Ok(()));
     }
 
     #[test]
@@ -408,13 +424,13 @@ mod tests {
         let attestor = attestor();
         let mut workload = attestor.attest(&own_peer(), &Interests::default()).unwrap();
         workload.evidence.exec = Ok([7; 32]);
-        assert_eq!(attestor.confirm(&workload), Err(AttestError::EvidenceChanged("program")));
+        assert_eq!(workload.confirm(), Err(AttestError::EvidenceChanged("program")));
         let mut workload = attestor.attest(&own_peer(), &Interests::default()).unwrap();
         workload.evidence.cgroup.push_str("0::/elsewhere\n");
-        assert_eq!(attestor.confirm(&workload), Err(AttestError::EvidenceChanged("cgroup")));
+        assert_eq!(workload.confirm(), Err(AttestError::EvidenceChanged("cgroup")));
         let mut workload = attestor.attest(&own_peer(), &Interests::default()).unwrap();
         workload.evidence.status.groups.push(4_000_000);
-        assert_eq!(attestor.confirm(&workload), Err(AttestError::CredChanged));
+        assert_eq!(workload.confirm(), Err(AttestError::CredChanged));
     }
 
     #[test]

@@ -2,14 +2,22 @@
 //! why a fact cannot be had. Link texts and command lines are never evidence: a process chooses them itself.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
+    io,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use ring::digest;
+use rustix::{
+    buffer::spare_capacity,
+    fs::{AtFlags, CWD, Mode, OFlags, Stat, openat, readlinkat, statat},
+    io::{Errno, read},
+};
 
 use super::{AttestError, Missing};
+
+/// More than any file of /proc/PID that we read has to say.
+const MAX_TEXT: usize = 64 << 10;
 
 /// Where /proc is. An argument, so that every text of it can be tried.
 #[derive(Clone, Debug)]
@@ -21,61 +29,71 @@ impl Proc {
         Self(root.into())
     }
 
-    pub(super) fn file(&self, pid: u32, name: &str) -> PathBuf {
-        self.0.join(pid.to_string()).join(name)
+    /// Opens the directory of a process. What is read through it is of that very process or nothing, even if its
+    /// pid is given to another.
+    pub(super) fn open(&self, pid: u32) -> Result<Process, AttestError> {
+        let path = self.0.join(pid.to_string());
+        match openat(CWD, &path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(dir) => Ok(Process { dir }),
+            Err(error) => Err(gone(error)),
+        }
     }
+}
 
-    /// The files that change hands with the process's privileges (status(5) of proc).
-    pub(super) fn status(&self, pid: u32) -> Result<Status, AttestError> {
-        let text = fs::read(self.file(pid, "status")).map_err(gone)?;
-        Status::parse(&String::from_utf8_lossy(&text))
+/// When the process started, from the real /proc.
+pub(super) fn start_time(pid: u32) -> Result<u64, AttestError> {
+    Proc::at(Path::new("/proc")).open(pid)?.start_time()
+}
+
+/// One process, as its directory in /proc.
+#[derive(Debug)]
+pub(super) struct Process {
+    dir: OwnedFd,
+}
+
+impl Process {
+    /// The ids and what changes hands with privileges (proc_pid_status(5)).
+    pub(super) fn status(&self) -> Result<Status, AttestError> {
+        Status::parse(&String::from_utf8_lossy(&self.text("status").map_err(gone)?))
     }
 
     /// When it started, in clock ticks since boot (field 22 of stat).
-    pub(super) fn start_time(&self, pid: u32) -> Result<u64, AttestError> {
-        let text = fs::read(self.file(pid, "stat")).map_err(gone)?;
-        parse_start_time(&text).ok_or(AttestError::Proc { file: "stat", what: "it has no start time".into() })
+    pub(super) fn start_time(&self) -> Result<u64, AttestError> {
+        parse_start_time(&self.text("stat").map_err(gone)?)
+            .ok_or(AttestError::Proc { file: "stat", what: "it has no start time".into() })
     }
 
     /// The text of its cgroup file.
-    pub(super) fn cgroup(&self, pid: u32) -> Result<String, AttestError> {
-        let text = fs::read(self.file(pid, "cgroup")).map_err(gone)?;
-        String::from_utf8(text)
+    pub(super) fn cgroup(&self) -> Result<String, AttestError> {
+        String::from_utf8(self.text("cgroup").map_err(gone)?)
             .map_err(|_| AttestError::Proc { file: "cgroup", what: "it is not UTF-8".into() })
     }
 
     /// The uid that logged in, if any: who started it all, for records only.
-    pub(super) fn login_uid(&self, pid: u32) -> Option<u32> {
-        let uid = fs::read_to_string(self.file(pid, "loginuid")).ok()?.trim().parse().ok()?;
+    pub(super) fn login_uid(&self) -> Option<u32> {
+        let uid = String::from_utf8(self.text("loginuid").ok()?).ok()?.trim().parse().ok()?;
         (uid != u32::MAX).then_some(uid)
     }
 
     /// A namespace of it, as the inode number of its handle.
-    pub(super) fn namespace(&self, pid: u32, kind: &str) -> Result<u64, Missing> {
-        let handle =
-            fs::metadata(self.file(pid, &format!("ns/{kind}"))).map_err(|error| Missing::of(&error))?;
-        Ok(handle.ino())
+    pub(super) fn namespace(&self, handle: Namespace) -> Result<u64, Missing> {
+        Ok(self.stat(handle.path()).map_err(missing)?.st_ino)
     }
 
-    /// Whether it lives in the user namespace of this agent (ATT-13). Where its handle may not be read, its
-    /// maps tell: only a privileged process can give another namespace the same full map.
-    pub(super) fn same_user_namespace(&self, pid: u32) -> Result<bool, Missing> {
-        let own = std::process::id();
-        match (self.namespace(pid, "user"), self.namespace(own, "user")) {
-            (Ok(theirs), Ok(ours)) => Ok(theirs == ours),
-            _ => {
-                let map =
-                    |pid, name| fs::read_to_string(self.file(pid, name)).map_err(|error| Missing::of(&error));
-                Ok(map(pid, "uid_map")? == map(own, "uid_map")?
-                    && map(pid, "gid_map")? == map(own, "gid_map")?)
-            }
+    /// Whether it lives in the same user namespace as `other` (ATT-13). Where a handle may not be read, the maps
+    /// tell: only a privileged process can give another namespace the same full map.
+    pub(super) fn shares_user_namespace(&self, other: &Self) -> Result<bool, Missing> {
+        if let (Ok(this), Ok(that)) = (self.namespace(Namespace::User), other.namespace(Namespace::User)) {
+            return Ok(this == that);
         }
+        let same = |name| Ok(self.text(name).map_err(missing)? == other.text(name).map_err(missing)?);
+        Ok(same("uid_map")? && same("gid_map")?)
     }
 
     /// A value that changes at each exec: the auxiliary vector holds the addresses and the random bytes of this
     /// very image (ATT-16).
-    pub(super) fn exec_generation(&self, pid: u32) -> Result<[u8; 32], Missing> {
-        let vector = fs::read(self.file(pid, "auxv")).map_err(|error| Missing::of(&error))?;
+    pub(super) fn exec_generation(&self) -> Result<[u8; 32], Missing> {
+        let vector = self.text("auxv").map_err(missing)?;
         if vector.is_empty() {
             return Err(Missing::Exited);
         }
@@ -85,15 +103,67 @@ impl Proc {
     }
 
     /// The link text of its executable: a hint for people, never compared (ATT-12).
-    pub(super) fn path_hint(&self, pid: u32) -> Option<String> {
-        let link = fs::read_link(self.file(pid, "exe")).ok()?;
+    pub(super) fn path_hint(&self) -> Option<String> {
+        let link = readlinkat(&self.dir, "exe", Vec::with_capacity(256)).ok()?;
         Some(link.to_string_lossy().into_owned())
+    }
+
+    /// What the inode of its executable is.
+    pub(super) fn exe_stat(&self) -> Result<Stat, Missing> {
+        self.stat("exe").map_err(missing)
+    }
+
+    /// Its executable, opened.
+    pub(super) fn exe_file(&self) -> Result<std::fs::File, Missing> {
+        Ok(self.open("exe").map_err(missing)?.into())
+    }
+
+    fn stat(&self, name: &str) -> Result<Stat, Errno> {
+        statat(&self.dir, name, AtFlags::empty())
+    }
+
+    fn open(&self, name: &str) -> Result<OwnedFd, Errno> {
+        openat(self.dir.as_fd(), name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    fn text(&self, name: &str) -> Result<Vec<u8>, Errno> {
+        let file = self.open(name)?;
+        let mut text = Vec::with_capacity(2048);
+        while read(&file, spare_capacity(&mut text))? > 0 {
+            if text.len() >= MAX_TEXT {
+                return Err(Errno::FBIG);
+            }
+            text.reserve(1024);
+        }
+        Ok(text)
     }
 }
 
-/// When the process started, from the real /proc.
-pub(super) fn start_time(pid: u32) -> Result<u64, AttestError> {
-    Proc::at(Path::new("/proc")).start_time(pid)
+/// The namespaces that count.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Namespace {
+    Mount,
+    User,
+}
+
+impl Namespace {
+    fn path(self) -> &'static str {
+        match self {
+            Self::Mount => "ns/mnt",
+            Self::User => "ns/user",
+        }
+    }
+}
+
+fn gone(error: Errno) -> AttestError {
+    match error {
+        Errno::NOENT | Errno::SRCH => AttestError::PeerExited,
+        error => AttestError::kernel("read /proc", &error.into()),
+    }
+}
+
+fn missing(error: Errno) -> Missing {
+    Missing::of(&io::Error::from(error))
 }
 
 /// What `status` says that we use.
@@ -155,14 +225,6 @@ fn parse_start_time(stat: &[u8]) -> Option<u64> {
     fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-fn gone(error: io::Error) -> AttestError {
-    match error.kind() {
-        io::ErrorKind::NotFound => AttestError::PeerExited,
-        _ if error.raw_os_error() == Some(libc::ESRCH) => AttestError::PeerExited,
-        _ => AttestError::kernel("read /proc", &error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,7 +268,8 @@ mod tests {
     #[test]
     fn this_process_is_in_its_own_user_namespace() {
         // ATT-13
-        assert_eq!(Proc::at("/proc").same_user_namespace(std::process::id()), Ok(true));
-        assert!(Proc::at("/proc").exec_generation(std::process::id()).is_ok());
+        let this = Proc::at("/proc").open(std::process::id()).unwrap();
+        assert_eq!(this.shares_user_namespace(&this), Ok(true));
+        assert!(this.exec_generation().is_ok());
     }
 }

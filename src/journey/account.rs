@@ -41,7 +41,7 @@ impl<'a> Account<'a> {
 
     pub(super) fn unattested(self, error: &AttestError) -> Entry {
         let mut entry = self.entry(EventType::AttestationFailure, Outcome::Denied);
-        entry.peer = Some(bare_peer(&self.session.peer));
+        entry.peer = Some(bare_peer(self.session.peer()));
         entry.credential = Some(self.wished());
         entry.because(error.reason()).detail(error.to_string())
     }

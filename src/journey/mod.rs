@@ -3,11 +3,9 @@
 //! is no other way to a credential.
 
 mod account;
+mod session;
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::task::spawn_blocking;
@@ -21,6 +19,7 @@ use crate::{
     policy::{Denial, Entitlement, Explanation, Grant, Policy, Reason, Wish},
 };
 use account::Account;
+pub use session::Session;
 
 /// The whole way, shared by all sessions.
 #[derive(Debug)]
@@ -48,31 +47,6 @@ impl Rules {
     /// The rules of a policy.
     pub fn new(policy: Arc<Policy>, environment: String) -> Self {
         Self { interests: Arc::new(policy.interests()), policy, environment }
-    }
-}
-
-/// One connection and what was attested when it came.
-#[derive(Debug)]
-pub struct Session {
-    peer: Arc<Peer>,
-    socket: Arc<str>,
-    attested: Mutex<Option<Attested>>,
-}
-
-type Attested = (Arc<Interests>, Result<Arc<Workload>, AttestError>);
-
-impl Session {
-    /// The process at the other end.
-    pub fn peer(&self) -> &Arc<Peer> {
-        &self.peer
-    }
-
-    fn attested(&self) -> Option<Attested> {
-        self.attested.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn keep(&self, attested: Attested) {
-        *self.attested.lock().unwrap_or_else(PoisonError::into_inner) = Some(attested);
     }
 }
 
@@ -172,7 +146,7 @@ impl Journey {
 
     /// Somebody connected: its evidence is taken at once, before it can become somebody else (ATT-16).
     pub async fn begin(&self, peer: Arc<Peer>, socket: Arc<str>) -> Session {
-        let session = Session { peer, socket, attested: Mutex::default() };
+        let session = Session::new(peer, socket);
         // An error is kept like a success: whoever asks on this connection gets it, on record.
         let _ = self.attest(&session, &self.rules.load_full()).await;
         session
@@ -197,7 +171,7 @@ impl Journey {
             Ok(fetched) => fetched,
             Err(failure) => return Err(self.failed(account, &workload, &grant, failure).await?),
         };
-        if let Err(error) = self.attestor.confirm(&workload) {
+        if let Err(error) = session.confirm(&workload).await {
             return Err(self.unattested(account, &error).await?);
         }
         let Fetched { credential, source } = fetched;
@@ -274,7 +248,7 @@ impl Journey {
             Ok(entitlement) => entitlement,
             Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
         };
-        if let Err(error) = self.attestor.confirm(&workload) {
+        if let Err(error) = session.confirm(&workload).await {
             return Err(self.unattested(account, &error).await?);
         }
         let receipt = self.ledger.record(account.described(&workload, &entitlement)).await?;
@@ -327,7 +301,7 @@ impl Journey {
         // Asked only who it is: that it names no credential is no fault.
         let reason = reason.filter(|reason| !(name.is_empty() && *reason == Reason::NoCredential));
         let mut entry = self.entry(EventType::Explain, Outcome::Success);
-        entry.peer = Some(account::bare_peer(&session.peer));
+        entry.peer = Some(account::bare_peer(session.peer()));
         entry.socket = Some(session.socket.to_string());
         entry.detail = Some(format!("pid {pid}: {}", reason.map_or("granted", Reason::as_str)));
         let receipt = self.ledger.record(entry).await?;
@@ -340,7 +314,7 @@ impl Journey {
     /// [`Refusal::Unrecorded`] if it cannot be.
     pub async fn broke_protocol(&self, session: &Session, what: &str) -> Result<Receipt, Refusal> {
         let mut entry = self.entry(EventType::Protocol, Outcome::Denied).detail(what);
-        entry.peer = Some(account::bare_peer(&session.peer));
+        entry.peer = Some(account::bare_peer(session.peer()));
         entry.socket = Some(session.socket.to_string());
         Ok(self.ledger.record(entry).await?)
     }
@@ -366,11 +340,11 @@ impl Journey {
     async fn attest(&self, session: &Session, rules: &Rules) -> Result<Arc<Workload>, AttestError> {
         if let Some((interests, attested)) = session.attested() {
             match attested {
-                Ok(workload) if interests != rules.interests => self.attestor.confirm(&workload)?,
+                Ok(workload) if interests != rules.interests => session.confirm(&workload).await?,
                 attested => return attested,
             }
         }
-        let (peer, interests) = (Arc::clone(&session.peer), Arc::clone(&rules.interests));
+        let (peer, interests) = (Arc::clone(session.peer()), Arc::clone(&rules.interests));
         let attested = if self.attestor.must_read(peer.pid(), &interests) {
             // A program not seen before is read from disk: not on the thread that serves everybody.
             let attestor = Arc::clone(&self.attestor);

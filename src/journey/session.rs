@@ -1,0 +1,183 @@
+//! One connection and what was attested when it came. Every answer on it needs the evidence to be taken again; a crowd of
+//! calls that wait for that in the same moment share one reading.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::{sync::oneshot, task::yield_now};
+
+use crate::attest::{AttestError, Interests, Peer, Workload};
+
+/// One connection and what was attested when it came.
+#[derive(Debug)]
+pub struct Session {
+    peer: Arc<Peer>,
+    pub(super) socket: Arc<str>,
+    attested: Mutex<Option<Attested>>,
+    round: Mutex<Option<Round>>,
+}
+
+pub(super) type Attested = (Arc<Interests>, Result<Arc<Workload>, AttestError>);
+
+/// Those who wait for the next reading, and of what.
+#[derive(Debug)]
+struct Round {
+    workload: Arc<Workload>,
+    waiting: Vec<oneshot::Sender<Result<(), AttestError>>>,
+}
+
+impl Session {
+    pub(super) fn new(peer: Arc<Peer>, socket: Arc<str>) -> Self {
+        Self { peer, socket, attested: Mutex::default(), round: Mutex::default() }
+    }
+
+    /// The process at the other end.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    pub(super) fn attested(&self) -> Option<Attested> {
+        lock(&self.attested).clone()
+    }
+
+    pub(super) fn keep(&self, attested: Attested) {
+        *lock(&self.attested) = Some(attested);
+    }
+
+    /// Takes the evidence again, right before the answer (ATT-16). The reading begins after this was called; whoever calls
+    /// before it begins is told what it found.
+    pub(super) async fn confirm(&self, workload: &Arc<Workload>) -> Result<(), AttestError> {
+        loop {
+            match self.join(workload) {
+                Place::Told(told) => {
+                    // Whoever reads for us may be cancelled: then there is another round.
+                    if let Ok(result) = told.await {
+                        return result;
+                    }
+                }
+                Place::Reader(reader) => {
+                    yield_now().await;
+                    let waiting = reader.begin();
+                    let result = workload.confirm();
+                    for waiting in waiting {
+                        // A caller that has gone away needs no answer.
+                        drop(waiting.send(result.clone()));
+                    }
+                    return result;
+                }
+                Place::Alone => return workload.confirm(),
+            }
+        }
+    }
+
+    fn join(&self, workload: &Arc<Workload>) -> Place<'_> {
+        let mut round = lock(&self.round);
+        match &mut *round {
+            None => {
+                *round = Some(Round { workload: Arc::clone(workload), waiting: vec![] });
+                Place::Reader(Reader(Some(self)))
+            }
+            Some(round) if Arc::ptr_eq(&round.workload, workload) => {
+                let (waiting, told) = oneshot::channel();
+                round.waiting.push(waiting);
+                Place::Told(told)
+            }
+            Some(_) => Place::Alone,
+        }
+    }
+}
+
+/// What a call does in a round.
+enum Place<'a> {
+    /// It is the first: it reads for all who come until it begins.
+    Reader(Reader<'a>),
+    /// It is told what the first finds.
+    Told(oneshot::Receiver<Result<(), AttestError>>),
+    /// New rules came in between, and with them evidence of its own.
+    Alone,
+}
+
+/// The first of a round. If it is dropped before it begins, so is the round, and those in it find another.
+struct Reader<'a>(Option<&'a Session>);
+
+impl Reader<'_> {
+    /// Ends the gathering: whoever comes from now on is in the next round.
+    fn begin(mut self) -> Vec<oneshot::Sender<Result<(), AttestError>>> {
+        self.take()
+    }
+
+    fn take(&mut self) -> Vec<oneshot::Sender<Result<(), AttestError>>> {
+        let round = self.0.take().and_then(|session| lock(&session.round).take());
+        round.map(|round| round.waiting).unwrap_or_default()
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        self.take();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        os::unix::net::UnixStream,
+        pin::Pin,
+        task::Poll::{self, Pending, Ready},
+    };
+
+    use super::*;
+    use crate::attest::{Attestor, Proc, Sources};
+
+    fn session() -> (Session, Arc<Workload>) {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let peer = Arc::new(Peer::pin(&ours).unwrap());
+        let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
+        let workload = attestor.attest(&peer, &Interests::default()).unwrap();
+        (Session::new(peer, "test".into()), Arc::new(workload))
+    }
+
+    type Confirm<'a> = Pin<Box<dyn Future<Output = Result<(), AttestError>> + 'a>>;
+
+    /// Lets a call go on once, as far as it can.
+    async fn turn(call: &mut Confirm<'_>) -> Poll<Result<(), AttestError>> {
+        poll_fn(|context| Ready(call.as_mut().poll(context))).await
+    }
+
+    #[tokio::test]
+    async fn a_crowd_is_told_by_one_reading() {
+        let (session, workload) = session();
+        let mut first: Confirm<'_> = Box::pin(session.confirm(&workload));
+        let mut second: Confirm<'_> = Box::pin(session.confirm(&workload));
+        assert_eq!(turn(&mut first).await, Pending);
+        assert_eq!(turn(&mut second).await, Pending);
+        assert_eq!(first.await, Ok(()));
+        // It needs no turn of its own: the answer lies there.
+        assert_eq!(turn(&mut second).await, Ready(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_cancelled_leaves_nobody_waiting() {
+        let (session, workload) = session();
+        let mut first: Confirm<'_> = Box::pin(session.confirm(&workload));
+        let mut second: Confirm<'_> = Box::pin(session.confirm(&workload));
+        assert_eq!(turn(&mut first).await, Pending);
+        assert_eq!(turn(&mut second).await, Pending);
+        drop(first);
+        assert_eq!(second.await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn whoever_comes_after_the_reading_began_is_not_told_by_it() {
+        // ATT-16: what was read before a call came is no evidence for its answer.
+        let (session, workload) = session();
+        session.confirm(&workload).await.unwrap();
+        let mut later: Confirm<'_> = Box::pin(session.confirm(&workload));
+        assert_eq!(turn(&mut later).await, Pending, "it reads for itself");
+        assert_eq!(later.await, Ok(()));
+    }
+}
