@@ -74,6 +74,7 @@ async fn compare(rounds: usize) {
 
     let one_after_another = pairs(rounds, agent_at, bare_at, one_after_another).await;
     row("one after another: p50, us", &one_after_another, |sample| sample.p50_us);
+    row("one after another: server CPU us/call", &one_after_another, |sample| sample.cpu_us);
     let one = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 1)).await;
     row("64 in flight, 1 connection: calls/s", &one, |sample| sample.rate);
     row("64 in flight, 1 connection: server CPU us/call", &one, |sample| sample.cpu_us);

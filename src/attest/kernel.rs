@@ -1,9 +1,9 @@
-//! The three questions to the kernel that no safe wrapper asks: who connected, by number and by pidfd, and who
-//! wrote this chunk. The only unsafe code of the house. In goes a socket; out come plain values; a
+//! The four questions to the kernel that no safe wrapper asks: who connected, by number and by pidfd, who that is
+//! now, and who wrote this chunk. The only unsafe code of the house. In goes a socket; out come plain values; a
 //! descriptor that a stranger passed along is closed here and never seen by anybody else.
 #![expect(
     unsafe_code,
-    reason = "SO_PEERCRED with pid 0, SO_PEERPIDFD and SCM_CREDENTIALS beside SCM_RIGHTS have no safe wrapper"
+    reason = "SO_PEERCRED with pid 0, SO_PEERPIDFD, PIDFD_GET_INFO and SCM_CREDENTIALS beside SCM_RIGHTS have no safe wrapper"
 )]
 
 use std::{
@@ -65,6 +65,43 @@ pub fn peer_pidfd(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
             _ => Err(error),
         },
     }
+}
+
+/// What `PIDFD_GET_INFO` says of a process, in one call.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Ids {
+    /// Real, effective, saved and file-system uid.
+    pub uids: [u32; 4],
+    /// Real, effective, saved and file-system gid.
+    pub gids: [u32; 4],
+    /// Its cgroup of the v2 hierarchy, as that directory's inode.
+    pub cgroup: Option<u64>,
+}
+
+/// Who the process behind `pidfd` is now. `None` on a kernel before 6.13, which has no such call, or for a process that is
+/// gone.
+///
+/// # Errors
+/// What `ioctl(2)` says beyond that.
+pub fn ids(pidfd: impl AsFd) -> io::Result<Option<Ids>> {
+    // SAFETY: pidfd_info is plain integers for which all zeros is a question about nothing.
+    let mut info: libc::pidfd_info = unsafe { mem::zeroed() };
+    info.mask = u64::from(libc::PIDFD_INFO_CREDS | libc::PIDFD_INFO_CGROUPID);
+    // SAFETY: the request's number carries the size of pidfd_info, and the kernel writes no more than that.
+    let done = unsafe { libc::ioctl(pidfd.as_fd().as_raw_fd(), libc::PIDFD_GET_INFO, &raw mut info) };
+    if done != 0 {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ENOTTY | libc::EINVAL | libc::ESRCH) => Ok(None),
+            _ => Err(error),
+        };
+    }
+    let has = |flag| info.mask & u64::from(flag) != 0;
+    Ok(has(libc::PIDFD_INFO_CREDS).then(|| Ids {
+        uids: [info.ruid, info.euid, info.suid, info.fsuid],
+        gids: [info.rgid, info.egid, info.sgid, info.fsgid],
+        cgroup: has(libc::PIDFD_INFO_CGROUPID).then_some(info.cgroupid),
+    }))
 }
 
 /// Reads once from `socket` into `buffer`, without waiting, with the sender's stamp (ATT-02, ATT-04).

@@ -18,6 +18,7 @@ pub use peer::{Hold, Peer};
 pub use process::{Proc, Status};
 pub use unit::{Manager, Sources, Unit};
 
+use kernel::Ids;
 use process::{Namespace, Process};
 
 /// How strong the evidence is. What a kernel cannot prove lowers it.
@@ -160,6 +161,57 @@ pub struct Workload {
     peer: Arc<Peer>,
     process: Process,
     evidence: Evidence,
+    ids: Option<Ids>,
+    interests: Arc<Interests>,
+}
+
+impl Workload {
+    /// The evidence about it.
+    pub fn evidence(&self) -> &Evidence {
+        &self.evidence
+    }
+
+    /// The process it is.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    /// Takes the evidence again, right before the answer: nothing that a decision rests on may have changed (ATT-16).
+    /// One call tells ids and cgroup where the kernel has it; what it does not tell is read.
+    ///
+    /// # Errors
+    /// [`AttestError`] naming what changed.
+    pub fn confirm(&self) -> Result<(), AttestError> {
+        let (process, then) = (&self.process, &self.evidence);
+        let changed = |what| Err(AttestError::EvidenceChanged(what));
+        let ids = self.peer.ids()?;
+        if let (Some(now), Some(then)) = (ids, self.ids)
+            && now != then
+        {
+            let same = now.uids == then.uids && now.gids == then.gids;
+            return if same { changed("cgroup") } else { Err(AttestError::CredChanged) };
+        }
+        if ids.is_none() || self.interests.groups {
+            let now = process.status()?;
+            let then = &then.status;
+            if now.uids != then.uids || now.gids != then.gids || now.groups != then.groups {
+                return Err(AttestError::CredChanged);
+            }
+        }
+        if !(ids.is_some_and(|ids| ids.cgroup.is_some()) && unit::is_in_unified(&then.cgroup))
+            && process.cgroup()? != then.cgroup
+        {
+            return changed("cgroup");
+        }
+        if process.exec_generation() != then.exec || Executable::of(process) != then.exe {
+            return changed("program");
+        }
+        if !self.interests.exe_paths.is_empty() && process.namespace(Namespace::Mount) != then.mount_namespace
+        {
+            return changed("mount namespace");
+        }
+        if self.peer.alive() { Ok(()) } else { Err(AttestError::PeerExited) }
+    }
 }
 
 /// What identities want to know, so that nothing else is read.
@@ -169,6 +221,8 @@ pub struct Interests {
     pub exe_paths: Vec<PathBuf>,
     /// Whether any identity names a digest.
     pub sha256: bool,
+    /// Whether any identity names a supplementary group.
+    pub groups: bool,
 }
 
 /// Takes evidence. Shared by all connections.
@@ -190,8 +244,9 @@ impl Attestor {
     /// # Errors
     /// [`AttestError`] if it is not the process that connected any more, lives in another user namespace, or
     /// /proc cannot be read.
-    pub fn attest(&self, peer: &Arc<Peer>, interests: &Interests) -> Result<Workload, AttestError> {
+    pub fn attest(&self, peer: &Arc<Peer>, interests: &Arc<Interests>) -> Result<Workload, AttestError> {
         let process = self.proc.open(peer.pid())?;
+        let ids = peer.ids()?;
         let evidence = self.read(&process, peer.pid(), peer.hold(), interests)?;
         if evidence.start != peer.start() || !peer.alive() {
             return Err(AttestError::PeerExited);
@@ -202,7 +257,12 @@ impl Attestor {
         if evidence.same_user_namespace == Ok(false) {
             return Err(AttestError::UserNamespace);
         }
-        Ok(Workload { peer: Arc::clone(peer), process, evidence })
+        // The cgroup that was read and the one that will be compared are the same only if it did not move meanwhile.
+        if peer.ids()? != ids {
+            return Err(AttestError::EvidenceChanged("cgroup"));
+        }
+        let interests = Arc::clone(interests);
+        Ok(Workload { peer: Arc::clone(peer), process, evidence, ids, interests })
     }
 
     /// The evidence about any process, for an operator who asks why. No workload comes of it.
@@ -268,47 +328,6 @@ impl Attestor {
                 .proc
                 .open(pid)
                 .is_ok_and(|process| Executable::of(&process).is_ok_and(|exe| unknown(&exe)))
-    }
-}
-
-impl Workload {
-    /// The evidence about it.
-    pub fn evidence(&self) -> &Evidence {
-        &self.evidence
-    }
-
-    /// The process it is.
-    pub fn peer(&self) -> &Arc<Peer> {
-        &self.peer
-    }
-
-    /// Takes the evidence again, right before the answer: nothing may have changed (ATT-16).
-    ///
-    /// # Errors
-    /// [`AttestError`] naming what changed.
-    pub fn confirm(&self) -> Result<(), AttestError> {
-        let (process, then) = (&self.process, &self.evidence);
-        let changed = |what| Err(AttestError::EvidenceChanged(what));
-        let status = process.status()?;
-        if status.uids != then.status.uids
-            || status.gids != then.status.gids
-            || status.groups != then.status.groups
-        {
-            return Err(AttestError::CredChanged);
-        }
-        if status.tracer != then.status.tracer {
-            return changed("tracer");
-        }
-        if process.exec_generation() != then.exec || Executable::of(process) != then.exe {
-            return changed("program");
-        }
-        if process.cgroup()? != then.cgroup {
-            return changed("cgroup");
-        }
-        if process.namespace(Namespace::Mount) != then.mount_namespace {
-            return changed("mount namespace");
-        }
-        if self.peer.alive() { Ok(()) } else { Err(AttestError::PeerExited) }
     }
 }
 
@@ -408,7 +427,7 @@ mod tests {
 
     #[test]
     fn this_test_is_attested() {
-        let interests = Interests { exe_paths: vec![], sha256: true };
+        let interests = Arc::new(Interests { sha256: true, ..Interests::default() });
         let workload = attestor().attest(&own_peer(), &interests).unwrap();
         let evidence = workload.evidence();
         assert_eq!(evidence.pid, std::process::id());
@@ -422,13 +441,21 @@ mod tests {
     fn a_change_between_connect_and_answer_is_told() {
         // ATT-16
         let attestor = attestor();
-        let mut workload = attestor.attest(&own_peer(), &Interests::default()).unwrap();
+        let interests = Arc::new(Interests { groups: true, ..Interests::default() });
+        let mut workload = attestor.attest(&own_peer(), &interests).unwrap();
         workload.evidence.exec = Ok([7; 32]);
         assert_eq!(workload.confirm(), Err(AttestError::EvidenceChanged("program")));
-        let mut workload = attestor.attest(&own_peer(), &Interests::default()).unwrap();
-        workload.evidence.cgroup.push_str("0::/elsewhere\n");
+        let mut workload = attestor.attest(&own_peer(), &interests).unwrap();
+        workload.evidence.cgroup = "0::/\n9:name=systemd:/elsewhere\n".into();
         assert_eq!(workload.confirm(), Err(AttestError::EvidenceChanged("cgroup")));
-        let mut workload = attestor.attest(&own_peer(), &Interests::default()).unwrap();
+        let mut workload = attestor.attest(&own_peer(), &interests).unwrap();
+        if let Some(ids) = &mut workload.ids {
+            ids.cgroup = Some(7);
+            assert_eq!(workload.confirm(), Err(AttestError::EvidenceChanged("cgroup")));
+            workload.ids.as_mut().unwrap().uids[3] = 7;
+            assert_eq!(workload.confirm(), Err(AttestError::CredChanged));
+        }
+        let mut workload = attestor.attest(&own_peer(), &interests).unwrap();
         workload.evidence.status.groups.push(4_000_000);
         assert_eq!(workload.confirm(), Err(AttestError::CredChanged));
     }

@@ -9,7 +9,11 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use super::{AttestError, kernel, kernel::Sender, process};
+use super::{
+    AttestError, kernel,
+    kernel::{Ids, Sender},
+    process,
+};
 
 /// The uid the kernel shows for one that this user namespace does not know (ATT-06).
 const OVERFLOW_UID: u32 = 65534;
@@ -86,6 +90,11 @@ impl Peer {
     /// The pidfd: readable once the process has exited.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Who it is now, in one call; None where the kernel cannot say.
+    pub(super) fn ids(&self) -> Result<Option<Ids>, AttestError> {
+        kernel::ids(&self.pidfd).map_err(|error| AttestError::kernel("PIDFD_GET_INFO", &error))
     }
 
     /// Whether the process still runs.

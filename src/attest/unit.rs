@@ -126,6 +126,11 @@ impl Sources {
     }
 }
 
+/// Whether a cgroup text places the process somewhere in the v2 hierarchy, so that its id there tells a move.
+pub(super) fn is_in_unified(cgroup: &str) -> bool {
+    cgroup.lines().any(|line| line.strip_prefix("0::/").is_some_and(|below| !below.is_empty()))
+}
+
 /// systemd marks a delegated cgroup so.
 fn delegated(directory: &Path) -> bool {
     let mut value = [0; 8];

@@ -205,8 +205,10 @@ impl Scribe {
                 }
                 first = self.receiver.recv() => {
                     let Some(first) = first else { break };
-                    // Whoever is ready in this moment joins the batch.
-                    yield_now().await;
+                    // In a crowd, whoever is ready in this moment joins the batch. One alone is not kept waiting.
+                    if !self.receiver.is_empty() {
+                        yield_now().await;
+                    }
                     let mut batch = vec![first];
                     while batch.len() < BATCH && let Ok(next) = self.receiver.try_recv() {
                         batch.push(next);

@@ -157,6 +157,7 @@ impl Journey {
     /// # Errors
     /// A [`Refusal`], on record.
     pub async fn fulfil(&self, session: &Session, request: &Request) -> Result<Answer, Refusal> {
+        let _call = session.enter();
         let rules = self.rules.load_full();
         let account = Account::open(self, session, request, &rules);
         let workload = match self.attest(session, &rules).await {

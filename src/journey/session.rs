@@ -1,7 +1,10 @@
 //! One connection and what was attested when it came. Every answer on it needs the evidence to be taken again; a crowd of
 //! calls that wait for that in the same moment share one reading.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use tokio::{sync::oneshot, task::yield_now};
 
@@ -14,6 +17,7 @@ pub struct Session {
     pub(super) socket: Arc<str>,
     attested: Mutex<Option<Attested>>,
     round: Mutex<Option<Round>>,
+    calls: AtomicUsize,
 }
 
 pub(super) type Attested = (Arc<Interests>, Result<Arc<Workload>, AttestError>);
@@ -27,7 +31,7 @@ struct Round {
 
 impl Session {
     pub(super) fn new(peer: Arc<Peer>, socket: Arc<str>) -> Self {
-        Self { peer, socket, attested: Mutex::default(), round: Mutex::default() }
+        Self { peer, socket, attested: Mutex::default(), round: Mutex::default(), calls: AtomicUsize::new(0) }
     }
 
     /// The process at the other end.
@@ -43,6 +47,12 @@ impl Session {
         *lock(&self.attested) = Some(attested);
     }
 
+    /// A call on this connection, until what this returns is dropped.
+    pub(super) fn enter(&self) -> Call<'_> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        Call(self)
+    }
+
     /// Takes the evidence again, right before the answer (ATT-16). The reading begins after this was called; whoever calls
     /// before it begins is told what it found.
     pub(super) async fn confirm(&self, workload: &Arc<Workload>) -> Result<(), AttestError> {
@@ -55,7 +65,10 @@ impl Session {
                     }
                 }
                 Place::Reader(reader) => {
-                    yield_now().await;
+                    // One alone is not kept waiting.
+                    if self.calls.load(Ordering::Relaxed) > 1 {
+                        yield_now().await;
+                    }
                     let waiting = reader.begin();
                     let result = workload.confirm();
                     for waiting in waiting {
@@ -83,6 +96,16 @@ impl Session {
             }
             Some(_) => Place::Alone,
         }
+    }
+}
+
+/// A call that is under way.
+#[must_use]
+pub(super) struct Call<'a>(&'a Session);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -137,7 +160,7 @@ mod tests {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let peer = Arc::new(Peer::pin(&ours).unwrap());
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
-        let workload = attestor.attest(&peer, &Interests::default()).unwrap();
+        let workload = attestor.attest(&peer, &Arc::default()).unwrap();
         (Session::new(peer, "test".into()), Arc::new(workload))
     }
 
@@ -151,6 +174,7 @@ mod tests {
     #[tokio::test]
     async fn a_crowd_is_told_by_one_reading() {
         let (session, workload) = session();
+        let _calls = [session.enter(), session.enter()];
         let mut first: Confirm<'_> = Box::pin(session.confirm(&workload));
         let mut second: Confirm<'_> = Box::pin(session.confirm(&workload));
         assert_eq!(turn(&mut first).await, Pending);
@@ -163,6 +187,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_is_cancelled_leaves_nobody_waiting() {
         let (session, workload) = session();
+        let _calls = [session.enter(), session.enter()];
         let mut first: Confirm<'_> = Box::pin(session.confirm(&workload));
         let mut second: Confirm<'_> = Box::pin(session.confirm(&workload));
         assert_eq!(turn(&mut first).await, Pending);
@@ -175,9 +200,17 @@ mod tests {
     async fn whoever_comes_after_the_reading_began_is_not_told_by_it() {
         // ATT-16: what was read before a call came is no evidence for its answer.
         let (session, workload) = session();
+        let _calls = [session.enter(), session.enter()];
         session.confirm(&workload).await.unwrap();
         let mut later: Confirm<'_> = Box::pin(session.confirm(&workload));
         assert_eq!(turn(&mut later).await, Pending, "it reads for itself");
         assert_eq!(later.await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn one_alone_is_not_kept_waiting() {
+        let (session, workload) = session();
+        let _call = session.enter();
+        assert_eq!(turn(&mut (Box::pin(session.confirm(&workload)) as Confirm<'_>)).await, Ready(Ok(())));
     }
 }

@@ -49,6 +49,7 @@ impl Policy {
         Interests {
             exe_paths: selectors().filter_map(|selectors| selectors.exe.clone()).collect(),
             sha256: selectors().any(|selectors| selectors.sha256.is_some()),
+            groups: selectors().any(|selectors| selectors.supplementary.is_some()),
         }
     }
 
