@@ -159,15 +159,7 @@ impl Journey {
     pub async fn fulfil(&self, session: &Session, request: &Request) -> Result<Answer, Refusal> {
         let _call = session.enter();
         let rules = self.rules.load_full();
-        let account = Account::open(self, session, request, &rules);
-        let workload = match self.attest(session, &rules).await {
-            Ok(workload) => workload,
-            Err(error) => return Err(self.unattested(account, &error).await?),
-        };
-        let grant = match rules.policy.decide(&workload, &wish(request), self.clock.wall()) {
-            Ok(grant) => grant,
-            Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
-        };
+        let (account, workload, grant) = self.admit(session, request, &rules).await?;
         let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
             Ok(fetched) => fetched,
             Err(failure) => return Err(self.failed(account, &workload, &grant, failure).await?),
@@ -178,6 +170,24 @@ impl Journey {
         let Fetched { credential, source } = fetched;
         let receipt = self.ledger.record(account.released(&workload, &grant, &credential, &source)).await?;
         Ok(Answer { credential, receipt })
+    }
+
+    /// The first half of every request for a credential: who calls, and may it.
+    async fn admit<'a>(
+        &self,
+        session: &'a Session,
+        request: &'a Request,
+        rules: &Rules,
+    ) -> Result<(Account<'a>, Arc<Workload>, Grant), Refusal> {
+        let account = Account::open(self, session, request, rules);
+        let workload = match self.attest(session, rules).await {
+            Ok(workload) => workload,
+            Err(error) => return Err(self.unattested(account, &error).await?),
+        };
+        match rules.policy.decide(&workload, &wish(request), self.clock.wall()) {
+            Ok(grant) => Ok((account, workload, grant)),
+            Err(denial) => Err(self.denied(account, &workload, &denial).await?),
+        }
     }
 
     /// One credential now, and a way to wait for the next.
@@ -262,15 +272,7 @@ impl Journey {
     /// A [`Refusal`], on record.
     pub async fn release(&self, session: &Session, request: &Request) -> Result<(bool, Receipt), Refusal> {
         let rules = self.rules.load_full();
-        let account = Account::open(self, session, request, &rules);
-        let workload = match self.attest(session, &rules).await {
-            Ok(workload) => workload,
-            Err(error) => return Err(self.unattested(account, &error).await?),
-        };
-        let grant = match rules.policy.decide(&workload, &wish(request), self.clock.wall()) {
-            Ok(grant) => grant,
-            Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
-        };
+        let (account, workload, grant) = self.admit(session, request, &rules).await?;
         let (revoked, detail) = match self.broker.release(&grant).await {
             Ok(true) => (true, "revoked at the issuer".to_owned()),
             Ok(false) => (false, "there was none".to_owned()),

@@ -21,7 +21,7 @@ use tower::ServiceExt as _;
 use crate::{
     attest::AttestError,
     journey::{Journey, Session},
-    wire::{Accepted, Arrival, Ended, Fate, Limits, Listener, serve_http1, serve_http2},
+    wire::{Accepted, Arrival, Ended, Fate, Limits, Listener, Protocol, serve},
 };
 
 /// Serves gRPC on `listener` until `stop`, then lets calls under way finish for as long as `drain`.
@@ -41,7 +41,7 @@ pub async fn grpc_on(
                 request.extensions_mut().insert(Arc::clone(&session));
                 routes.clone().oneshot(request)
             });
-            serve_http2(accepted.socket, accepted.peer, service, limits, stop).await
+            serve(Protocol::Http2, accepted.socket, accepted.peer, service, limits, stop).await
         }
     })
     .await;
@@ -65,7 +65,7 @@ pub async fn http_on<F, B>(
                 let answered = answer(Arc::clone(&session), request);
                 async move { Ok::<_, Infallible>(answered.await) }
             });
-            serve_http1(accepted.socket, accepted.peer, service, limits, stop).await
+            serve(Protocol::Http1, accepted.socket, accepted.peer, service, limits, stop).await
         }
     })
     .await;

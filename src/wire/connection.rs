@@ -59,8 +59,18 @@ pub enum Ended {
     Shutdown,
 }
 
-/// Serves HTTP/2 to `peer` on `socket`.
-pub async fn serve_http2<S, B>(
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    /// HTTP/1.1, on the socket for curl and probes.
+    Http1,
+    /// HTTP/2 with prior knowledge, as gRPC speaks it.
+    Http2,
+}
+
+/// Serves `peer` on `socket` until the connection ends.
+pub async fn serve<S, B>(
+    protocol: Protocol,
     socket: UnixStream,
     peer: Arc<Peer>,
     service: S,
@@ -74,8 +84,45 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let (stream, corked) = stamped(socket, Arc::clone(&peer), true);
+    let (stream, corked) = stamped(socket, Arc::clone(&peer), protocol == Protocol::Http2);
     let spoke = Arc::new(AtomicBool::new(false));
+    let (io, service) = (TokioIo::new(stream), heard(service, &spoke));
+    let mut stopping = shutdown.clone();
+    let mut stopping = move || *stopping.borrow_and_update();
+    let served = async {
+        match protocol {
+            Protocol::Http1 => {
+                let mut connection = pin!(http1(limits).serve_connection(io, service));
+                poll_fn(|cx| {
+                    if stopping() {
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    turn(connection.as_mut().poll(cx).map(|_| ()), &corked, cx)
+                })
+                .await
+            }
+            Protocol::Http2 => {
+                let mut connection = pin!(http2(limits).serve_connection(io, service));
+                poll_fn(|cx| {
+                    if stopping() {
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    turn(connection.as_mut().poll(cx).map(|_| ()), &corked, cx)
+                })
+                .await
+            }
+        }
+    };
+    until(served, &corked, &peer, &spoke, limits, shutdown).await
+}
+
+fn http1(limits: Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.first_bytes_within).max_buf_size(16 << 10);
+    builder
+}
+
+fn http2(limits: Limits) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .max_concurrent_streams(limits.max_streams)
@@ -85,45 +132,7 @@ where
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(64)
         .max_send_buf_size(256 << 10);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), heard(service, &spoke)));
-    let mut stopping = shutdown.clone();
-    let served = poll_fn(|cx| {
-        if *stopping.borrow_and_update() {
-            connection.as_mut().graceful_shutdown();
-        }
-        turn(connection.as_mut().poll(cx).map(|_| ()), &corked, cx)
-    });
-    until(served, &corked, &peer, &spoke, limits, shutdown).await
-}
-
-/// Serves HTTP/1.1 to `peer` on `socket`.
-pub async fn serve_http1<S, B>(
-    socket: UnixStream,
-    peer: Arc<Peer>,
-    service: S,
-    limits: Limits,
-    shutdown: watch::Receiver<bool>,
-) -> Ended
-where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
-    let (stream, corked) = stamped(socket, Arc::clone(&peer), false);
-    let spoke = Arc::new(AtomicBool::new(false));
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.first_bytes_within).max_buf_size(16 << 10);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), heard(service, &spoke)));
-    let mut stopping = shutdown.clone();
-    let served = poll_fn(|cx| {
-        if *stopping.borrow_and_update() {
-            connection.as_mut().graceful_shutdown();
-        }
-        turn(connection.as_mut().poll(cx).map(|_| ()), &corked, cx)
-    });
-    until(served, &corked, &peer, &spoke, limits, shutdown).await
+    builder
 }
 
 /// The service, which notes that a whole request has come.
@@ -245,7 +254,7 @@ mod tests {
         ] {
             let (ours, peer, mut theirs) = pair();
             let (_stop, stopped) = watch::channel(false);
-            let served = tokio::spawn(serve_http2(ours, peer, service_fn(echo), LIMITS, stopped));
+            let served = tokio::spawn(serve(Protocol::Http2, ours, peer, service_fn(echo), LIMITS, stopped));
             theirs.write_all(&request(sent)).await.unwrap();
             let mut answer = vec![];
             let mut buffer = [0; 4096];
@@ -263,7 +272,7 @@ mod tests {
     async fn http1_answers_and_ends() {
         let (ours, peer, mut theirs) = pair();
         let (_stop, stopped) = watch::channel(false);
-        let served = tokio::spawn(serve_http1(ours, peer, service_fn(echo), LIMITS, stopped));
+        let served = tokio::spawn(serve(Protocol::Http1, ours, peer, service_fn(echo), LIMITS, stopped));
         theirs
             .write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nconnection: close\r\n\r\nhi")
             .await
@@ -279,7 +288,7 @@ mod tests {
         // ATT-28
         let (ours, peer, mut theirs) = pair();
         let (_stop, stopped) = watch::channel(false);
-        let served = tokio::spawn(serve_http2(ours, peer, service_fn(echo), LIMITS, stopped));
+        let served = tokio::spawn(serve(Protocol::Http2, ours, peer, service_fn(echo), LIMITS, stopped));
         theirs.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let cut = Ended::Cut(Fate::Frame(crate::wire::FrameError::Preface));
         assert_eq!(served.await.unwrap(), cut);
@@ -290,7 +299,7 @@ mod tests {
         // ATT-04
         let (ours, peer, theirs) = pair();
         let (_stop, stopped) = watch::channel(false);
-        let served = tokio::spawn(serve_http1(ours, peer, service_fn(echo), LIMITS, stopped));
+        let served = tokio::spawn(serve(Protocol::Http1, ours, peer, service_fn(echo), LIMITS, stopped));
         let file = std::fs::File::open("/dev/null").unwrap();
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
@@ -310,14 +319,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_ends_a_connection() {
         // ATT-26
-        for http2 in [true, false] {
+        for protocol in [Protocol::Http2, Protocol::Http1] {
             let (ours, peer, _theirs) = pair();
             let (_stop, stopped) = watch::channel(false);
-            let ended = if http2 {
-                serve_http2(ours, peer, service_fn(echo), LIMITS, stopped).await
-            } else {
-                serve_http1(ours, peer, service_fn(echo), LIMITS, stopped).await
-            };
+            let ended = serve(protocol, ours, peer, service_fn(echo), LIMITS, stopped).await;
             assert!(matches!(ended, Ended::Idle | Ended::Closed), "{ended:?}");
         }
     }
@@ -326,7 +331,7 @@ mod tests {
     async fn a_stop_lets_calls_finish_and_says_goodbye() {
         let (ours, peer, mut theirs) = pair();
         let (stop, stopped) = watch::channel(false);
-        let served = tokio::spawn(serve_http2(ours, peer, service_fn(echo), LIMITS, stopped));
+        let served = tokio::spawn(serve(Protocol::Http2, ours, peer, service_fn(echo), LIMITS, stopped));
         theirs.write_all(&request("localhost")).await.unwrap();
         stop.send(true).unwrap();
         // The answer, and a GOAWAY (RFC 9113 6.8): frame type 7 on stream 0.
@@ -347,7 +352,7 @@ mod tests {
         let big = service_fn(async |_: Request<Incoming>| {
             Ok::<_, Infallible>(Response::new(Full::new(bytes::Bytes::from(vec![7u8; 10 << 20]))))
         });
-        tokio::spawn(serve_http1(ours, peer, big, LIMITS, stopped));
+        tokio::spawn(serve(Protocol::Http1, ours, peer, big, LIMITS, stopped));
         theirs.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
         let mut answer = vec![];
         theirs.read_to_end(&mut answer).await.unwrap();

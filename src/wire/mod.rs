@@ -10,7 +10,7 @@ mod stream;
 
 use std::{path::PathBuf, time::Duration};
 
-pub use connection::{Ended, Limits, serve_http1, serve_http2};
+pub use connection::{Ended, Limits, Protocol, serve};
 pub use frames::FrameError;
 pub use listener::{Accepted, Admission, Arrival, Listener, Permit};
 pub use stream::{Corked, Fate, Stamped, stamped};
