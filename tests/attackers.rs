@@ -7,14 +7,13 @@ mod support;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
 use keybearer::audit::EventType;
 use serde_json::Value;
-use support::{Setup, TestAgent, is_root, issuer, skip};
+use support::{Issuer, Setup, TestAgent, is_root, issuer, skip};
 
 /// A user that owns nothing here.
 const NOBODY: u32 = 65533;
@@ -25,10 +24,15 @@ fn attacker(agent: &TestAgent) -> PathBuf {
     let built = built.parent().unwrap().parent().unwrap().join("examples/attacker");
     let copy = agent.dir.path().join("attacker");
     if !copy.exists() {
-        fs::copy(built, &copy).unwrap();
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+        install(&built, &copy);
     }
     copy
+}
+
+/// Copies a program by a process of its own: a descriptor that is open for writing here would be inherited by whatever
+/// another test starts in this moment, and then the copy could not be run ("text file busy").
+fn install(program: &Path, at: &Path) {
+    assert!(Command::new("install").args(["-m", "755"]).args([program, at]).status().unwrap().success());
 }
 
 struct Attack {
@@ -137,6 +141,14 @@ async fn e10_a_socket_stolen_by_pidfd_getfd() {
     refused("E10", &["E10"], "SENDER_CHANGED").await;
 }
 
+/// Settings whose identity is one program of `NOBODY`'s, by its path.
+fn only(issuer: &Issuer, program: &str) -> (Setup, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(program).display().to_string();
+    let selectors = format!("match = {{ uid = {NOBODY}, exe = \"{path}\" }}");
+    (Setup::within(dir, issuer.handle.url(), &selectors), path)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn e22_a_forged_link_text() {
     // E22, ATT-12, ATT-13: the identity is a program by its path; the attacker binds its own over that path.
@@ -144,15 +156,9 @@ async fn e22_a_forged_link_text() {
         return skip("E22", "the trusted program has to be root's and the attacker somebody else");
     }
     let issuer = issuer(300);
-    let setup = Setup::matching(
-        issuer.handle.url(),
-        &format!("match = {{ uid = {NOBODY}, exe = \"/usr/bin/env2\" }}"),
-    );
-    let trusted = setup.dir.path().join("trusted");
-    fs::copy("/bin/true", &trusted).unwrap();
-    fs::set_permissions(&trusted, fs::Permissions::from_mode(0o755)).unwrap();
-    let trusted = trusted.to_str().unwrap().to_owned();
-    let agent = setup.with("/usr/bin/env2", &trusted).start(Some(&issuer.handle));
+    let (setup, trusted) = only(&issuer, "trusted");
+    install(Path::new("/bin/true"), Path::new(&trusted));
+    let agent = setup.start(Some(&issuer.handle));
     let attack = attack(&agent, &["E22", &trusted, &NOBODY.to_string()], &[]);
     if !attack.ran {
         return skip("E22", &attack.why);
@@ -168,12 +174,8 @@ async fn a_program_by_its_path_is_served() {
         return skip("control of E22", "the program has to be root's and its user somebody else");
     }
     let issuer = issuer(300);
-    let setup = Setup::matching(
-        issuer.handle.url(),
-        &format!("match = {{ uid = {NOBODY}, exe = \"/usr/bin/env2\" }}"),
-    );
-    let path = setup.dir.path().join("attacker").to_str().unwrap().to_owned();
-    let agent = setup.with("/usr/bin/env2", &path).start(Some(&issuer.handle));
+    let (setup, path) = only(&issuer, "attacker");
+    let agent = setup.start(Some(&issuer.handle));
     attacker(&agent);
     let output = Command::new("setpriv")
         .args([

@@ -321,6 +321,9 @@ pub struct IssuerPart {
     pub attempts: Option<u32>,
     /// How far its clock is from ours.
     pub date_skew_ms: Option<i64>,
+    /// The life that it gave, where policy cut it (CLK-04).
+    #[serde(default)]
+    pub cut_life_from_s: Option<u64>,
 }
 
 impl Record {

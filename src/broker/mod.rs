@@ -301,7 +301,7 @@ impl Keeper {
                 Some(fetched) = self.fetches.join_next() => match fetched {
                     Ok((order, issued)) => {
                         let chance = (fraction(&*self.dice), fraction(&*self.dice));
-                        Some(Event::Fetched { order, issued, chance })
+                        Some(Event::Fetched { order, issued: Box::new(issued), chance })
                     }
                     // The runtime is coming down.
                     Err(_) => return,

@@ -36,7 +36,7 @@ pub enum Event {
     /// A caller wants a credential with at least so much life, by a deadline.
     Asked { order: Order, waiter: WaiterId, min_ttl: Duration, deadline: Boot },
     /// An issuer answered. `chance` is two draws from `0.0..1.0`.
-    Fetched { order: Order, issued: Issued, chance: (f64, f64) },
+    Fetched { order: Order, issued: Box<Issued>, chance: (f64, f64) },
     /// Settings changed: only what `keep` says stays.
     Kept { keep: HashSet<Order> },
     /// A credential was given back.
@@ -130,6 +130,8 @@ pub struct Health {
     pub last_error: Option<String>,
     /// When it last answered well.
     pub last_ok: Option<Boot>,
+    /// How far its clock was ahead of ours when it last said, in milliseconds (CLK-02).
+    pub skew_ms: Option<i64>,
 }
 
 impl Health {
@@ -178,7 +180,7 @@ impl Shelf {
                 self.asked(order, waiter, now, &mut actions);
             }
             Event::Fetched { order, issued, chance } => {
-                self.fetched(order, issued, chance, now, &mut actions)
+                self.fetched(order, *issued, chance, now, &mut actions)
             }
             Event::Kept { keep } => {
                 for (order, slot) in self.slots.extract_if(|order, _| !keep.contains(order)) {
@@ -281,12 +283,13 @@ impl Shelf {
         actions: &mut Vec<Action>,
     ) {
         let health = self.issuers.entry(Arc::clone(&order.issuer)).or_default();
+        health.skew_ms = issued.facts.date_skew_ms.or(health.skew_ms);
         // Forgotten meanwhile: nobody is entitled to it any more.
         let Some(slot) = self.slots.get_mut(&order) else { return };
         slot.fetching = false;
         let error = match issued.result {
             Ok(credential) => {
-                *health = Health { last_ok: Some(now), ..Health::default() };
+                *health = Health { last_ok: Some(now), skew_ms: health.skew_ms, ..Health::default() };
                 (slot.refused, slot.last_error) = (None, None);
                 let window = credential.window;
                 let live = Arc::new(Live {

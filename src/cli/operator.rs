@@ -70,7 +70,7 @@ fn as_json(status: &StatusResponse) -> Value {
         })).collect::<Vec<_>>(),
         "issuers": status.issuers.iter().map(|it| json!({
             "name": it.name, "url": it.url, "state": it.state, "failures": it.failures,
-            "next_try_s": seconds(it.next_try), "last_error": it.last_error,
+            "next_try_s": seconds(it.next_try), "skew_ms": it.skew_ms, "last_error": it.last_error,
         })).collect::<Vec<_>>(),
         "shelf": status.shelf.iter().map(|it| json!({
             "identity": it.identity, "credential": it.credential, "issuer": it.issuer,

@@ -112,6 +112,8 @@ pub struct IssueFacts {
     pub latency: Duration,
     /// How far the issuer's `Date` was ahead of our wall clock, in milliseconds (CLK-02).
     pub date_skew_ms: Option<i64>,
+    /// The life it gave, where policy allows less and it was cut (CLK-04).
+    pub cut_life_from: Option<Duration>,
 }
 
 /// Why there is no credential, sorted by what to do next.

@@ -241,6 +241,7 @@ fn issuer(facts: &IssueFacts, attempts: Option<u32>) -> IssuerPart {
         latency_ms: u64::try_from(facts.latency.as_millis()).ok(),
         attempts,
         date_skew_ms: facts.date_skew_ms,
+        cut_life_from_s: facts.cut_life_from.map(|life| life.as_secs()),
     }
 }
 

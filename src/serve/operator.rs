@@ -79,7 +79,7 @@ impl Face {
             failures: health.failures,
             next_try: health.next_try.and_then(|next| prost_types::Duration::try_from(next.since(now)).ok()),
             last_error: health.last_error.unwrap_or_default(),
-            skew_ms: None,
+            skew_ms: health.skew_ms,
         }
     }
 }

@@ -132,7 +132,7 @@ impl OAuth {
             wall: self.clock.wall(),
             correction: self.estimate().correction(),
         };
-        reply::accept(&response, order, &self.settings.issuer, now)
+        reply::accept(&response, order, &self.settings.issuer, now, facts)
     }
 
     async fn give_back(&self, order: &Order, credential: &Credential) -> Result<(), IssueError> {

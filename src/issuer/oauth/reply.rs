@@ -11,7 +11,7 @@ use super::refusal;
 use crate::{
     clock::Boot,
     credential::{Binding, Credential, Window},
-    issuer::{IssueError, Order, Reason, http::Response, json},
+    issuer::{IssueError, IssueFacts, Order, Reason, http::Response, json},
     jose::Unverified,
     secret::{Fingerprint, Secret},
 };
@@ -41,6 +41,7 @@ pub(super) fn accept(
     order: &Order,
     issuer: &str,
     now: Moment,
+    facts: &mut IssueFacts,
 ) -> Result<Credential, IssueError> {
     let garbled = |detail: String| IssueError::Retry { reason: Reason::IssuerProtocol, detail, after: None };
     if !refusal::is_json(response) {
@@ -78,7 +79,9 @@ pub(super) fn accept(
         jti = claims.get("jti").and_then(Value::as_str).map(|jti| Fingerprint::of(jti.as_bytes()));
     }
     escalated(granted.as_ref(), &asked)?;
-    let life = life.unwrap_or(UNSAID).min(order.max_ttl).saturating_sub(now.received.since(now.sent));
+    let given = life.unwrap_or(UNSAID);
+    facts.cut_life_from = (given > order.max_ttl).then_some(given);
+    let life = given.min(order.max_ttl).saturating_sub(now.received.since(now.sent));
     if life.is_zero() {
         return Err(garbled("the issuer's answer took longer than its token lives".into()));
     }

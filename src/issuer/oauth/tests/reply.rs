@@ -10,9 +10,9 @@ use crate::{
     clock::Boot,
     credential::{Binding, Credential},
     issuer::{
-        IssueError, Order, Reason,
+        IssueError, IssueFacts, Order, Reason,
         http::Response,
-        oauth::reply::{MAX_TOKEN, Moment, accept},
+        oauth::reply::{self, MAX_TOKEN, Moment},
     },
     jose::{Algorithm, b64},
     keys::Key,
@@ -66,6 +66,10 @@ fn jwt(claims: &Value) -> Value {
     json!({"access_token": token, "token_type": "bearer", "expires_in": 300})
 }
 
+fn accept(response: &Response, order: &Order, issuer: &str, now: Moment) -> Result<Credential, IssueError> {
+    reply::accept(response, order, issuer, now, &mut IssueFacts::default())
+}
+
 fn judge(reply: &Value) -> Result<Credential, IssueError> {
     accept(&answer(reply), &order(), ISSUER, now())
 }
@@ -117,6 +121,14 @@ fn expires_in_is_read_leniently_and_held_to_policy() {
         let result = judge(&with(opaque(), "expires_in", said.clone()));
         match expected {
             Some(seconds) => {
+                let mut facts = IssueFacts::default();
+                let reply = answer(with(opaque(), "expires_in", said.clone()));
+                reply::accept(&reply, &order(), ISSUER, now(), &mut facts).unwrap();
+                assert_eq!(
+                    facts.cut_life_from.is_some(),
+                    said.as_f64().is_some_and(|said| said > 900.0),
+                    "{said}"
+                );
                 assert_eq!(result.unwrap().window.life(), Duration::from_secs(seconds), "{said}")
             }
             None => assert_eq!(reason(result), Reason::IssuerProtocol, "{said}"),
