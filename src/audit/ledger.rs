@@ -67,9 +67,17 @@ pub fn open(
         receiver,
         shared,
         settings,
-        host,
-        boot_id,
-        agent,
+        form: Record {
+            v: 1,
+            seq: 0,
+            time: String::new(),
+            boot_ns: 0,
+            boot_id,
+            host,
+            agent,
+            entry: Entry::new(EventType::LedgerRepaired, Outcome::Success, Uuid::nil()),
+            prev: String::new(),
+        },
         clock,
         dice,
         buffer: Vec::new(),
@@ -79,7 +87,7 @@ pub fn open(
             "a torn end of {} bytes was cut off; nothing that was answered is lost",
             book.torn
         ));
-        scribe.write(&[entry]).map_err(LedgerError::Unwritable)?;
+        scribe.write(vec![entry]).map_err(LedgerError::Unwritable)?;
     }
     Ok((ledger, scribe))
 }
@@ -175,9 +183,8 @@ pub struct Scribe {
     receiver: mpsc::Receiver<(Entry, oneshot::Sender<Result<Receipt, LedgerError>>)>,
     shared: Arc<Shared>,
     settings: LedgerSettings,
-    host: Host,
-    boot_id: String,
-    agent: Agent,
+    /// What all records share is filled in once.
+    form: Record,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
     buffer: Vec<u8>,
@@ -239,13 +246,13 @@ impl Scribe {
         let (entries, waiting): (Vec<Entry>, Vec<_>) = batch.into_iter().unzip();
         let exchanges: Vec<Uuid> = entries.iter().map(|entry| entry.exchange_id.0).collect();
         let first = self.frontier.size() + u64::from(self.lost > 0);
-        let mut written = self.write(&entries);
+        let mut written = self.write(entries);
         if written.is_ok() && self.settings.sync == Sync::Always {
             written = self.flush().await;
         }
         self.shared.healthy.store(written.is_ok(), Ordering::Relaxed);
         if written.is_err() && self.settings.on_failure == OnFailure::Allow {
-            self.lost += entries.len() as u64;
+            self.lost += exchanges.len() as u64;
         }
         for (at, (answer, exchange)) in waiting.into_iter().zip(exchanges).enumerate() {
             let receipt = match (written, self.settings.on_failure) {
@@ -259,7 +266,7 @@ impl Scribe {
     }
 
     /// Appends `entries` in one write, or leaves the file as it was. A gap before them is told first.
-    fn write(&mut self, entries: &[Entry]) -> Result<(), std::io::ErrorKind> {
+    fn write(&mut self, entries: Vec<Entry>) -> Result<(), std::io::ErrorKind> {
         let mut buffer = mem::take(&mut self.buffer);
         buffer.clear();
         let (mut frontier, mut prev) = (self.frontier.clone(), self.prev);
@@ -269,7 +276,7 @@ impl Scribe {
                 self.lost
             ))
         });
-        for entry in gap.iter().chain(entries) {
+        for entry in gap.into_iter().chain(entries) {
             let start = buffer.len();
             self.render(entry, frontier.size(), &prev, &mut buffer);
             prev = leaf(&buffer[start..]);
@@ -293,28 +300,19 @@ impl Scribe {
         Ok(())
     }
 
-    fn render(&self, entry: &Entry, seq: u64, prev: &Hash, buffer: &mut Vec<u8>) {
-        let mut prev_text = String::with_capacity(64);
-        to_hex(prev, &mut prev_text);
-        let mut agent = self.agent.clone();
-        self.shared
-            .config_digest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone_into(&mut agent.config_digest);
-        let record = Record {
-            v: 1,
-            seq,
-            time: format!("{:.3}", self.clock.wall()),
-            boot_ns: self.clock.boot().as_nanos(),
-            boot_id: self.boot_id.clone(),
-            host: self.host.clone(),
-            agent,
-            entry: entry.clone().capped(),
-            prev: prev_text,
-        };
+    fn render(&mut self, entry: Entry, seq: u64, prev: &Hash, buffer: &mut Vec<u8>) {
+        let form = &mut self.form;
+        form.seq = seq;
+        form.time = format!("{:.3}", self.clock.wall());
+        form.boot_ns = self.clock.boot().as_nanos();
+        let digest = self.shared.config_digest.lock().unwrap_or_else(PoisonError::into_inner);
+        form.agent.config_digest.clone_from(&digest);
+        drop(digest);
+        form.entry = entry.capped();
+        form.prev.clear();
+        to_hex(prev, &mut form.prev);
         // A record is text and numbers, and a Vec takes every byte.
-        serde_json::to_writer(&mut *buffer, &record).expect("a record serializes");
+        serde_json::to_writer(&mut *buffer, form).expect("a record serializes");
     }
 
     async fn flush(&mut self) -> Result<(), std::io::ErrorKind> {
