@@ -105,6 +105,15 @@ async fn e1_a_fork_that_speaks_after_its_parent_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn e2_root_that_became_somebody_else() {
+    // E2, ATT-07
+    if !is_root() {
+        return skip("E2", "only root can become another user");
+    }
+    refused("E2", &["E2", &NOBODY.to_string()], "CRED_CHANGED").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn e3_exec_while_a_forked_child_keeps_the_socket() {
     // E3, ATT-05
     refused("E3", &["E3"], "SENDER_CHANGED").await;
@@ -141,12 +150,48 @@ async fn e10_a_socket_stolen_by_pidfd_getfd() {
     refused("E10", &["E10"], "SENDER_CHANGED").await;
 }
 
-/// Settings whose identity is one program of `NOBODY`'s, by its path.
-fn only(issuer: &Issuer, program: &str) -> (Setup, String) {
+/// Settings whose identity is one program of one user's, by its path.
+fn only(issuer: &Issuer, uid: u32, program: &str) -> (Setup, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(program).display().to_string();
-    let selectors = format!("match = {{ uid = {NOBODY}, exe = \"{path}\" }}");
+    let selectors = format!("match = {{ uid = {uid}, exe = \"{path}\" }}");
     (Setup::within(dir, issuer.handle.url(), &selectors), path)
+}
+
+/// A trusted program that is not the file at its path any more, or never was one: nobody.
+async fn no_program(test: &str) {
+    if !is_root() {
+        return skip(test, "the trusted program has to be root's");
+    }
+    let issuer = issuer(300);
+    let agent = only(&issuer, 0, "attacker").0.start(Some(&issuer.handle));
+    assert!(attack(&agent, &["honest"], &[]).got_a_token(), "the control");
+    let attack = attack(&agent, &[test], &[]);
+    assert!(attack.ran, "{}", attack.why);
+    assert!(attack.answer.contains("NOT_ENTITLED"), "{}", attack.answer);
+    let denied = agent.records().into_iter().filter_map(|record| record.entry.policy);
+    assert!(denied.flat_map(|policy| policy.missing).any(|missing| missing.contains("replaced")), "{test}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e6_a_program_whose_file_was_replaced() {
+    // E6, ATT-12
+    no_program("E6").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e7_a_program_out_of_memory() {
+    // E7, ATT-12
+    no_program("E7").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e17_a_forged_stamp() {
+    // E17, ATT-05: whoever may forge a stamp is root; it still speaks for nobody but itself.
+    if !is_root() {
+        return skip("E17", "only root can forge a stamp");
+    }
+    refused("E17", &["E17"], "SENDER_CHANGED").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +201,7 @@ async fn e22_a_forged_link_text() {
         return skip("E22", "the trusted program has to be root's and the attacker somebody else");
     }
     let issuer = issuer(300);
-    let (setup, trusted) = only(&issuer, "trusted");
+    let (setup, trusted) = only(&issuer, NOBODY, "trusted");
     install(Path::new("/bin/true"), Path::new(&trusted));
     let agent = setup.start(Some(&issuer.handle));
     let attack = attack(&agent, &["E22", &trusted, &NOBODY.to_string()], &[]);
@@ -174,7 +219,7 @@ async fn a_program_by_its_path_is_served() {
         return skip("control of E22", "the program has to be root's and its user somebody else");
     }
     let issuer = issuer(300);
-    let (setup, path) = only(&issuer, "attacker");
+    let (setup, path) = only(&issuer, NOBODY, "attacker");
     let agent = setup.start(Some(&issuer.handle));
     attacker(&agent);
     let output = Command::new("setpriv")

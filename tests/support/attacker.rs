@@ -24,13 +24,14 @@ use std::{
 use keybearer::clock::SystemClock;
 use rustix::{
     cmsg_space,
+    fs::{MemfdFlags, memfd_create},
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags, recvmsg, sendmsg,
+        SendFlags, UCred, recvmsg, sendmsg,
     },
     process::{
-        Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitOptions, geteuid, getpid, getppid, kill_process,
-        pidfd_getfd, pidfd_open, waitpid,
+        Pid, PidfdFlags, PidfdGetfdFlags, Signal, WaitOptions, getegid, geteuid, getpid, getppid,
+        kill_process, pidfd_getfd, pidfd_open, waitpid,
     },
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -38,8 +39,8 @@ use serde_json::{Value, json};
 use tempfile::{NamedTempFile, TempPath};
 
 const USAGE: &str = "usage: attacker EXPERIMENT SOCKET REQUEST_PATH [ARGS..]
-  honest | E1 | E3 | E5 | E10 | half-open | smuggle
-  E4 UID                  (root)
+  honest | E1 | E3 | E5 | E6 | E7 | E10 | E17 | half-open | smuggle
+  E2 UID | E4 UID         (root)
   E22 TRUSTED_PATH UID    (root, or UID is your own)
   E26                     (KB_STOP_PID: the server to hold still meanwhile)";
 
@@ -72,10 +73,14 @@ fn main() -> ExitCode {
     let outcome = match (experiment.as_str(), rest) {
         ("honest", []) => target.connect().map(|stream| target.speak(stream)),
         ("E1", []) => connect_fork_exit(&target),
+        ("E2", [uid]) => number(uid).and_then(|uid| become_another_uid(&target, uid)),
         ("E3", []) => exec_after_connect(&target),
         ("E4", [uid]) => number(uid).and_then(|uid| pass_to_another_uid(&target, uid)),
         ("E5", []) => reuse_the_pid(&target),
+        ("E6", []) => speak_without_a_file(&target),
+        ("E7", []) => Err(exec_a_memfd(&args)),
         ("E10", []) => steal_by_pidfd(&target),
+        ("E17", []) => forge_the_stamp(&target),
         ("E22", [trusted, uid]) => number(uid).and_then(|uid| forge_the_exe_link(&target, trusted, uid)),
         ("E26", []) => write_before_accept(&target),
         ("half-open", []) => target.connect().map(|stream| hear(stream, STUBBORNNESS)),
@@ -110,6 +115,13 @@ fn connect_fork_exit(target: &Target) -> Outcome {
     // Where B never came to be, nobody reads this, and the report below says so.
     let _ = (&go).write_all(b"g");
     remark(receive(answer), &format!("connector {} was gone", connector.as_raw_pid()))
+}
+
+/// E2. Root connects and gives up its privileges: `SO_PEERCRED` says uid 0 for as long as the connection lives.
+fn become_another_uid(target: &Target, uid: u32) -> Outcome {
+    let stream = target.connect()?;
+    become_uid(uid).map_err(because("become that uid"))?;
+    Ok(target.speak(stream))
 }
 
 /// E3. A connects and execs a harmless program, so everything under A's pid looks trusted; the speaker is the
@@ -179,6 +191,27 @@ fn reuse_the_pid(target: &Target) -> Outcome {
         }
     }
     Err(format!("no pid came back in {TRIES} tries: run on a quieter machine"))
+}
+
+/// E6. The program's file is replaced while it runs: its path now leads to another.
+fn speak_without_a_file(target: &Target) -> Outcome {
+    let own = env::current_exe().map_err(because("find our own file"))?;
+    fs::remove_file(&own).map_err(because("remove our own file"))?;
+    fs::copy("/bin/true", &own).map_err(because("put another in its place"))?;
+    Ok(target.speak(target.connect()?))
+}
+
+/// E7. The same bytes as the trusted program, out of memory: there is no file that anybody could have vetted. Returns only if
+/// that is not to be had.
+fn exec_a_memfd(args: &[String]) -> String {
+    let exec = || -> io::Result<()> {
+        let own = fs::read("/proc/self/exe")?;
+        let mut file = fs::File::from(memfd_create("attacker", MemfdFlags::empty())?);
+        file.write_all(&own)?;
+        let program = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Err(Command::new(program).arg("honest").args(&args[1..]).exec())
+    };
+    exec().err().map(because("exec a memfd")).unwrap_or_default()
 }
 
 /// E10. A victim connects and idles; a thief of the same uid takes the connected socket out of it and speaks.
@@ -298,6 +331,19 @@ fn hear(mut stream: UnixStream, patience: Duration) -> Heard {
     let (pid, uid, exe) = (own_pid(), geteuid().as_raw(), exe_of(own_pid()).unwrap_or_default());
     let note = format!("speaker pid {pid} uid {uid} exe {}; {ending} after {after} ms", exe.display());
     Heard { answer: String::from_utf8_lossy(&answer).into_owned(), note }
+}
+
+/// E17. The stamp on a chunk is the kernel's, but a privileged process may set it: here to be pid 1.
+fn forge_the_stamp(target: &Target) -> Outcome {
+    let stream = target.connect()?;
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmCredentials(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let forged = UCred { pid: Pid::INIT, uid: geteuid(), gid: getegid() };
+    assert!(control.push(SendAncillaryMessage::ScmCredentials(forged)), "one stamp fits");
+    let request = target.request();
+    sendmsg(&stream, &[IoSlice::new(request.as_bytes())], &mut control, SendFlags::NOSIGNAL)
+        .map_err(because("forge a stamp (wants root)"))?;
+    Ok(hear(stream, PATIENCE))
 }
 
 /// The part of E3's speaker: waits until its parent has put on the other program, then speaks.
