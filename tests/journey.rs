@@ -122,6 +122,31 @@ async fn a_stranger_is_refused_and_recorded_and_only_the_operator_learns_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn callers_that_leave_at_once_raise_no_alarm() {
+    // The last words of a program that exits may be read after it is gone: that is no attack.
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..4 {
+                    assert!(agent.keybearer(&["get", "orders"]).status.success());
+                    assert!(agent.keybearer(&["status"]).status.success());
+                }
+            });
+        }
+    });
+    let ledger = agent.ledger();
+    let dir = std::sync::Arc::clone(&agent.dir);
+    assert_eq!(agent.stop().0, Some(0));
+    let records: Vec<_> = keybearer::audit::read(&ledger, 0).unwrap().collect();
+    drop(dir);
+    let alarms: Vec<_> =
+        records.iter().filter(|record| record.entry.event.kind == EventType::AttestationFailure).collect();
+    assert!(records.len() > 15 && alarms.is_empty(), "{alarms:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_that_break_the_rules_are_told_so_and_recorded() {
     // ATT-28
     let issuer = issuer(300);

@@ -364,6 +364,9 @@ pub enum AttestError {
     /// In a namespace this agent cannot look into (ATT-06).
     #[error("the caller is in a PID or user namespace that this agent cannot see into")]
     PeerInvisible,
+    /// Another process has the pid of the one that connected (ATT-08).
+    #[error("pid {0} connected and exited, and another process with that pid wrote")]
+    PidReused(u32),
     /// A file of /proc was unreadable or not of the form the kernel writes.
     #[error("/proc/PID/{file}: {what}")]
     Proc {
@@ -402,6 +405,7 @@ impl AttestError {
             Self::Kernel { .. } => "KERNEL",
             Self::PeerExited => "PEER_EXITED",
             Self::PeerInvisible => "PEER_INVISIBLE",
+            Self::PidReused(_) => "PID_REUSED",
             Self::Proc { .. } => "PROC",
             Self::SenderChanged { .. } => "SENDER_CHANGED",
             Self::Smuggled => "SMUGGLED",

@@ -107,7 +107,8 @@ impl Peer {
     ///
     /// # Errors
     /// [`AttestError::SenderChanged`] if another process wrote, [`AttestError::CredChanged`] if this one has
-    /// become somebody else, [`AttestError::PeerExited`] if it is gone, so that its pid proves nothing.
+    /// become somebody else, [`AttestError::PidReused`] if it is gone and another process has its pid,
+    /// [`AttestError::PeerExited`] if it is gone: last words, which nobody is there to hear the answer of.
     pub fn wrote(&self, sender: Sender) -> Result<(), AttestError> {
         if sender.pid != self.pid {
             return Err(AttestError::SenderChanged { pinned: self.pid, sender: sender.pid });
@@ -115,7 +116,11 @@ impl Peer {
         if sender.uid != self.uid {
             return Err(AttestError::CredChanged);
         }
-        if self.alive() { Ok(()) } else { Err(AttestError::PeerExited) }
+        if self.alive() {
+            return Ok(());
+        }
+        let taken = process::start_time(self.pid).is_ok_and(|start| start != self.start);
+        Err(if taken { AttestError::PidReused(self.pid) } else { AttestError::PeerExited })
     }
 }
 

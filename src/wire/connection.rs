@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::stream::{Corked, Fate, stamped};
-use crate::attest::Peer;
+use crate::attest::{AttestError, Peer};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -193,6 +193,8 @@ async fn until(
         tokio::select! {
             _ = &mut served => {
                 return match corked.fate() {
+                    // The last words of a process that has exited: no attack, and nobody to answer.
+                    Some(Fate::Attest(AttestError::PeerExited)) => Ended::PeerExited,
                     Some(fate) => Ended::Cut(fate),
                     None if stopping => Ended::Shutdown,
                     None => Ended::Closed,
@@ -214,7 +216,6 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
-    use crate::attest::AttestError;
 
     fn pair() -> (UnixStream, Arc<Peer>, UnixStream) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();

@@ -1,0 +1,102 @@
+//! The host in trouble under the real binary: what a caller is told, what is on record, and that it passes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use support::{Setup, body, get, is_root, issuer, skip};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_means_no_credential_and_passes() {
+    // AUD-02: what cannot be recorded is not answered, and nothing is torn by it.
+    if !is_root() {
+        return skip("a_full_disk_means_no_credential_and_passes", "only root can mount a small disk");
+    }
+    let issuer = issuer(300);
+    let setup = Setup::new(issuer.handle.url());
+    let state = setup.dir.path().join("state");
+    let Some(_disk) = Disk::mount(&state) else {
+        return skip("a_full_disk_means_no_credential_and_passes", "a tmpfs cannot be mounted here");
+    };
+    let agent = setup.start(Some(&issuer.handle));
+    let socket = agent.socket("http.sock");
+    let ask = || get(&socket, "/v1/credentials/orders");
+    assert_eq!(ask().0, 200, "the control");
+
+    let ballast = state.join("ballast");
+    fill(&ballast);
+    // The last page of the ledger may still have room for a record or two.
+    let (status, answer) = (0..8).map(|_| ask()).find(|(status, _)| *status != 200).unwrap();
+    assert_eq!(status, 503, "{answer}");
+    assert_eq!(body(&answer)["error"], "AUDIT_UNAVAILABLE", "{answer}");
+    assert!(!answer.contains("access_token"), "{answer}");
+    let asked = String::from_utf8(agent.keybearer(&["status"]).stdout).unwrap();
+    assert!(asked.contains("cannot be written"), "{asked}");
+    assert_ne!(get(&socket, "/ready").0, 200, "readiness tells");
+    assert!(!agent.verify().unwrap().torn);
+
+    fs::remove_file(&ballast).unwrap();
+    assert_eq!(ask().0, 200, "it passes with its cause");
+    assert_eq!(get(&socket, "/ready").0, 200);
+    let (code, _) = agent.stop();
+    assert_eq!(code, Some(0));
+    keybearer::audit::verify(&state.join("audit"), None).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn out_of_descriptors_it_waits_and_goes_on() {
+    // ATT-26, TM-20
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url())
+        .and("\n[limits]\nconnections_per_uid = 1000\n")
+        .start(Some(&issuer.handle));
+    let socket = agent.socket("http.sock");
+    assert_eq!(get(&socket, "/v1/credentials/orders").0, 200, "the control");
+    let open = fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count();
+    let limit = format!("--nofile={0}:{0}", open + 20);
+    let limited = Command::new("prlimit").args(["--pid", &agent.pid().to_string(), &limit]).status();
+    assert!(limited.unwrap().success());
+
+    let held: Vec<UnixStream> = (0..60).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    // Those that it could not take are still there, and so is it.
+    assert!(Path::new(&format!("/proc/{}", agent.pid())).exists());
+    drop(held);
+    assert_eq!(get(&socket, "/v1/credentials/orders").0, 200, "it goes on once there are descriptors");
+    agent.verify().unwrap();
+    assert_eq!(agent.stop().0, Some(0));
+}
+
+/// Writes until there is no room for a byte more.
+fn fill(ballast: &Path) {
+    let mut file = File::create(ballast).unwrap();
+    for piece in [4096, 1] {
+        while file.write_all(&vec![0; piece]).is_ok() {}
+    }
+}
+
+/// A disk of half a megabyte, gone with the test.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=512k,mode=0700", "tmpfs"])
+            .arg(at)
+            .status();
+        mounted.is_ok_and(|status| status.success()).then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["--lazy"]).arg(&self.0).status();
+    }
+}
