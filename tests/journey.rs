@@ -478,8 +478,11 @@ fn the_story_of_dev_comes_true() {
     {
         assert!(text.contains(sentence), "{sentence}\n{text}");
     }
+    // What went wrong is kept to be looked at: here, where it goes with the test.
+    let kept = tempfile::tempdir().unwrap();
     let production = Command::new(BINARY)
         .args(["dev", "--once"])
+        .env("TMPDIR", kept.path())
         .env("KEYBEARER_CONFIG__ENVIRONMENT", "prod")
         .output()
         .unwrap();
