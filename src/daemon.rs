@@ -272,16 +272,8 @@ impl Reloader {
             for mistake in mistakes {
                 tracing::error!("reload refused, the old settings stay: {mistake}");
             }
-            let old = self.facts.load_full();
             let reload_error = mistakes.join("\n");
-            self.facts.store(Arc::new(Facts {
-                environment: old.environment.clone(),
-                max_level: old.max_level.clone(),
-                keys: old.keys.clone(),
-                issuers: old.issuers.clone(),
-                warnings: old.warnings.clone(),
-                reload_error,
-            }));
+            self.facts.store(Arc::new(Facts { reload_error, ..Facts::clone(&self.facts.load()) }));
         } else {
             tracing::info!("reloaded: {told}");
         }

@@ -240,14 +240,6 @@ impl<R: io::Read> Iterator for Lines<R> {
     }
 }
 
-pub(super) fn to_hex(hash: &Hash, out: &mut String) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in hash {
-        out.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        out.push(char::from(DIGITS[usize::from(byte & 15)]));
-    }
-}
-
 fn from_hex(text: &str) -> Option<Hash> {
     let digits = text.as_bytes();
     let mut hash = [0; 32];

@@ -20,12 +20,13 @@ use uuid::Uuid;
 
 use super::{
     Agent, Entry, EventType, Host, LedgerError, LedgerSettings, OnFailure, Outcome, Record, Sync,
-    book::{Book, Sink, keep_checkpoint, to_hex},
+    book::{Book, Sink, keep_checkpoint},
     tree::{Frontier, Hash, leaf},
 };
 use crate::{
     clock::{Clock, Dice, uuid_v7},
     keys::CheckpointKey,
+    secret::hex_onto,
 };
 
 /// How many callers may wait at once; more wait for a place.
@@ -310,7 +311,7 @@ impl Scribe {
         drop(digest);
         form.entry = entry.capped();
         form.prev.clear();
-        to_hex(prev, &mut form.prev);
+        hex_onto(prev, &mut form.prev);
         // A record is text and numbers, and a Vec takes every byte.
         serde_json::to_writer(&mut *buffer, form).expect("a record serializes");
     }

@@ -32,6 +32,7 @@ use crate::{
     dev::{Client, DemoApi, DemoApiSettings, DevError, DevIssuer, DevIssuerSettings},
     journey::Journey,
     proto::v1::credential::Kind,
+    secret::hex,
 };
 
 /// The one API of the story. A name, not a place: tokens are for it and for nothing else.
@@ -147,8 +148,7 @@ impl Stage {
     fn new(dice: &dyn Dice) -> Result<Self, Exit> {
         let mut name = [0; 8];
         dice.fill(&mut name);
-        let name: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-        let directory = std::env::temp_dir().join(format!("keybearer-dev-{name}"));
+        let directory = std::env::temp_dir().join(format!("keybearer-dev-{}", hex(&name)));
         fs::DirBuilder::new().mode(0o700).create(&directory)?;
         Ok(Self { directory, program: std::env::current_exe()? })
     }
@@ -164,11 +164,7 @@ impl Stage {
     /// agent.toml as an operator would write it: this very program, run by this very user, is the demo shop.
     fn write_settings(&self, issuer: &str, clock: &dyn Clock) -> Result<Settings, Exit> {
         let program = fs::read(&self.program)?;
-        let sum: String = digest::digest(&digest::SHA256, &program)
-            .as_ref()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let sum = hex(digest::digest(&digest::SHA256, &program).as_ref());
         let tomorrow = clock.wall().as_second() + 86_400;
         let until = jiff::Timestamp::from_second(tomorrow)
             .map_err(|error| Exit::new(Exit::SOFTWARE, error.to_string()))?;

@@ -15,6 +15,7 @@ use ring::digest;
 use toml_edit::{Document, Item};
 
 use super::Mistake;
+use crate::secret::hex;
 
 /// A settings file larger than this is not one.
 const MAX_FILE: u64 = 1 << 20;
@@ -220,8 +221,4 @@ fn twice(before: &BTreeMap<String, Place>, here: &BTreeMap<String, Place>) -> Ve
 
 fn line_of(text: &str, offset: usize) -> usize {
     text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

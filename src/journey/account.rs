@@ -17,6 +17,7 @@ use crate::{
     credential::Credential,
     issuer::IssueFacts,
     policy::{Denial, Entitlement, Explanation, Grant},
+    secret::hex,
 };
 
 /// One exchange under way.
@@ -243,8 +244,4 @@ fn issuer(facts: &IssueFacts, attempts: Option<u32>) -> IssuerPart {
         date_skew_ms: facts.date_skew_ms,
         cut_life_from_s: facts.cut_life_from.map(|life| life.as_secs()),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

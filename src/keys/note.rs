@@ -10,7 +10,10 @@ use ring::{
 };
 
 use super::{FileError, file, memory::Key};
-use crate::{jose::Algorithm, secret::Secret};
+use crate::{
+    jose::Algorithm,
+    secret::{Secret, hex},
+};
 
 /// The signature type of Ed25519 in signed notes.
 const ED25519: u8 = 0x01;
@@ -148,7 +151,7 @@ impl Verifier {
     }
 
     fn hex_id(&self) -> String {
-        self.id().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.id())
     }
 }
 

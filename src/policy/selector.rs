@@ -3,7 +3,10 @@
 
 use std::{fmt::Display, path::PathBuf};
 
-use crate::attest::{Evidence, Manager, Missing, Unit};
+use crate::{
+    attest::{Evidence, Manager, Missing, Unit},
+    secret::hex,
+};
 
 /// An id, and the name it was written as.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -138,9 +141,4 @@ impl Selectors {
             // Two names can become one file, so this is not proof for ever; the judge looks again each time.
             || matches!((&self.exe, &other.exe), (Some(ours), Some(theirs)) if ours != theirs)
     }
-}
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

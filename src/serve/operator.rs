@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What the daemon knows and the rooms do not.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// Name of the environment.
     pub environment: String,
