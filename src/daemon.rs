@@ -405,7 +405,7 @@ fn max_level(probed: Option<&Evidence>) -> (String, String) {
     let root = rustix::process::geteuid().is_root();
     let (level, why) = match (pinned, probed) {
         (Some(Hold::Socket), Some(_)) if systemd => {
-            (Level::L3, "the PING challenge of L4 is not in this version")
+            (Level::L4, "for identities that name a program, which then answers the challenge")
         }
         (Some(Hold::Socket), Some(_)) => (Level::L2, "no systemd runs here to vouch for units"),
         (Some(Hold::Opened), _) => (Level::L1, "this kernel has no SO_PEERPIDFD (Linux 6.5)"),

@@ -7,12 +7,14 @@
 
 pub mod kernel;
 mod peer;
+mod challenge;
 mod process;
 mod executable;
 mod unit;
 
 use std::{fmt, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
+pub use challenge::Challenge;
 pub use executable::{Digests, Executable};
 pub use peer::{Hold, Peer};
 pub use process::{Proc, Status};
@@ -32,7 +34,7 @@ pub enum Level {
     L2,
     /// And it runs in a unit that the service manager vouches for.
     L3,
-    /// And its program is known and has answered a challenge. Not reached yet.
+    /// And its program is known and has answered the challenge.
     L4,
 }
 
@@ -69,6 +71,11 @@ pub enum Missing {
     /// In a mount namespace of its own, where paths mean other files.
     #[error("it has a mount namespace of its own, where paths are other files: match its sha256")]
     MountNamespace,
+    /// Its protocol has no challenge.
+    #[error(
+        "its program counts only if it answers the challenge, which HTTP/1.1 cannot carry: ask on the gRPC socket"
+    )]
+    NotChallenged,
     /// systemd does not run here.
     #[error("no service manager runs here to vouch for a unit")]
     NoServiceManager,
@@ -81,6 +88,9 @@ pub enum Missing {
     /// This agent lacks the privilege.
     #[error("this agent may not read it: give it CAP_SYS_PTRACE")]
     NotPermitted,
+    /// Who reads the connection is not the process that made it, or it does not speak HTTP/2 well.
+    #[error("the process that connected has not answered the challenge, so somebody else may be reading")]
+    Unanswered,
     /// systemd does not know the unit.
     #[error("the service manager does not know its unit")]
     UnitUnknown,
@@ -121,6 +131,8 @@ pub struct Evidence {
     pub path_hint: Option<String>,
     /// A value that changes at exec.
     pub exec: Result<[u8; 32], Missing>,
+    /// Whether it answered the challenge: it, and not another, reads the connection (ATT-17).
+    pub answered: Result<(), Missing>,
     /// Its systemd unit.
     pub unit: Result<Unit, Missing>,
     /// Whether it lives in this agent's user namespace.
@@ -149,7 +161,13 @@ impl Evidence {
         let held = self.hold == Hold::Socket && self.same_user_namespace == Ok(true) && self.exec.is_ok();
         match &self.unit {
             _ if !held => Level::L1,
-            Ok(unit) if unit.manager == Manager::System => Level::L3,
+            Ok(unit) if unit.manager == Manager::System => {
+                if self.exe.is_ok() && self.answered.is_ok() {
+                    Level::L4
+                } else {
+                    Level::L3
+                }
+            }
             _ => Level::L2,
         }
     }
@@ -159,7 +177,7 @@ impl Evidence {
 #[derive(Debug)]
 pub struct Workload {
     peer: Arc<Peer>,
-    process: Process,
+    process: Arc<Process>,
     evidence: Evidence,
     ids: Option<Ids>,
     interests: Arc<Interests>,
@@ -174,6 +192,31 @@ impl Workload {
     /// The process it is.
     pub fn peer(&self) -> &Arc<Peer> {
         &self.peer
+    }
+
+    /// The same process as `before`, read anew: it may not have become another program in between (ATT-16).
+    ///
+    /// # Errors
+    /// [`AttestError::EvidenceChanged`] if it has.
+    pub fn follows(self, before: &Self) -> Result<Self, AttestError> {
+        let (then, now) = (&before.evidence, &self.evidence);
+        if then.exec == now.exec && then.exe == now.exe {
+            return Ok(self);
+        }
+        Err(AttestError::EvidenceChanged("program"))
+    }
+
+    /// The same, with what came of the challenge. What it sent back after its evidence was taken, and before it is taken
+    /// again, was sent by that very program: an exec in between would be told.
+    #[must_use]
+    pub fn with_answer(&self, answered: Result<(), Missing>) -> Self {
+        Self {
+            peer: Arc::clone(&self.peer),
+            process: Arc::clone(&self.process),
+            evidence: Evidence { answered, ..self.evidence.clone() },
+            ids: self.ids,
+            interests: Arc::clone(&self.interests),
+        }
     }
 
     /// Takes the evidence again, right before the answer: nothing that a decision rests on may have changed (ATT-16).
@@ -223,6 +266,8 @@ pub struct Interests {
     pub sha256: bool,
     /// Whether any identity names a supplementary group.
     pub groups: bool,
+    /// Whether any identity rests on the program, which then has to answer the challenge.
+    pub challenge: bool,
 }
 
 /// Takes evidence. Shared by all connections.
@@ -247,7 +292,7 @@ impl Attestor {
     pub fn attest(&self, peer: &Arc<Peer>, interests: &Arc<Interests>) -> Result<Workload, AttestError> {
         let process = self.proc.open(peer.pid())?;
         let ids = peer.ids()?;
-        let evidence = self.read(&process, peer.pid(), peer.hold(), interests)?;
+        let evidence = self.read(&process, peer.pid(), peer.hold(), interests, Err(Missing::NotAsked))?;
         if evidence.start != peer.start() || !peer.alive() {
             return Err(AttestError::PeerExited);
         }
@@ -262,15 +307,16 @@ impl Attestor {
             return Err(AttestError::EvidenceChanged("cgroup"));
         }
         let interests = Arc::clone(interests);
-        Ok(Workload { peer: Arc::clone(peer), process, evidence, ids, interests })
+        Ok(Workload { peer: Arc::clone(peer), process: Arc::new(process), evidence, ids, interests })
     }
 
-    /// The evidence about any process, for an operator who asks why. No workload comes of it.
+    /// The evidence about any process, for an operator who asks why, as if it held a connection and answered the challenge. No
+    /// workload comes of it.
     ///
     /// # Errors
     /// [`AttestError`] if the process is gone or /proc cannot be read.
     pub fn evidence(&self, pid: u32, hold: Hold, interests: &Interests) -> Result<Evidence, AttestError> {
-        self.read(&self.proc.open(pid)?, pid, hold, interests)
+        self.read(&self.proc.open(pid)?, pid, hold, interests, Ok(()))
     }
 
     fn read(
@@ -279,6 +325,7 @@ impl Attestor {
         pid: u32,
         hold: Hold,
         interests: &Interests,
+        answered: Result<(), Missing>,
     ) -> Result<Evidence, AttestError> {
         let own = self.proc.open(std::process::id())?;
         let start = process.start_time()?;
@@ -306,6 +353,7 @@ impl Attestor {
             login_uid: process.login_uid(),
             path_hint: process.path_hint(),
             exec: process.exec_generation(),
+            answered,
             unit: self.sources.unit(&cgroup),
             same_user_namespace: process.shares_user_namespace(&own),
             status,

@@ -232,6 +232,9 @@ pub struct PeerPart {
     pub same_userns: Option<bool>,
     /// Its mount namespace.
     pub mntns: Option<u64>,
+    /// Whether it answered the challenge; unknown where nobody asked (ATT-17).
+    #[serde(default)]
+    pub challenge: Option<bool>,
     /// How strong all this is.
     pub level: Option<String>,
 }

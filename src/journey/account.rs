@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Journey, Request, Rules, Session};
 use crate::{
-    attest::{AttestError, Evidence, Manager, Peer, Workload},
+    attest::{AttestError, Evidence, Manager, Missing, Peer, Workload},
     audit::{
         CredentialPart, Entry, EventType, ExePart, IssuerPart, Outcome, PeerPart, PolicyPart, UnitPart,
         WorkloadPart,
@@ -194,6 +194,10 @@ fn peer(workload: &Workload) -> PeerPart {
         container: None,
         same_userns: seen.same_user_namespace.ok(),
         mntns: seen.mount_namespace.ok(),
+        challenge: match seen.answered {
+            Err(Missing::NotAsked) => None,
+            answered => Some(answered.is_ok()),
+        },
         level: Some(seen.level().to_string()),
     }
 }

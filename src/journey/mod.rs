@@ -8,10 +8,10 @@ mod session;
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::{
-    attest::{AttestError, Attestor, Hold, Interests, Peer, Workload},
+    attest::{AttestError, Attestor, Challenge, Hold, Interests, Missing, Peer, Workload},
     audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
     broker::{Broker, Failure, Fetched, Subscription},
     clock::{Clock, Dice, uuid_v7},
@@ -20,6 +20,9 @@ use crate::{
 };
 use account::Account;
 pub use session::Session;
+
+/// How long a process may take to answer the challenge: clients do it on their own, in a fraction of a millisecond.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// The whole way, shared by all sessions.
 #[derive(Debug)]
@@ -146,9 +149,9 @@ impl Journey {
 
     /// Somebody connected: its evidence is taken at once, before it can become somebody else (ATT-16).
     pub async fn begin(&self, peer: Arc<Peer>, socket: Arc<str>) -> Session {
-        let session = Session::new(peer, socket);
+        let session = Session::new(peer, socket, Challenge::new(&*self.dice));
         // An error is kept like a success: whoever asks on this connection gets it, on record.
-        let _ = self.attest(&session, &self.rules.load_full()).await;
+        let _ = self.read_evidence(&session, &self.rules.load_full()).await;
         session
     }
 
@@ -339,14 +342,25 @@ impl Journey {
         Entry::new(kind, outcome, uuid_v7(self.clock.wall(), &*self.dice))
     }
 
-    /// What was attested when the connection came; taken anew only if the rules want to know more now.
+    /// What was attested when the connection came, and whether the process answers, if the rules rest on that.
     async fn attest(&self, session: &Session, rules: &Rules) -> Result<Arc<Workload>, AttestError> {
-        if let Some((interests, attested)) = session.attested() {
-            match attested {
-                Ok(workload) if interests != rules.interests => session.confirm(&workload).await?,
-                attested => return attested,
-            }
+        let workload = self.read_evidence(session, rules).await?;
+        if !rules.interests.challenge || workload.evidence().answered != Err(Missing::NotAsked) {
+            return Ok(workload);
         }
+        let answered = timeout(ANSWER_WITHIN, session.challenge().answered()).await;
+        let workload = Arc::new(workload.with_answer(answered.unwrap_or(Err(Missing::Unanswered))));
+        session.keep((Arc::clone(&rules.interests), Ok(Arc::clone(&workload))));
+        Ok(workload)
+    }
+
+    /// What was read when the connection came; read anew only if the rules want to know more now.
+    async fn read_evidence(&self, session: &Session, rules: &Rules) -> Result<Arc<Workload>, AttestError> {
+        let before = match session.attested() {
+            None => None,
+            Some((interests, Ok(workload))) if interests != rules.interests => Some(workload),
+            Some((_, attested)) => return attested,
+        };
         let (peer, interests) = (Arc::clone(session.peer()), Arc::clone(&rules.interests));
         let attested = if self.attestor.must_read(peer.pid(), &interests) {
             // A program not seen before is read from disk: not on the thread that serves everybody.
@@ -356,7 +370,10 @@ impl Journey {
         } else {
             self.attestor.attest(&peer, &interests)
         };
-        let attested = attested.map(Arc::new);
+        let attested = attested.and_then(|workload| match before {
+            Some(before) => workload.follows(&before).map(Arc::new),
+            None => Ok(Arc::new(workload)),
+        });
         session.keep((Arc::clone(&rules.interests), attested.clone()));
         attested
     }

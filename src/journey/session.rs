@@ -8,13 +8,14 @@ use std::sync::{
 
 use tokio::{sync::oneshot, task::yield_now};
 
-use crate::attest::{AttestError, Interests, Peer, Workload};
+use crate::attest::{AttestError, Challenge, Interests, Peer, Workload};
 
 /// One connection and what was attested when it came.
 #[derive(Debug)]
 pub struct Session {
     peer: Arc<Peer>,
     pub(super) socket: Arc<str>,
+    challenge: Arc<Challenge>,
     attested: Mutex<Option<Attested>>,
     round: Mutex<Option<Round>>,
     calls: AtomicUsize,
@@ -30,8 +31,20 @@ struct Round {
 }
 
 impl Session {
-    pub(super) fn new(peer: Arc<Peer>, socket: Arc<str>) -> Self {
-        Self { peer, socket, attested: Mutex::default(), round: Mutex::default(), calls: AtomicUsize::new(0) }
+    pub(super) fn new(peer: Arc<Peer>, socket: Arc<str>, challenge: Challenge) -> Self {
+        Self {
+            peer,
+            socket,
+            challenge: Arc::new(challenge),
+            attested: Mutex::default(),
+            round: Mutex::default(),
+            calls: AtomicUsize::new(0),
+        }
+    }
+
+    /// What the process has to answer, for the wire to put.
+    pub fn challenge(&self) -> &Arc<Challenge> {
+        &self.challenge
     }
 
     /// The process at the other end.
@@ -154,14 +167,18 @@ mod tests {
     };
 
     use super::*;
-    use crate::attest::{Attestor, Proc, Sources};
+    use crate::{
+        attest::{Attestor, Proc, Sources},
+        clock::SeededDice,
+    };
 
     fn session() -> (Session, Arc<Workload>) {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let peer = Arc::new(Peer::pin(&ours).unwrap());
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let workload = attestor.attest(&peer, &Arc::default()).unwrap();
-        (Session::new(peer, "test".into()), Arc::new(workload))
+        let challenge = Challenge::new(&*SeededDice::from_seed(1));
+        (Session::new(peer, "test".into(), challenge), Arc::new(workload))
     }
 
     type Confirm<'a> = Pin<Box<dyn Future<Output = Result<(), AttestError>> + 'a>>;

@@ -68,6 +68,11 @@ impl Selectors {
         self.len() == 0
     }
 
+    /// Whether they match a program: then it has to answer the challenge (ATT-17).
+    pub fn rest_on_the_program(&self) -> bool {
+        self.exe.is_some() || self.sha256.is_some()
+    }
+
     /// What `evidence` does not match. Empty for a match; for no selectors it is never empty.
     pub fn missed(&self, evidence: &Evidence) -> Vec<String> {
         let mut missed = Vec::new();
@@ -88,18 +93,23 @@ impl Selectors {
         let groups = &evidence.status.groups;
         let is_member = self.supplementary.as_ref().is_some_and(|wanted| groups.contains(&wanted.id));
         weigh("supplementary_group", text(&self.supplementary), Ok((is_member, format!("{groups:?}"))));
+        // The right program counts only if it is the one that reads the answer; the wrong one is wrong without that.
+        let heard = |matched: (bool, String)| match evidence.answered {
+            Err(why) if matched.0 => Err(why),
+            _ => Ok(matched),
+        };
         weigh(
             "exe",
             self.exe.as_ref().map(|path| path.display().to_string()),
-            evidence.exe_paths.as_ref().map_err(|why| *why).map(|paths| {
+            evidence.exe_paths.as_ref().map_err(|why| *why).and_then(|paths| {
                 let is = evidence.path_hint.clone().unwrap_or_else(|| "another program".into());
-                (self.exe.as_ref().is_some_and(|wanted| paths.contains(wanted)), is)
+                heard((self.exe.as_ref().is_some_and(|wanted| paths.contains(wanted)), is))
             }),
         );
         weigh(
             "sha256",
             self.sha256.as_ref().map(|sum| hex(sum)),
-            evidence.sha256.map(|sum| (self.sha256 == Some(sum), hex(&sum))),
+            evidence.sha256.and_then(|sum| heard((self.sha256 == Some(sum), hex(&sum)))),
         );
         let unit = |manager: fn(&Unit) -> bool| match &evidence.unit {
             Ok(unit) if manager(unit) => Ok(unit),

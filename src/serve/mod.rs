@@ -36,12 +36,13 @@ pub async fn grpc_on(
     accept_all(listener, journey, stop, drain, move |accepted, session, limits, stop| {
         let routes = routes.clone();
         async move {
+            let speaks = Protocol::Http2(Arc::clone(session.challenge()));
             let service = service_fn(move |request: Request<Incoming>| {
                 let mut request = request.map(tonic::body::Body::new);
                 request.extensions_mut().insert(Arc::clone(&session));
                 routes.clone().oneshot(request)
             });
-            serve(Protocol::Http2, accepted.socket, accepted.peer, service, limits, stop).await
+            serve(speaks, accepted.socket, accepted.peer, service, limits, stop).await
         }
     })
     .await;

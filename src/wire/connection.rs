@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::stream::{Corked, Fate, stamped};
-use crate::attest::{AttestError, Peer};
+use crate::attest::{AttestError, Challenge, Peer};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -60,12 +60,12 @@ pub enum Ended {
 }
 
 /// What is spoken on a connection.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Protocol {
     /// HTTP/1.1, on the socket for curl and probes.
     Http1,
-    /// HTTP/2 with prior knowledge, as gRPC speaks it.
-    Http2,
+    /// HTTP/2 with prior knowledge, as gRPC speaks it, and what its peer has to answer.
+    Http2(Arc<Challenge>),
 }
 
 /// Serves `peer` on `socket` until the connection ends.
@@ -84,7 +84,11 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let (stream, corked) = stamped(socket, Arc::clone(&peer), protocol == Protocol::Http2);
+    let challenge = match &protocol {
+        Protocol::Http1 => None,
+        Protocol::Http2(challenge) => Some(Arc::clone(challenge)),
+    };
+    let (stream, corked) = stamped(socket, Arc::clone(&peer), challenge);
     let spoke = Arc::new(AtomicBool::new(false));
     let (io, service) = (TokioIo::new(stream), heard(service, &spoke));
     let mut stopping = shutdown.clone();
@@ -101,7 +105,7 @@ where
                 })
                 .await
             }
-            Protocol::Http2 => {
+            Protocol::Http2(_) => {
                 let mut connection = pin!(http2(limits).serve_connection(io, service));
                 poll_fn(|cx| {
                     if stopping() {
@@ -216,6 +220,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::clock::SeededDice;
 
     fn pair() -> (UnixStream, Arc<Peer>, UnixStream) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
@@ -224,6 +229,10 @@ mod tests {
         theirs.set_nonblocking(true).unwrap();
         let peer = Arc::new(Peer::pin(&ours).unwrap());
         (UnixStream::from_std(ours).unwrap(), peer, UnixStream::from_std(theirs).unwrap())
+    }
+
+    fn http2() -> Protocol {
+        Protocol::Http2(Arc::new(Challenge::new(&*SeededDice::from_seed(1))))
     }
 
     const LIMITS: Limits = Limits { first_bytes_within: Duration::from_secs(5), max_streams: 8 };
@@ -255,7 +264,7 @@ mod tests {
         ] {
             let (ours, peer, mut theirs) = pair();
             let (_stop, stopped) = watch::channel(false);
-            let served = tokio::spawn(serve(Protocol::Http2, ours, peer, service_fn(echo), LIMITS, stopped));
+            let served = tokio::spawn(serve(http2(), ours, peer, service_fn(echo), LIMITS, stopped));
             theirs.write_all(&request(sent)).await.unwrap();
             let mut answer = vec![];
             let mut buffer = [0; 4096];
@@ -289,7 +298,7 @@ mod tests {
         // ATT-28
         let (ours, peer, mut theirs) = pair();
         let (_stop, stopped) = watch::channel(false);
-        let served = tokio::spawn(serve(Protocol::Http2, ours, peer, service_fn(echo), LIMITS, stopped));
+        let served = tokio::spawn(serve(http2(), ours, peer, service_fn(echo), LIMITS, stopped));
         theirs.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         let cut = Ended::Cut(Fate::Frame(crate::wire::FrameError::Preface));
         assert_eq!(served.await.unwrap(), cut);
@@ -320,7 +329,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_ends_a_connection() {
         // ATT-26
-        for protocol in [Protocol::Http2, Protocol::Http1] {
+        for protocol in [http2(), Protocol::Http1] {
             let (ours, peer, _theirs) = pair();
             let (_stop, stopped) = watch::channel(false);
             let ended = serve(protocol, ours, peer, service_fn(echo), LIMITS, stopped).await;
@@ -332,7 +341,7 @@ mod tests {
     async fn a_stop_lets_calls_finish_and_says_goodbye() {
         let (ours, peer, mut theirs) = pair();
         let (stop, stopped) = watch::channel(false);
-        let served = tokio::spawn(serve(Protocol::Http2, ours, peer, service_fn(echo), LIMITS, stopped));
+        let served = tokio::spawn(serve(http2(), ours, peer, service_fn(echo), LIMITS, stopped));
         theirs.write_all(&request("localhost")).await.unwrap();
         stop.send(true).unwrap();
         // The answer, and a GOAWAY (RFC 9113 6.8): frame type 7 on stream 0.

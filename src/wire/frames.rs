@@ -1,8 +1,12 @@
 //! The boundaries of HTTP/2 frames (RFC 9113), followed byte by byte. In goes what a client wrote, in any pieces; out
-//! comes the same, with the header blocks mended that h2 would reset ([`super::hpack`]). Everything else passes as
-//! it is; what cannot be a client of ours ends the connection before h2 sees it.
+//! comes the same, with the header blocks mended that h2 would reset ([`super::hpack`]), and without the answer to our
+//! challenge, which is none of h2's business. Everything else passes as it is; what cannot be a client of ours ends the
+//! connection before h2 sees it.
+
+use std::sync::Arc;
 
 use super::hpack;
+use crate::attest::Challenge;
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -16,7 +20,9 @@ const MAX_BLOCK: usize = 32 << 10;
 const MAX_PIECES: usize = 8;
 
 const HEADERS: u8 = 0x1;
+const PING: u8 = 0x6;
 const CONTINUATION: u8 = 0x9;
+const ACK: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
@@ -42,6 +48,7 @@ pub enum FrameError {
 #[derive(Debug)]
 pub(super) struct Frames {
     state: State,
+    challenge: Arc<Challenge>,
     /// The header block under way: the frames as they came, the fragments alone, and what the first frame was.
     raw: Vec<u8>,
     block: Vec<u8>,
@@ -55,6 +62,7 @@ enum State {
     Header { bytes: [u8; 9], have: usize },
     Pass { left: usize },
     Gather { kind: u8, flags: u8, left: usize, from: usize },
+    Pong { frame: [u8; 17], have: usize },
 }
 
 #[derive(Debug)]
@@ -65,8 +73,10 @@ struct Opening {
 }
 
 impl Frames {
-    pub(super) fn new() -> Self {
-        Self { state: State::Preface(0), raw: vec![], block: vec![], opening: None, pieces: 0 }
+    /// Follows a connection whose process has to answer `challenge`.
+    pub(super) fn new(challenge: Arc<Challenge>) -> Self {
+        let state = State::Preface(0);
+        Self { state, challenge, raw: vec![], block: vec![], opening: None, pieces: 0 }
     }
 
     /// Takes `input` and appends to `out` what h2 shall see.
@@ -104,6 +114,18 @@ impl Frames {
                         self.state = State::Header { bytes: [0; 9], have: 0 };
                     }
                 }
+                State::Pong { frame, have } => {
+                    let take = input.len().min(17 - *have);
+                    frame[*have..*have + take].copy_from_slice(&input[..take]);
+                    input = &input[take..];
+                    *have += take;
+                    if let ([.., a, b, c, d, e, f, g, h], 17) = (&*frame, *have) {
+                        if !self.challenge.answer([*a, *b, *c, *d, *e, *f, *g, *h]) {
+                            out.extend_from_slice(frame);
+                        }
+                        self.state = State::Header { bytes: [0; 9], have: 0 };
+                    }
+                }
                 State::Gather { kind, flags, left, from } => {
                     let take = input.len().min(*left);
                     self.raw.extend_from_slice(&input[..take]);
@@ -128,6 +150,12 @@ impl Frames {
         let in_block = self.opening.is_some();
         if in_block != (kind == CONTINUATION) {
             return Err(FrameError::Order);
+        }
+        if kind == PING && flags & ACK != 0 && length == 8 {
+            let mut frame = [0; 17];
+            frame[..9].copy_from_slice(&header);
+            self.state = State::Pong { frame, have: 9 };
+            return Ok(());
         }
         if kind != HEADERS && kind != CONTINUATION {
             out.extend_from_slice(&header);
@@ -186,6 +214,14 @@ impl Frames {
     }
 }
 
+/// The challenge as a frame on the connection (RFC 9113 6.7).
+pub(super) fn ping(challenge: &Challenge) -> [u8; 17] {
+    let mut frame = [0; 17];
+    frame[..9].copy_from_slice(&[0, 0, 8, PING, 0, 0, 0, 0, 0]);
+    frame[9..].copy_from_slice(&challenge.put());
+    frame
+}
+
 fn put_block(opening: &Opening, block: &[u8], out: &mut Vec<u8>) {
     let payload = [&opening.priority[..], block].concat();
     let pieces = payload.chunks(MAX_FRAME).count();
@@ -207,14 +243,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::clock::SeededDice;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let length = (payload.len() as u32).to_be_bytes();
         [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
     }
 
+    fn challenge() -> Arc<Challenge> {
+        Arc::new(Challenge::new(&*SeededDice::from_seed(1)))
+    }
+
     fn through(pieces: &[&[u8]]) -> Result<Vec<u8>, FrameError> {
-        let mut frames = Frames::new();
+        let mut frames = Frames::new(challenge());
         let mut out = vec![];
         for piece in pieces {
             frames.push(piece, &mut out)?;
@@ -244,6 +285,24 @@ mod tests {
             let data = frame(0, 1, b"data");
             assert_eq!(through(&[PREFACE, &sent, &data]).unwrap(), [PREFACE, &seen[..], &data].concat());
         }
+    }
+
+    #[tokio::test]
+    async fn the_answer_to_the_challenge_is_taken_out_and_no_other() {
+        // ATT-17
+        let challenge = challenge();
+        let mut asked = ping(&challenge);
+        asked[4] = ACK;
+        let other = [&asked[..9], &[7; 8]].concat();
+        for cut in 0..=asked.len() {
+            let mut frames = Frames::new(Arc::clone(&challenge));
+            let mut out = vec![];
+            for piece in [PREFACE, &other[..], &asked[..cut], &asked[cut..], &frame(0, 0, b"x")] {
+                frames.push(piece, &mut out).unwrap();
+            }
+            assert_eq!(out, [PREFACE, &other[..], &frame(0, 0, b"x")].concat());
+        }
+        challenge.answered().await.unwrap();
     }
 
     #[test]

@@ -15,8 +15,8 @@ use tokio::{
     net::UnixStream,
 };
 
-use super::frames::{FrameError, Frames};
-use crate::attest::{AttestError, Peer, kernel};
+use super::frames::{FrameError, Frames, ping};
+use crate::attest::{AttestError, Challenge, Peer, kernel};
 
 /// What waits to be written at most, before the connection is told to wait.
 const MAX_CORKED: usize = 256 << 10;
@@ -41,6 +41,8 @@ pub struct Stamped {
     frames: Option<(Frames, Vec<u8>, usize)>,
     fate: Arc<OnceLock<Fate>>,
     out: Arc<Mutex<BytesMut>>,
+    /// Still to be put, at the first boundary between our frames.
+    challenge: Option<Arc<Challenge>>,
 }
 
 /// The other handle on a connection's output: writes what is corked.
@@ -51,14 +53,14 @@ pub struct Corked {
     fate: Arc<OnceLock<Fate>>,
 }
 
-/// Takes a connection over. With `http2`, header blocks are mended on the way in.
-pub fn stamped(socket: UnixStream, peer: Arc<Peer>, http2: bool) -> (Stamped, Corked) {
+/// Takes a connection over. With a `challenge` it is one of HTTP/2, whose header blocks are mended on the way in.
+pub fn stamped(socket: UnixStream, peer: Arc<Peer>, challenge: Option<Arc<Challenge>>) -> (Stamped, Corked) {
     let socket = Arc::new(socket);
     let out = Arc::default();
     let fate = Arc::default();
     let corked = Corked { socket: Arc::clone(&socket), out: Arc::clone(&out), fate: Arc::clone(&fate) };
-    let frames = http2.then(|| (Frames::new(), Vec::new(), 0));
-    (Stamped { socket, peer, frames, fate, out }, corked)
+    let frames = challenge.clone().map(|challenge| (Frames::new(challenge), Vec::new(), 0));
+    (Stamped { socket, peer, frames, fate, out, challenge }, corked)
 }
 
 impl Stamped {
@@ -142,7 +144,11 @@ impl AsyncWrite for Stamped {
         Poll::Ready(Ok(bytes.len()))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What is flushed first is our SETTINGS, whole, before anything was read.
+        if let Some(challenge) = self.challenge.take() {
+            lock(&self.out).extend_from_slice(&ping(&challenge));
+        }
         // The driver drains once a turn: that is the cork.
         Poll::Ready(Ok(()))
     }

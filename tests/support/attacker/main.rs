@@ -1,8 +1,10 @@
 //! The attacker: the experiments of row 7.0 that a same-host intruder would try, each carried out for real
-//! against a Unix socket that speaks HTTP/1.1. In go an experiment's name, a socket and a request path; out
-//! comes one line of JSON with what the server answered. It never judges the answer: a test does, and an
+//! against a Unix socket that speaks HTTP/1.1, or gRPC if the request path is one of its methods. In go an experiment's
+//! name, a socket and a request path; out comes one line of JSON with what the server answered. It never judges the answer: a test does, and an
 //! experiment that could not be carried out says so (exit 3) instead of passing for a repelled attack.
 #![expect(unsafe_code, reason = "fork, unshare, mount and dropping to another uid are what is being tried")]
+
+mod target;
 
 use std::{
     env,
@@ -21,7 +23,6 @@ use std::{
     time::Duration,
 };
 
-use keybearer::clock::SystemClock;
 use rustix::{
     cmsg_space,
     fs::{MemfdFlags, memfd_create},
@@ -34,18 +35,18 @@ use rustix::{
         kill_process, pidfd_getfd, pidfd_open, waitpid,
     },
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use target::{Heard, PATIENCE, Target, hear};
 use tempfile::{NamedTempFile, TempPath};
 
 const USAGE: &str = "usage: attacker EXPERIMENT SOCKET REQUEST_PATH [ARGS..]
   honest | E1 | E3 | E5 | E6 | E7 | E10 | E17 | half-open | smuggle
   E2 UID | E4 UID         (root)
+  E21 | E21b | E21c TRUSTED_PATH   (KB_STOP_PID; a sleep for the first two, a cat for the third)
   E22 TRUSTED_PATH UID    (root, or UID is your own)
   E26                     (KB_STOP_PID: the server to hold still meanwhile)";
 
-/// How long a speaker listens for the answer.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a half-open connection is held.
 const STUBBORNNESS: Duration = Duration::from_secs(20);
 
@@ -54,13 +55,6 @@ const TRIES: usize = 50;
 
 /// What came of an experiment, or why it cannot be carried out here.
 type Outcome = Result<Heard, String>;
-
-/// What the server said, and how it went.
-#[derive(Deserialize, Serialize)]
-struct Heard {
-    answer: String,
-    note: String,
-}
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -81,6 +75,9 @@ fn main() -> ExitCode {
         ("E7", []) => Err(exec_a_memfd(&args)),
         ("E10", []) => steal_by_pidfd(&target),
         ("E17", []) => forge_the_stamp(&target),
+        ("E21", [trusted]) => become_the_trusted(&target, trusted, Sibling::Silent),
+        ("E21b", [trusted]) => become_the_trusted(&target, trusted, Sibling::Echoes),
+        ("E21c", [trusted]) => become_the_trusted(&target, trusted, Sibling::EchoesThroughIt),
         ("E22", [trusted, uid]) => number(uid).and_then(|uid| forge_the_exe_link(&target, trusted, uid)),
         ("E26", []) => write_before_accept(&target),
         ("half-open", []) => target.connect().map(|stream| hear(stream, STUBBORNNESS)),
@@ -234,6 +231,70 @@ fn steal_by_pidfd(target: &Target) -> Outcome {
     remark(heard, &format!("victim was pid {}", victim.as_raw_pid()))
 }
 
+/// What the sibling does about a challenge.
+#[derive(Clone, Copy)]
+enum Sibling {
+    Silent,
+    Echoes,
+    EchoesThroughIt,
+}
+
+/// E21. A asks, leaves the socket with a sibling and becomes the trusted program, all before the server looks: every
+/// fact about A is the trusted program's, and the sibling waits for the answer. E21b: the sibling answers a challenge
+/// itself. E21c: the trusted program copies what it is given, and the sibling gives it the answer.
+fn become_the_trusted(target: &Target, trusted: &str, sibling: Sibling) -> Outcome {
+    let stop_pid = env::var("KB_STOP_PID").map_err(|_| "set KB_STOP_PID to the server's pid".to_owned())?;
+    let (answer, tell) = io::pipe().map_err(because("pipe"))?;
+    let (mut disguise, disguised) = io::pipe().map_err(because("pipe"))?;
+    let held = Held::still(&stop_pid)?;
+    let connector = fork(move || {
+        let asked = target.connect().and_then(|mut stream| {
+            stream.write_all(&target.request()).map_err(because("write the request"))?;
+            Ok((stream, io::pipe().map_err(because("pipe"))?))
+        });
+        let (stream, (stdin, echo)) = match asked {
+            Ok(asked) => asked,
+            Err(why) => return report::<Heard>(&tell, &Err(why)),
+        };
+        let Ok(theirs) = stream.try_clone() else { return };
+        let speaker = fork(move || {
+            report(&tell, &wait_for_the_answer(target, stream, disguised, echo, sibling));
+        });
+        if speaker.is_ok() {
+            let mut command = Command::new(trusted);
+            let _ = match sibling {
+                Sibling::EchoesThroughIt => command.stdin(stdin).stdout(OwnedFd::from(theirs)).exec(),
+                Sibling::Silent | Sibling::Echoes => command.arg("60").exec(),
+            };
+        }
+    })?;
+    // An end of file says that it did not come to that, and the report says why.
+    let _ = disguise.read_exact(&mut [0]);
+    drop(held);
+    let heard = receive(answer);
+    stop(connector);
+    heard
+}
+
+/// The part of E21's sibling.
+fn wait_for_the_answer(
+    target: &Target,
+    stream: UnixStream,
+    mut disguised: PipeWriter,
+    mut through_it: PipeWriter,
+    sibling: Sibling,
+) -> Outcome {
+    let connector = seen_as_another(getppid().map_or(0, Pid::as_raw_pid))?;
+    disguised.write_all(b"d").map_err(because("say that the disguise is on"))?;
+    let mut directly = stream.try_clone().map_err(because("share the socket"))?;
+    let echo: Option<&mut dyn io::Write> = match sibling {
+        Sibling::Silent => None,
+        Sibling::Echoes => Some(&mut directly),
+        Sibling::EchoesThroughIt => Some(&mut through_it),
+    };
+    remark(Ok(target.hear(stream, STUBBORNNESS, echo)), &connector)
+}
+
 /// E22. In a user and mount namespace of its own, without any privilege, the attacker binds its program over a
 /// trusted one and runs it by that name, so the text of `/proc/PID/exe` is the trusted path.
 fn forge_the_exe_link(target: &Target, trusted: &str, uid: u32) -> Outcome {
@@ -262,7 +323,7 @@ fn forge_the_exe_link(target: &Target, trusted: &str, uid: u32) -> Outcome {
 fn write_before_accept(target: &Target) -> Outcome {
     let held = env::var("KB_STOP_PID").ok().map(|pid| Held::still(&pid)).transpose()?;
     let mut stream = target.connect()?;
-    stream.write_all(target.request().as_bytes()).map_err(because("write the request"))?;
+    stream.write_all(&target.request()).map_err(because("write the request"))?;
     let how = if let Some(_held) = held {
         thread::sleep(Duration::from_millis(200));
         "server was stopped meanwhile"
@@ -276,61 +337,8 @@ fn write_before_accept(target: &Target) -> Outcome {
 fn smuggle_descriptors(target: &Target) -> Outcome {
     let stream = target.connect()?;
     let null = fs::File::open("/dev/null").map_err(because("open /dev/null"))?;
-    pass(&stream, &[null.as_fd(); 3], target.request().as_bytes())?;
+    pass(&stream, &[null.as_fd(); 3], &target.request())?;
     remark(Ok(hear(stream, PATIENCE)), "3 descriptors attached")
-}
-
-/// The server under attack and what is asked of it.
-struct Target {
-    socket: PathBuf,
-    request_path: String,
-}
-
-impl Target {
-    fn connect(&self) -> Result<UnixStream, String> {
-        UnixStream::connect(&self.socket).map_err(|error| {
-            format!("connect to {}: {error}; start the server or let us in", self.socket.display())
-        })
-    }
-
-    fn request(&self) -> String {
-        let path = &self.request_path;
-        format!("GET {path} HTTP/1.1\r\nhost: x\r\nkeybearer: v1\r\nconnection: close\r\n\r\n")
-    }
-
-    /// Sends the request and hears the answer out. A server that has hung up by now has answered, too.
-    fn speak(&self, mut stream: UnixStream) -> Heard {
-        let written = stream.write_all(self.request().as_bytes());
-        let heard = hear(stream, PATIENCE);
-        match written {
-            Ok(()) => heard,
-            Err(error) => Heard { note: format!("request not taken: {error}; {}", heard.note), ..heard },
-        }
-    }
-}
-
-/// Reads until the end, for `patience` at most.
-fn hear(mut stream: UnixStream, patience: Duration) -> Heard {
-    let clock = SystemClock::shared();
-    let start = clock.boot();
-    let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);
-    let ending = loop {
-        let left = patience.saturating_sub(clock.boot().since(start));
-        // A timeout of zero would mean none at all.
-        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
-            break "still open".to_owned();
-        }
-        match stream.read(&mut chunk) {
-            Ok(0) => break "closed by the server".to_owned(),
-            Ok(len) => answer.extend_from_slice(&chunk[..len]),
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
-            Err(error) => break format!("cut by the server ({error})"),
-        }
-    };
-    let after = clock.boot().since(start).as_millis();
-    let (pid, uid, exe) = (own_pid(), geteuid().as_raw(), exe_of(own_pid()).unwrap_or_default());
-    let note = format!("speaker pid {pid} uid {uid} exe {}; {ending} after {after} ms", exe.display());
-    Heard { answer: String::from_utf8_lossy(&answer).into_owned(), note }
 }
 
 /// E17. The stamp on a chunk is the kernel's, but a privileged process may set it: here to be pid 1.
@@ -341,22 +349,26 @@ fn forge_the_stamp(target: &Target) -> Outcome {
     let forged = UCred { pid: Pid::INIT, uid: geteuid(), gid: getegid() };
     assert!(control.push(SendAncillaryMessage::ScmCredentials(forged)), "one stamp fits");
     let request = target.request();
-    sendmsg(&stream, &[IoSlice::new(request.as_bytes())], &mut control, SendFlags::NOSIGNAL)
+    sendmsg(&stream, &[IoSlice::new(&request)], &mut control, SendFlags::NOSIGNAL)
         .map_err(because("forge a stamp (wants root)"))?;
     Ok(hear(stream, PATIENCE))
 }
 
 /// The part of E3's speaker: waits until its parent has put on the other program, then speaks.
 fn speak_under_a_disguise(target: &Target, stream: UnixStream) -> Outcome {
-    let connector = getppid().map_or(0, Pid::as_raw_pid);
+    let disguise = seen_as_another(getppid().map_or(0, Pid::as_raw_pid))?;
+    remark(Ok(target.speak(stream)), &disguise)
+}
+
+/// Waits until a process runs another program than this one.
+fn seen_as_another(pid: i32) -> Result<String, String> {
     for _ in 0..200 {
-        if let Some(exe) = exe_of(connector).filter(|exe| Some(exe) != exe_of(own_pid()).as_ref()) {
-            let disguise = format!("connector pid {connector} exe {}", exe.display());
-            return remark(Ok(target.speak(stream)), &disguise);
+        if let Some(exe) = exe_of(pid).filter(|exe| Some(exe) != exe_of(own_pid()).as_ref()) {
+            return Ok(format!("connector pid {pid} exe {}", exe.display()));
         }
         thread::sleep(Duration::from_millis(10));
     }
-    Err("the connector did not become /bin/sleep: install one".to_owned())
+    Err("the connector did not become the other program: is it there?".to_owned())
 }
 
 /// Gives up every privilege for `uid`, whose group has the same number.
