@@ -10,6 +10,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("keybearer.v1.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
+    // A message of ours is small: tonic's buffers of 8 KiB each way would be most of what an open stream costs.
+    let generated = out.join("keybearer.v1.rs");
+    let text = fs::read_to_string(&generated)?;
+    let small = text.replace("tonic_prost::ProstCodec::default()", "crate::proto::Codec::default()");
+    assert_ne!(text, small, "the generated code names its codec otherwise: mend this replacement");
+    fs::write(generated, small)?;
     println!("cargo::rerun-if-changed=proto");
     Ok(())
 }

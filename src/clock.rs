@@ -7,13 +7,14 @@
 use std::{
     fmt,
     ops::{Add, Sub},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use jiff::Timestamp;
 use ring::rand::SecureRandom;
 use rustix::time::{ClockId, clock_gettime};
+use zeroize::Zeroize as _;
 
 /// A moment on `CLOCK_BOOTTIME`: counts suspend, ignores every step of the wall clock.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -108,15 +109,24 @@ impl Clock for SystemClock {
     }
 }
 
-/// The operating system's random numbers.
-#[derive(Debug)]
-pub struct SystemDice(ring::rand::SystemRandom);
+/// The operating system's random numbers, fetched for many throws at once.
+pub struct SystemDice {
+    source: ring::rand::SystemRandom,
+    ahead: Mutex<Ahead>,
+}
+
+/// Bytes that nobody has seen yet, from the end on.
+struct Ahead {
+    bytes: [u8; 512],
+    left: usize,
+}
 
 impl SystemDice {
     /// The system's dice, to be handed down from `main`.
     #[expect(clippy::disallowed_methods, reason = "this is the place they come from")]
     pub fn shared() -> Arc<dyn Dice> {
-        Arc::new(Self(ring::rand::SystemRandom::new()))
+        let ahead = Mutex::new(Ahead { bytes: [0; 512], left: 0 });
+        Arc::new(Self { source: ring::rand::SystemRandom::new(), ahead })
     }
 }
 
@@ -124,18 +134,38 @@ impl Dice for SystemDice {
     fn fill(&self, out: &mut [u8]) {
         // getrandom(2) cannot fail for a valid buffer once the pool is seeded. Without chance there is no
         // safe way on, so a kernel that breaks this ends the program.
-        self.0.fill(out).expect("the kernel gives random bytes");
+        let fetch = |into: &mut [u8]| self.source.fill(into).expect("the kernel gives random bytes");
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        if out.len() > ahead.bytes.len() {
+            return fetch(out);
+        }
+        if ahead.left < out.len() {
+            fetch(&mut ahead.bytes);
+            ahead.left = ahead.bytes.len();
+        }
+        let from = ahead.left - out.len();
+        let thrown = from..ahead.left;
+        out.copy_from_slice(&ahead.bytes[thrown.clone()]);
+        // Thrown once, and not to be found here afterwards.
+        ahead.bytes[thrown].zeroize();
+        ahead.left = from;
+    }
+}
+
+impl fmt::Debug for SystemDice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SystemDice")
     }
 }
 
 /// A clock that stands where it is put, for tests of everything that depends on time.
 #[derive(Debug)]
-pub struct ManualClock(std::sync::Mutex<(Timestamp, Boot)>);
+pub struct ManualClock(Mutex<(Timestamp, Boot)>);
 
 impl ManualClock {
     /// A clock standing at `wall`, an hour after boot.
     pub fn at(wall: Timestamp) -> Arc<Self> {
-        Arc::new(Self(std::sync::Mutex::new((wall, Boot(Duration::from_secs(3600))))))
+        Arc::new(Self(Mutex::new((wall, Boot(Duration::from_secs(3600))))))
     }
 
     /// Both clocks go on by `life`.
@@ -167,12 +197,12 @@ impl Clock for ManualClock {
 
 /// Dice that fall the same way each time from the same seed, for tests. They keep no secret.
 #[derive(Debug)]
-pub struct SeededDice(std::sync::Mutex<u64>);
+pub struct SeededDice(Mutex<u64>);
 
 impl SeededDice {
     /// Dice that start from `seed`.
     pub fn from_seed(seed: u64) -> Arc<Self> {
-        Arc::new(Self(std::sync::Mutex::new(seed)))
+        Arc::new(Self(Mutex::new(seed)))
     }
 }
 
@@ -207,6 +237,20 @@ mod tests {
         let first = clock.boot();
         assert!(clock.boot() >= first);
         assert!(clock.wall().as_second() > 1_600_000_000);
+    }
+
+    #[test]
+    fn the_systems_dice_never_give_the_same_bytes_twice() {
+        let dice = SystemDice::shared();
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..200 {
+            let mut short = [0; 16];
+            dice.fill(&mut short);
+            assert!(seen.insert(short.to_vec()));
+            let mut long = [0; 1024];
+            dice.fill(&mut long);
+            assert!(seen.insert(long.to_vec()));
+        }
     }
 
     #[test]

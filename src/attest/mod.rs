@@ -220,7 +220,8 @@ impl Workload {
     }
 
     /// Takes the evidence again, right before the answer: nothing that a decision rests on may have changed (ATT-16).
-    /// One call tells ids and cgroup where the kernel has it; what it does not tell is read.
+    /// One call tells ids and cgroup where the kernel has it, one read that it is the same run of the same program; what is
+    /// not told so is read, if an identity asks for it.
     ///
     /// # Errors
     /// [`AttestError`] naming what changed.
@@ -231,8 +232,12 @@ impl Workload {
         if let (Some(now), Some(then)) = (ids, self.ids)
             && now != then
         {
-            let same = now.uids == then.uids && now.gids == then.gids;
-            return if same { changed("cgroup") } else { Err(AttestError::CredChanged) };
+            if now.uids != then.uids || now.gids != then.gids {
+                return Err(AttestError::CredChanged);
+            }
+            if self.interests.unit {
+                return changed("cgroup");
+            }
         }
         if ids.is_none() || self.interests.groups {
             let now = process.status()?;
@@ -241,12 +246,14 @@ impl Workload {
                 return Err(AttestError::CredChanged);
             }
         }
-        if !(ids.is_some_and(|ids| ids.cgroup.is_some()) && unit::is_in_unified(&then.cgroup))
-            && process.cgroup()? != then.cgroup
-        {
+        let cgroup_told = ids.is_some_and(|ids| ids.cgroup.is_some()) && unit::is_in_unified(&then.cgroup);
+        if self.interests.unit && !cgroup_told && process.cgroup()? != then.cgroup {
             return changed("cgroup");
         }
-        if process.exec_generation() != then.exec || Executable::of(process) != then.exe {
+        if process.is_same_image() != then.exec.map(|_| true) {
+            return changed("program");
+        }
+        if self.interests.challenge && Executable::of(process) != then.exe {
             return changed("program");
         }
         if !self.interests.exe_paths.is_empty() && process.namespace(Namespace::Mount) != then.mount_namespace
@@ -266,6 +273,8 @@ pub struct Interests {
     pub sha256: bool,
     /// Whether any identity names a supplementary group.
     pub groups: bool,
+    /// Whether any identity names a unit, or a level that only a unit gives.
+    pub unit: bool,
     /// Whether any identity rests on the program, which then has to answer the challenge.
     pub challenge: bool,
 }
@@ -464,7 +473,11 @@ impl AttestError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::{
+        io::Write as _,
+        os::unix::net::UnixStream,
+        process::{Command, Stdio},
+    };
 
     use super::*;
 
@@ -490,13 +503,31 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_became_another_program_is_told_whatever_is_asked_of_it() {
+        // ATT-16
+        let attestor = attestor();
+        let script = "read go && exec sleep 60";
+        let mut child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+        let process = attestor.proc.open(child.id()).unwrap();
+        let mut workload = attestor.attest(&own_peer(), &Arc::default()).unwrap();
+        workload.evidence.exec = process.exec_generation();
+        let before = Executable::of(&process);
+        workload.process = Arc::new(process);
+        assert_eq!(workload.confirm(), Ok(()));
+        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        while Executable::of(&workload.process) == before {
+            std::thread::yield_now();
+        }
+        assert_eq!(workload.confirm(), Err(AttestError::EvidenceChanged("program")));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
     fn a_change_between_connect_and_answer_is_told() {
         // ATT-16
         let attestor = attestor();
-        let interests = Arc::new(Interests { groups: true, ..Interests::default() });
-        let mut workload = attestor.attest(&own_peer(), &interests).unwrap();
-        workload.evidence.exec = Ok([7; 32]);
-        assert_eq!(workload.confirm(), Err(AttestError::EvidenceChanged("program")));
+        let interests = Arc::new(Interests { groups: true, unit: true, ..Interests::default() });
         let mut workload = attestor.attest(&own_peer(), &interests).unwrap();
         workload.evidence.cgroup = "0::/\n9:name=systemd:/elsewhere\n".into();
         assert_eq!(workload.confirm(), Err(AttestError::EvidenceChanged("cgroup")));

@@ -46,12 +46,13 @@ impl Policy {
     /// What evidence these identities ask for.
     pub fn interests(&self) -> Interests {
         let selectors = || self.identities.values().flat_map(|identity| &identity.selectors);
-        let high = self.identities.values().any(|identity| identity.assurance == Assurance::High);
+        let demands = |level| self.identities.values().any(|identity| identity.assurance.level() >= level);
         Interests {
             exe_paths: selectors().filter_map(|selectors| selectors.exe.clone()).collect(),
             sha256: selectors().any(|selectors| selectors.sha256.is_some()),
             groups: selectors().any(|selectors| selectors.supplementary.is_some()),
-            challenge: high || selectors().any(Selectors::rest_on_the_program),
+            unit: demands(Level::L3) || selectors().any(Selectors::rest_on_the_unit),
+            challenge: demands(Level::L4) || selectors().any(Selectors::rest_on_the_program),
         }
     }
 

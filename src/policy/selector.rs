@@ -73,6 +73,11 @@ impl Selectors {
         self.exe.is_some() || self.sha256.is_some()
     }
 
+    /// Whether they match a unit, which the cgroup tells.
+    pub fn rest_on_the_unit(&self) -> bool {
+        self.unit.is_some() || self.slice.is_some() || self.user_unit.is_some()
+    }
+
     /// What `evidence` does not match. Empty for a match; for no selectors it is never empty.
     pub fn missed(&self, evidence: &Evidence) -> Vec<String> {
         let mut missed = Vec::new();

@@ -3,7 +3,7 @@
 //! the connection produces leaves in one write ([`Corked`]).
 
 use std::{
-    io,
+    io, mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll, ready},
@@ -41,6 +41,8 @@ pub struct Stamped {
     frames: Option<(Frames, Vec<u8>, usize)>,
     fate: Arc<OnceLock<Fate>>,
     out: Arc<Mutex<BytesMut>>,
+    /// Whether the last read took less than it could: nothing is left, and asking again would cost a call to hear so.
+    emptied: bool,
     /// Still to be put, at the first boundary between our frames.
     challenge: Option<Arc<Challenge>>,
 }
@@ -60,13 +62,18 @@ pub fn stamped(socket: UnixStream, peer: Arc<Peer>, challenge: Option<Arc<Challe
     let fate = Arc::default();
     let corked = Corked { socket: Arc::clone(&socket), out: Arc::clone(&out), fate: Arc::clone(&fate) };
     let frames = challenge.clone().map(|challenge| (Frames::new(challenge), Vec::new(), 0));
-    (Stamped { socket, peer, frames, fate, out, challenge }, corked)
+    (Stamped { socket, peer, frames, fate, out, emptied: false, challenge }, corked)
 }
 
 impl Stamped {
     /// Reads one chunk of the peer's, or ends the connection.
-    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let chunk = self.socket.try_io(Interest::READABLE, || kernel::receive(&*self.socket, buffer))?;
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let emptied = mem::take(&mut self.emptied);
+        let chunk = self.socket.try_io(Interest::READABLE, || {
+            // The next chunk wakes us: the socket's readiness is told anew at every arrival.
+            if emptied { Err(io::ErrorKind::WouldBlock.into()) } else { kernel::receive(&*self.socket, buffer) }
+        })?;
+        self.emptied = chunk.len > 0 && chunk.len < buffer.len();
         if chunk.len == 0 {
             return Ok(0);
         }
