@@ -111,7 +111,7 @@ impl Daemon {
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice));
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let probed = attestor.evidence(std::process::id(), Hold::Socket, &Interests::default()).ok();
-        let rules = Rules::new(Arc::clone(&settings.policy), settings.environment.clone());
+        let rules = rules(&settings);
         let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
         let facts = facts(&settings, &keys, probed.as_ref());
         Ok(Self {
@@ -299,7 +299,7 @@ impl Reloader {
             changes.push("[listen], [limits] and [audit] change at the next restart".into());
         }
         self.journey.ledger().use_config(&settings.digest);
-        self.journey.follow(Rules::new(Arc::clone(&settings.policy), settings.environment.clone()));
+        self.journey.follow(rules(&settings));
         let keep = orders(&books, &settings.policy, self.journey.broker());
         self.journey.broker().replace(books, keep);
         let mut facts = facts(&settings, &keys, None);
@@ -359,6 +359,10 @@ fn books(
         }
     }
     Ok(Books { issuers, keys: keys.clone() })
+}
+
+fn rules(settings: &Settings) -> Rules {
+    Rules::new(Arc::clone(&settings.policy), settings.environment.clone(), settings.digest.clone())
 }
 
 fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidence>) -> Facts {

@@ -74,18 +74,9 @@ impl fmt::Debug for Fingerprint {
 
 /// Bytes that are no secret, as they are written down: lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    hex_onto(bytes, &mut text);
-    text
-}
-
-/// The same, at the end of a text that is there already.
-pub fn hex_onto(bytes: &[u8], text: &mut String) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        text.push(char::from(DIGITS[usize::from(byte & 15)]));
-    }
+    let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
+    bytes.iter().flat_map(digits).map(char::from).collect()
 }
 
 /// Foreign text made fit to be written down: printable ASCII only, cut at `most` bytes, and whatever looks like a

@@ -3,14 +3,17 @@
 //! written leaves no trace in the file.
 
 use std::{
+    io::Write as _,
     mem,
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
+use arc_swap::ArcSwap;
+use serde::Serialize;
 use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinHandle, spawn_blocking, yield_now},
@@ -19,14 +22,15 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    Agent, Entry, EventType, Host, LedgerError, LedgerSettings, OnFailure, Outcome, Record, Sync,
+    Agent, Entry, EventType, Host, LedgerError, LedgerSettings, Line, OnFailure, Outcome, Sync,
     book::{Book, Sink, keep_checkpoint},
+    line::members,
     tree::{Frontier, Hash, leaf},
 };
 use crate::{
     clock::{Clock, Dice, uuid_v7},
     keys::CheckpointKey,
-    secret::hex_onto,
+    secret::hex,
 };
 
 /// How many callers may wait at once; more wait for a place.
@@ -52,7 +56,7 @@ pub fn open(
     let shared = Arc::new(Shared {
         records: AtomicU64::new(book.frontier.size()),
         healthy: AtomicBool::new(true),
-        config_digest: Mutex::new(agent.config_digest.clone()),
+        origin: ArcSwap::from_pointee(Origin::new(boot_id, host, agent)),
         directory: settings.directory.clone(),
     });
     let ledger = Ledger { sender, shared: Arc::clone(&shared) };
@@ -68,17 +72,6 @@ pub fn open(
         receiver,
         shared,
         settings,
-        form: Record {
-            v: 1,
-            seq: 0,
-            time: String::new(),
-            boot_ns: 0,
-            boot_id,
-            host,
-            agent,
-            entry: Entry::new(EventType::LedgerRepaired, Outcome::Success, Uuid::nil()),
-            prev: String::new(),
-        },
         clock,
         dice,
         buffer: Vec::new(),
@@ -88,38 +81,43 @@ pub fn open(
             "a torn end of {} bytes was cut off; nothing that was answered is lost",
             book.torn
         ));
-        scribe.write(vec![entry]).map_err(LedgerError::Unwritable)?;
+        scribe.write(&[&entry.into()]).map_err(LedgerError::Unwritable)?;
     }
     Ok((ledger, scribe))
 }
 
+/// A line, and who waits for it to be written.
+type Waiting = (Line, oneshot::Sender<Result<Receipt, LedgerError>>);
+
 /// A way to have things recorded. Cheap to clone; the scribe ends when the last one is gone.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    sender: mpsc::Sender<(Entry, oneshot::Sender<Result<Receipt, LedgerError>>)>,
+    sender: mpsc::Sender<Waiting>,
     shared: Arc<Shared>,
 }
 
 impl Ledger {
-    /// Records `entry`. When this returns a receipt, the record is with the kernel, and with the disk if
+    /// Records `line`. When this returns a receipt, the record is with the kernel, and with the disk if
     /// [`Sync::Always`] (AUD-02).
     ///
     /// # Errors
     /// [`LedgerError::Unwritable`] if it cannot be written, [`LedgerError::Closed`] at the end.
-    pub async fn record(&self, entry: Entry) -> Result<Receipt, LedgerError> {
+    pub async fn record(&self, line: impl Into<Line>) -> Result<Receipt, LedgerError> {
         let (answer, answered) = oneshot::channel();
-        self.sender.send((entry, answer)).await.map_err(|_| LedgerError::Closed)?;
+        self.sender.send((line.into(), answer)).await.map_err(|_| LedgerError::Closed)?;
         answered.await.map_err(|_| LedgerError::Closed)?
     }
 
     /// From now on, records name these settings.
     pub fn use_config(&self, digest: &str) {
-        digest.clone_into(&mut self.shared.config_digest.lock().unwrap_or_else(PoisonError::into_inner));
+        let before = self.shared.origin.load();
+        let agent = Agent { config_digest: digest.to_owned(), ..before.agent.clone() };
+        self.shared.origin.store(Arc::new(Origin::new(before.boot_id.clone(), before.host.clone(), agent)));
     }
 
     /// The settings that records name now.
     pub fn config_digest(&self) -> String {
-        self.shared.config_digest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.origin.load().agent.config_digest.clone()
     }
 
     /// How it is.
@@ -167,8 +165,30 @@ impl Receipt {
 struct Shared {
     records: AtomicU64,
     healthy: AtomicBool,
-    config_digest: Mutex<String>,
+    origin: ArcSwap<Origin>,
     directory: PathBuf,
+}
+
+/// What all records of this run share, and the same spelled out.
+#[derive(Debug)]
+struct Origin {
+    boot_id: String,
+    host: Host,
+    agent: Agent,
+    spelled: String,
+}
+
+impl Origin {
+    fn new(boot_id: String, host: Host, agent: Agent) -> Self {
+        #[derive(Serialize)]
+        struct Members<'a> {
+            boot_id: &'a str,
+            host: &'a Host,
+            agent: &'a Agent,
+        }
+        let spelled = members(&Members { boot_id: &boot_id, host: &host, agent: &agent });
+        Self { boot_id, host, agent, spelled }
+    }
 }
 
 /// Who writes. One task; it owns the file and the chain.
@@ -181,11 +201,9 @@ pub struct Scribe {
     key: Arc<CheckpointKey>,
     lost: u64,
     writes: u64,
-    receiver: mpsc::Receiver<(Entry, oneshot::Sender<Result<Receipt, LedgerError>>)>,
+    receiver: mpsc::Receiver<Waiting>,
     shared: Arc<Shared>,
     settings: LedgerSettings,
-    /// What all records share is filled in once.
-    form: Record,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
     buffer: Vec<u8>,
@@ -243,19 +261,18 @@ impl Scribe {
     }
 
     /// Writes a batch and answers everybody in it, all with a receipt or none.
-    async fn commit(&mut self, batch: Vec<(Entry, oneshot::Sender<Result<Receipt, LedgerError>>)>) {
-        let (entries, waiting): (Vec<Entry>, Vec<_>) = batch.into_iter().unzip();
-        let exchanges: Vec<Uuid> = entries.iter().map(|entry| entry.exchange_id.0).collect();
+    async fn commit(&mut self, batch: Vec<Waiting>) {
         let first = self.frontier.size() + u64::from(self.lost > 0);
-        let mut written = self.write(entries);
+        let mut written = self.write(&batch.iter().map(|(line, _)| line).collect::<Vec<_>>());
         if written.is_ok() && self.settings.sync == Sync::Always {
             written = self.flush().await;
         }
         self.shared.healthy.store(written.is_ok(), Ordering::Relaxed);
         if written.is_err() && self.settings.on_failure == OnFailure::Allow {
-            self.lost += exchanges.len() as u64;
+            self.lost += batch.len() as u64;
         }
-        for (at, (answer, exchange)) in waiting.into_iter().zip(exchanges).enumerate() {
+        for (at, (line, answer)) in batch.into_iter().enumerate() {
+            let exchange = line.exchange();
             let receipt = match (written, self.settings.on_failure) {
                 (Ok(()), _) => Ok(Receipt { seq: Some(first + at as u64), exchange }),
                 (Err(_), OnFailure::Allow) => Ok(Receipt { seq: None, exchange }),
@@ -266,20 +283,30 @@ impl Scribe {
         }
     }
 
-    /// Appends `entries` in one write, or leaves the file as it was. A gap before them is told first.
-    fn write(&mut self, entries: Vec<Entry>) -> Result<(), std::io::ErrorKind> {
+    /// Appends `lines` in one write, or leaves the file as it was. A gap before them is told first.
+    fn write(&mut self, lines: &[&Line]) -> Result<(), std::io::ErrorKind> {
         let mut buffer = mem::take(&mut self.buffer);
         buffer.clear();
         let (mut frontier, mut prev) = (self.frontier.clone(), self.prev);
         let gap = (self.lost > 0).then(|| {
-            Entry::new(EventType::LedgerGap, Outcome::Failed, self.id()).detail(format!(
+            let entry = Entry::new(EventType::LedgerGap, Outcome::Failed, self.id());
+            Line::from(entry.detail(format!(
                 "{} records could not be written and are lost (audit.on_failure = allow)",
                 self.lost
-            ))
+            )))
         });
-        for entry in gap.into_iter().chain(entries) {
-            let start = buffer.len();
-            self.render(entry, frontier.size(), &prev, &mut buffer);
+        let time = format!("{:.3}", self.clock.wall());
+        let boot = self.clock.boot().as_nanos();
+        let origin = self.shared.origin.load();
+        for line in gap.iter().chain(lines.iter().copied()) {
+            let (start, seq) = (buffer.len(), frontier.size());
+            // A Vec takes every byte.
+            let _ =
+                write!(buffer, r#"{{"v":1,"seq":{seq},"time":"{time}","boot_ns":{boot},{},"#, origin.spelled);
+            line.write(&mut buffer);
+            buffer.extend_from_slice(b",\"prev\":\"");
+            buffer.extend_from_slice(hex(&prev).as_bytes());
+            buffer.extend_from_slice(b"\"}");
             prev = leaf(&buffer[start..]);
             frontier.push(prev);
             buffer.push(b'\n');
@@ -299,21 +326,6 @@ impl Scribe {
         (self.frontier, self.prev, self.length, self.lost) = (frontier, prev, self.length + added, 0);
         self.shared.records.store(self.frontier.size(), Ordering::Relaxed);
         Ok(())
-    }
-
-    fn render(&mut self, entry: Entry, seq: u64, prev: &Hash, buffer: &mut Vec<u8>) {
-        let form = &mut self.form;
-        form.seq = seq;
-        form.time = format!("{:.3}", self.clock.wall());
-        form.boot_ns = self.clock.boot().as_nanos();
-        let digest = self.shared.config_digest.lock().unwrap_or_else(PoisonError::into_inner);
-        form.agent.config_digest.clone_from(&digest);
-        drop(digest);
-        form.entry = entry.capped();
-        form.prev.clear();
-        hex_onto(prev, &mut form.prev);
-        // A record is text and numbers, and a Vec takes every byte.
-        serde_json::to_writer(&mut *buffer, form).expect("a record serializes");
     }
 
     async fn flush(&mut self) -> Result<(), std::io::ErrorKind> {

@@ -5,6 +5,7 @@
 
 mod book;
 mod ledger;
+mod line;
 mod record;
 mod tree;
 mod verify;
@@ -12,6 +13,7 @@ mod verify;
 use std::{path::PathBuf, time::Duration};
 
 pub use ledger::{Health, Ledger, Receipt, Scribe, open};
+pub use line::{Line, Told};
 pub use record::{
     Agent, CredentialPart, Entry, Event, EventType, ExePart, Host, IssuerPart, Outcome, PeerPart, PolicyPart,
     Record, UnitPart, WorkloadPart,

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Journey, Request, Rules, Session};
+use super::{Journey, Request, Rules, Session, session::Release};
 use crate::{
     attest::{AttestError, Evidence, Manager, Missing, Peer, Workload},
     audit::{
-        CredentialPart, Entry, EventType, ExePart, IssuerPart, Outcome, PeerPart, PolicyPart, UnitPart,
+        CredentialPart, Entry, EventType, ExePart, IssuerPart, Line, Outcome, PeerPart, PolicyPart, UnitPart,
         WorkloadPart,
     },
     broker::{Failure, Source},
@@ -25,19 +25,17 @@ pub(super) struct Account<'a> {
     exchange: Uuid,
     session: &'a Session,
     request: &'a Request,
-    environment: String,
-    digest: String,
+    rules: &'a Arc<Rules>,
 }
 
 impl<'a> Account<'a> {
-    pub(super) fn open(journey: &Journey, session: &'a Session, request: &'a Request, rules: &Rules) -> Self {
-        Self {
-            exchange: uuid_v7(journey.clock.wall(), &*journey.dice),
-            session,
-            request,
-            environment: rules.environment.clone(),
-            digest: journey.ledger.config_digest(),
-        }
+    pub(super) fn open(
+        journey: &Journey,
+        session: &'a Session,
+        request: &'a Request,
+        rules: &'a Arc<Rules>,
+    ) -> Self {
+        Self { exchange: uuid_v7(journey.clock.wall(), &*journey.dice), session, request, rules }
     }
 
     pub(super) fn unattested(self, error: &AttestError) -> Entry {
@@ -70,13 +68,35 @@ impl<'a> Account<'a> {
         entry.because(reason).detail(failure.to_string())
     }
 
+    /// A credential was handed out. What was said last on this connection is said again without being spelled out, if
+    /// nothing of it has changed.
     pub(super) fn released(
         self,
-        workload: &Workload,
+        workload: &Arc<Workload>,
         grant: &Grant,
-        credential: &Credential,
+        credential: &Arc<Credential>,
         source: &Source,
-    ) -> Entry {
+    ) -> Line {
+        if *source != Source::Cache {
+            return self.release(workload, grant, credential, source).into();
+        }
+        let of = Release {
+            workload: Arc::downgrade(workload),
+            rules: Arc::downgrade(self.rules),
+            credential: Arc::downgrade(credential),
+            name: self.request.name.clone(),
+            scope: self.request.scope.clone(),
+        };
+        if let Some(told) = self.session.told(&of) {
+            return Line::again(&told, self.exchange, self.request.trace_id.clone());
+        }
+        let session = self.session;
+        let line = Line::from(self.release(workload, grant, credential, source));
+        session.tell(of, line.told());
+        line
+    }
+
+    fn release(self, workload: &Workload, grant: &Grant, credential: &Credential, source: &Source) -> Entry {
         let kind = match source {
             Source::Cache => EventType::CredentialRelease,
             Source::Issuer(_) => EventType::CredentialIssue,
@@ -153,14 +173,14 @@ impl<'a> Account<'a> {
         owner: Option<String>,
         assurance: Option<String>,
     ) -> WorkloadPart {
-        WorkloadPart { id: identity.to_string(), env: self.environment.clone(), owner, assurance }
+        WorkloadPart { id: identity.to_string(), env: self.rules.environment.clone(), owner, assurance }
     }
 
     fn policy(&self, decision: &str, explanation: &Explanation) -> PolicyPart {
         PolicyPart {
             rule: explanation.rule.clone(),
             decision: decision.into(),
-            digest: self.digest.clone(),
+            digest: self.rules.digest.clone(),
             exception_until: explanation.exception_until.map(|until| until.to_string()),
             missing: explanation.missing(),
         }

@@ -44,12 +44,14 @@ pub struct Rules {
     pub interests: Arc<Interests>,
     /// Where we are.
     pub environment: String,
+    /// SHA-256 of the settings they were read from.
+    pub digest: String,
 }
 
 impl Rules {
     /// The rules of a policy.
-    pub fn new(policy: Arc<Policy>, environment: String) -> Self {
-        Self { interests: Arc::new(policy.interests()), policy, environment }
+    pub fn new(policy: Arc<Policy>, environment: String, digest: String) -> Self {
+        Self { interests: Arc::new(policy.interests()), policy, environment, digest }
     }
 }
 
@@ -171,7 +173,8 @@ impl Journey {
             return Err(self.unattested(account, &error).await?);
         }
         let Fetched { credential, source } = fetched;
-        let receipt = self.ledger.record(account.released(&workload, &grant, &credential, &source)).await?;
+        let line = account.released(&workload, &grant, &credential, &source);
+        let receipt = self.ledger.record(line).await?;
         Ok(Answer { credential, receipt })
     }
 
@@ -180,7 +183,7 @@ impl Journey {
         &self,
         session: &'a Session,
         request: &'a Request,
-        rules: &Rules,
+        rules: &'a Arc<Rules>,
     ) -> Result<(Account<'a>, Arc<Workload>, Grant), Refusal> {
         let account = Account::open(self, session, request, rules);
         let workload = match self.attest(session, rules).await {

@@ -2,13 +2,18 @@
 //! calls that wait for that in the same moment share one reading.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError, Weak,
     atomic::{AtomicUsize, Ordering},
 };
 
 use tokio::{sync::oneshot, task::yield_now};
 
-use crate::attest::{AttestError, Challenge, Interests, Peer, Workload};
+use super::Rules;
+use crate::{
+    attest::{AttestError, Challenge, Interests, Peer, Workload},
+    audit::Told,
+    credential::Credential,
+};
 
 /// One connection and what was attested when it came.
 #[derive(Debug)]
@@ -19,6 +24,27 @@ pub struct Session {
     attested: Mutex<Option<Attested>>,
     round: Mutex<Option<Round>>,
     calls: AtomicUsize,
+    last: Mutex<Option<(Release, Told)>>,
+}
+
+/// All that a record of a cached release says, beside the exchange. Nothing here keeps a secret alive.
+#[derive(Debug)]
+pub(super) struct Release {
+    pub(super) workload: Weak<Workload>,
+    pub(super) rules: Weak<Rules>,
+    pub(super) credential: Weak<Credential>,
+    pub(super) name: String,
+    pub(super) scope: Vec<String>,
+}
+
+impl PartialEq for Release {
+    fn eq(&self, other: &Self) -> bool {
+        Weak::ptr_eq(&self.workload, &other.workload)
+            && Weak::ptr_eq(&self.rules, &other.rules)
+            && Weak::ptr_eq(&self.credential, &other.credential)
+            && self.name == other.name
+            && self.scope == other.scope
+    }
 }
 
 pub(super) type Attested = (Arc<Interests>, Result<Arc<Workload>, AttestError>);
@@ -39,6 +65,7 @@ impl Session {
             attested: Mutex::default(),
             round: Mutex::default(),
             calls: AtomicUsize::new(0),
+            last: Mutex::default(),
         }
     }
 
@@ -58,6 +85,15 @@ impl Session {
 
     pub(super) fn keep(&self, attested: Attested) {
         *lock(&self.attested) = Some(attested);
+    }
+
+    /// What was told of the last release, if it was this very one.
+    pub(super) fn told(&self, of: &Release) -> Option<Told> {
+        lock(&self.last).as_ref().filter(|(release, _)| release == of).map(|(_, told)| told.clone())
+    }
+
+    pub(super) fn tell(&self, of: Release, told: &Told) {
+        *lock(&self.last) = Some((of, told.clone()));
     }
 
     /// A call on this connection, until what this returns is dropped.

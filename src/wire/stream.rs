@@ -71,7 +71,11 @@ impl Stamped {
         let emptied = mem::take(&mut self.emptied);
         let chunk = self.socket.try_io(Interest::READABLE, || {
             // The next chunk wakes us: the socket's readiness is told anew at every arrival.
-            if emptied { Err(io::ErrorKind::WouldBlock.into()) } else { kernel::receive(&*self.socket, buffer) }
+            if emptied {
+                Err(io::ErrorKind::WouldBlock.into())
+            } else {
+                kernel::receive(&*self.socket, buffer)
+            }
         })?;
         self.emptied = chunk.len > 0 && chunk.len < buffer.len();
         if chunk.len == 0 {

@@ -1,0 +1,95 @@
+//! An entry spelled out, so that the scribe has little to do and what was said once can be said again. In goes an entry,
+//! by whoever makes it; out comes the part of its line that the ledger does not add.
+
+use std::{io::Write as _, sync::Arc};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::record::{CredentialPart, Entry, Event, IssuerPart, PeerPart, PolicyPart, WorkloadPart};
+
+/// What is to be recorded about one exchange, spelled out.
+#[derive(Clone, Debug)]
+pub struct Line {
+    exchange: Uuid,
+    trace_id: Option<String>,
+    told: Told,
+}
+
+/// What an entry tells beside its exchange: the same for each exchange of the same kind.
+#[derive(Clone, Debug)]
+pub struct Told {
+    event: Event,
+    facts: Arc<str>,
+}
+
+impl From<Entry> for Line {
+    fn from(entry: Entry) -> Self {
+        let entry = entry.capped();
+        let facts = Facts {
+            workload: &entry.workload,
+            peer: &entry.peer,
+            socket: &entry.socket,
+            credential: &entry.credential,
+            policy: &entry.policy,
+            issuer_response: &entry.issuer_response,
+            detail: &entry.detail,
+        };
+        let told = Told { facts: members(&facts).into(), event: entry.event };
+        Self { exchange: entry.exchange_id.0, trace_id: entry.trace_id, told }
+    }
+}
+
+impl Line {
+    /// The same told of another exchange, by a caller with a trace that is valid or none.
+    pub fn again(told: &Told, exchange: Uuid, trace_id: Option<String>) -> Self {
+        Self { exchange, trace_id, told: told.clone() }
+    }
+
+    /// What it tells.
+    pub fn told(&self) -> &Told {
+        &self.told
+    }
+
+    /// The exchange it is about.
+    pub fn exchange(&self) -> Uuid {
+        self.exchange
+    }
+
+    /// Writes its members as they stand in a line, without braces.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let event = json(&self.told.event);
+        let trace_id = json(&self.trace_id);
+        let exchange = self.exchange.hyphenated();
+        // A Vec takes every byte.
+        let _ = write!(
+            out,
+            r#""event":{event},"exchange_id":"{exchange}","trace_id":{trace_id},{}"#,
+            self.told.facts
+        );
+    }
+}
+
+/// The entry from its facts on, in the order of a record.
+#[derive(Serialize)]
+struct Facts<'a> {
+    workload: &'a Option<WorkloadPart>,
+    peer: &'a Option<PeerPart>,
+    socket: &'a Option<String>,
+    credential: &'a Option<CredentialPart>,
+    policy: &'a Option<PolicyPart>,
+    issuer_response: &'a Option<IssuerPart>,
+    detail: &'a Option<String>,
+}
+
+/// A struct as JSON, without its braces.
+pub(super) fn members(of: &impl Serialize) -> String {
+    let mut text = json(of);
+    text.pop();
+    text.remove(0);
+    text
+}
+
+fn json(of: &impl Serialize) -> String {
+    serde_json::to_string(of).expect("text, numbers and structs of them serialize")
+}
