@@ -188,18 +188,18 @@ impl Daemon {
         let http_face =
             HttpFace { journey: Arc::clone(&journey), clock: Arc::clone(&clock), stop: stopped.clone() };
         let drain = settings.drain;
-        let routes = grpc::routes(
+        let workloads = grpc::workloads(
             Arc::clone(&journey),
             Arc::clone(&clock),
             stopped.clone(),
             settings.listen.reflection,
         );
         let mut faces = JoinSet::new();
-        faces.spawn(serve::grpc_on(workload, Arc::clone(&journey), routes, stopped.clone(), drain));
+        faces.spawn(serve::grpc_on(workload, Arc::clone(&journey), workloads, stopped.clone(), drain));
         faces.spawn(serve::grpc_on(
             operator,
             Arc::clone(&journey),
-            operator_face.routes(),
+            operator_face.routes().prepare(),
             stopped.clone(),
             drain,
         ));
@@ -336,7 +336,7 @@ fn orders(books: &Books, policy: &Policy, broker: &Broker) -> HashSet<Order> {
         let identity = policy.identities().find(|identity| identity.name == order.identity)?;
         let rule = identity.credentials.get(&order.credential)?;
         let within = order.scope.iter().all(|scope| rule.scope.contains(scope));
-        let placed = books.order_for(&identity.name, rule, order.scope.clone()).ok()?;
+        let placed = books.order_for(&identity.name, rule, Arc::clone(&order.scope)).ok()?;
         (within && placed == *order).then_some(placed)
     };
     broker.report().shelf.iter().filter_map(|shelved| still_placed(&shelved.order)).collect()

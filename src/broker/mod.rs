@@ -23,7 +23,7 @@ pub use shelf::{Failure, Fetched, Health, Live, Source};
 use crate::{
     clock::{Boot, Clock, Dice, fraction},
     credential::Credential,
-    issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason},
+    issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope},
     keys::{Keyring, Purpose},
     policy::{CredentialRule, Grant},
 };
@@ -42,7 +42,7 @@ pub struct Books {
 
 impl Books {
     fn order(&self, grant: &Grant) -> Result<Order, Failure> {
-        self.order_for(grant.identity(), grant.rule(), grant.scope().to_vec())
+        self.order_for(grant.identity(), grant.rule(), Arc::clone(grant.scope()))
     }
 
     /// The order that `identity` places for a credential.
@@ -53,7 +53,7 @@ impl Books {
         &self,
         identity: &Arc<str>,
         rule: &CredentialRule,
-        scope: Vec<Arc<str>>,
+        scope: Scope,
     ) -> Result<Order, Failure> {
         let signer =
             self.keys.signer(identity, Purpose::ClientAuth).ok_or_else(|| missing(identity, "key"))?;

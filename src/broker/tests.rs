@@ -133,7 +133,7 @@ fn order(issuer: &str, credential: &str) -> Order {
         issuer: issuer.into(),
         client_id: "payments".into(),
         resource: None,
-        scope: vec!["read".into()],
+        scope: ["read".into()].into(),
         require_aud: false,
         max_ttl: Duration::from_secs(3600),
         binding: Binding::Bearer,

@@ -328,7 +328,7 @@ fn identities(
             .named_tables("credentials")
             .into_iter()
             .map(|(name, reader)| credential(reader, name, assurance, issuers))
-            .map(|rule| (Arc::clone(&rule.name), rule))
+            .map(|rule| (Arc::clone(&rule.name), Arc::new(rule)))
             .collect();
         reader.finish();
         identities.push(Identity { name, owner, assurance, selectors, credentials });
@@ -432,7 +432,7 @@ fn credential(
         client_id,
         require_aud: reader.boolean("require_aud", resource.is_some()),
         resource,
-        scope,
+        scope: scope.into(),
         binding: Binding::Bearer,
         max_ttl: reader.duration("max_ttl", assurance.max_ttl()),
         exception: reader.table("exception").and_then(exception),

@@ -16,6 +16,9 @@ use crate::{
     jose::Signer,
 };
 
+/// Words of a scope, sorted, without duplicates. Shared, because one rule serves many orders.
+pub type Scope = Arc<[Arc<str>]>;
+
 /// What we ask an issuer for, and with which key. Two orders are equal if the same credential would do for
 /// both (CLK-08): the shelf is keyed by them.
 #[derive(Clone, Debug)]
@@ -31,7 +34,7 @@ pub struct Order {
     /// The one resource the credential is for (OA-21).
     pub resource: Option<Arc<str>>,
     /// The scope to ask for, sorted, without duplicates.
-    pub scope: Vec<Arc<str>>,
+    pub scope: Scope,
     /// Whether a JWT must name the resource as its audience.
     pub require_aud: bool,
     /// The longest life we use; what is longer is cut to it.

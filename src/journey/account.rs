@@ -178,7 +178,7 @@ impl<'a> Account<'a> {
 
     fn policy(&self, decision: &str, explanation: &Explanation) -> PolicyPart {
         PolicyPart {
-            rule: explanation.rule.clone(),
+            rule: explanation.rule(),
             decision: decision.into(),
             digest: self.rules.digest.clone(),
             exception_until: explanation.exception_until.map(|until| until.to_string()),

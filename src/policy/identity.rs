@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use super::Selectors;
-use crate::{attest::Level, credential::Binding};
+use crate::{attest::Level, credential::Binding, issuer::Scope};
 
 /// What an owner looks like, for messages.
 pub const OWNER_FORM: &str = "a mail address or team name, 3 to 128 printable characters";
@@ -22,7 +22,7 @@ pub struct Identity {
     /// Any of these makes a process this identity; within one, all must match.
     pub selectors: Vec<Selectors>,
     /// Its credentials, by name.
-    pub credentials: BTreeMap<Arc<str>, CredentialRule>,
+    pub credentials: BTreeMap<Arc<str>, Arc<CredentialRule>>,
 }
 
 /// One credential an identity may have.
@@ -39,7 +39,7 @@ pub struct CredentialRule {
     /// Whether a JWT must name the resource as audience.
     pub require_aud: bool,
     /// The scope, sorted, without duplicates.
-    pub scope: Vec<Arc<str>>,
+    pub scope: Scope,
     /// What binds it.
     pub binding: Binding,
     /// The longest life it may have here.
@@ -50,9 +50,9 @@ pub struct CredentialRule {
 
 impl CredentialRule {
     /// The scope a caller gets who asks for `wanted`: all of it, or less, never more.
-    pub(super) fn narrowed(&self, wanted: &[String]) -> Result<Vec<Arc<str>>, String> {
+    pub(super) fn narrowed(&self, wanted: &[String]) -> Result<Scope, String> {
         if wanted.is_empty() {
-            return Ok(self.scope.clone());
+            return Ok(Arc::clone(&self.scope));
         }
         let granted = |want: &String| {
             self.scope.iter().find(|scope| ***scope == **want).cloned().ok_or_else(|| want.clone())
@@ -60,7 +60,7 @@ impl CredentialRule {
         let mut narrowed = wanted.iter().map(granted).collect::<Result<Vec<_>, _>>()?;
         narrowed.sort();
         narrowed.dedup();
-        Ok(narrowed)
+        Ok(narrowed.into())
     }
 }
 

@@ -131,7 +131,7 @@ fn of_credential(
             "name a scope or a resource: a credential for everything is refused (S41)",
         );
     }
-    for scope in &rule.scope {
+    for scope in &*rule.scope {
         if **scope == *"*" || scope.ends_with("/.default") || scope.ends_with(":*") {
             add(
                 problems,

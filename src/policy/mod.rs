@@ -3,6 +3,7 @@
 //! clock.
 
 mod identity;
+mod index;
 mod lint;
 mod selector;
 
@@ -11,15 +12,20 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use jiff::Timestamp;
 
 pub use identity::{Assurance, CredentialRule, Exception, Identity, OWNER_FORM, name_is_sound};
+use index::Index;
 pub use lint::Problem;
 pub use selector::{Named, Selectors};
 
-use crate::attest::{Evidence, Interests, Level, Workload};
+use crate::{
+    attest::{Evidence, Interests, Level, Workload},
+    issuer::Scope,
+};
 
 /// All identities of this host, proved not to overlap.
 #[derive(Debug, Default)]
 pub struct Policy {
-    identities: BTreeMap<Arc<str>, Identity>,
+    identities: BTreeMap<Arc<str>, Arc<Identity>>,
+    index: Index,
 }
 
 impl Policy {
@@ -33,14 +39,14 @@ impl Policy {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let identities =
-            identities.into_iter().map(|identity| (Arc::clone(&identity.name), identity)).collect();
-        Ok(Self { identities })
+        let identities: BTreeMap<_, _> =
+            identities.into_iter().map(|identity| (Arc::clone(&identity.name), Arc::new(identity))).collect();
+        Ok(Self { index: Index::over(identities.values()), identities })
     }
 
     /// The identities, by name.
     pub fn identities(&self) -> impl Iterator<Item = &Identity> {
-        self.identities.values()
+        self.identities.values().map(|identity| &**identity)
     }
 
     /// What evidence these identities ask for.
@@ -63,11 +69,9 @@ impl Policy {
     pub fn decide(&self, workload: &Workload, wish: &Wish<'_>, now: Timestamp) -> Result<Grant, Denial> {
         match self.judge(workload.evidence(), wish, now) {
             (Ok((identity, rule, scope)), explanation) => Ok(Grant {
-                identity: Arc::clone(&identity.name),
-                owner: identity.owner.clone(),
-                assurance: identity.assurance,
+                identity: Arc::clone(identity),
                 level: workload.evidence().level(),
-                rule: rule.clone(),
+                rule: Arc::clone(rule),
                 scope,
                 explanation,
             }),
@@ -83,7 +87,7 @@ impl Policy {
         let mut explanation = Explanation::of(workload.evidence());
         match self.identify(workload.evidence(), &mut explanation) {
             Ok(identity) => {
-                let usable = |rule: &&CredentialRule| {
+                let usable = |rule: &&Arc<CredentialRule>| {
                     let wish = Wish { credential: &rule.name, scope: &[] };
                     self.judge(workload.evidence(), &wish, now).0.is_ok()
                 };
@@ -120,7 +124,7 @@ impl Policy {
         let mut explanation = Explanation::of(evidence);
         let judged = self.identify(evidence, &mut explanation).and_then(|identity| {
             let rule = identity.credentials.get(wish.credential).ok_or(Reason::NoCredential)?;
-            explanation.rule = Some(format!("{}.{}", identity.name, rule.name));
+            explanation.credential = Some(Arc::clone(&rule.name));
             let needs = identity.assurance.level();
             if evidence.level() < needs {
                 let has = evidence.level();
@@ -149,34 +153,39 @@ impl Policy {
         (judged, explanation)
     }
 
-    fn identify(&self, evidence: &Evidence, explanation: &mut Explanation) -> Result<&Identity, Reason> {
-        let mut found: Option<&Identity> = None;
-        for identity in self.identities.values() {
-            for selectors in &identity.selectors {
-                let missed = selectors.missed(evidence);
-                if missed.is_empty() {
-                    // Overlap is refused at load, but two paths may have become one file since.
-                    if found.is_some_and(|other| other.name != identity.name) {
-                        explanation.missed.push("two identities match it".into());
-                        return Err(Reason::Ambiguous);
-                    }
-                    found = Some(identity);
-                } else {
-                    explanation.near.push(Near {
-                        identity: Arc::clone(&identity.name),
-                        of: selectors.len(),
-                        missed,
-                    });
-                }
+    fn identify(&self, evidence: &Evidence, explanation: &mut Explanation) -> Result<&Arc<Identity>, Reason> {
+        let mut found: Option<&Arc<Identity>> = None;
+        for identity in self.index.candidates(evidence) {
+            // Overlap is refused at load, but two paths may have become one file since.
+            if identity.selectors.iter().any(|selectors| selectors.match_all(evidence))
+                && found.replace(identity).is_some_and(|other| other.name != identity.name)
+            {
+                explanation.missed.push("two identities match it".into());
+                return Err(Reason::Ambiguous);
             }
         }
-        let identity = found.ok_or(Reason::NoIdentity)?;
+        let Some(identity) = found else {
+            explanation.near = self.near(evidence);
+            return Err(Reason::NoIdentity);
+        };
         explanation.identity = Some(Arc::clone(&identity.name));
         Ok(identity)
     }
+
+    /// By what each identity does not match.
+    fn near(&self, evidence: &Evidence) -> Vec<Near> {
+        let all = self.identities.values().flat_map(|identity| {
+            identity.selectors.iter().map(|selectors| Near {
+                identity: Arc::clone(&identity.name),
+                of: selectors.len(),
+                missed: selectors.missed(evidence),
+            })
+        });
+        all.collect()
+    }
 }
 
-type Judged<'a> = Result<(&'a Identity, &'a CredentialRule, Vec<Arc<str>>), Reason>;
+type Judged<'a> = Result<(&'a Arc<Identity>, &'a Arc<CredentialRule>, Scope), Reason>;
 
 /// What a caller asks for.
 #[derive(Clone, Copy, Debug)]
@@ -190,29 +199,27 @@ pub struct Wish<'a> {
 /// Policy's yes. Only [`Policy::decide`] makes one.
 #[derive(Debug)]
 pub struct Grant {
-    identity: Arc<str>,
-    owner: String,
-    assurance: Assurance,
+    identity: Arc<Identity>,
     level: Level,
-    rule: CredentialRule,
-    scope: Vec<Arc<str>>,
+    rule: Arc<CredentialRule>,
+    scope: Scope,
     explanation: Explanation,
 }
 
 impl Grant {
     /// Who the workload is.
     pub fn identity(&self) -> &Arc<str> {
-        &self.identity
+        &self.identity.name
     }
 
     /// Who answers for it.
     pub fn owner(&self) -> &str {
-        &self.owner
+        &self.identity.owner
     }
 
     /// What it demands.
     pub fn assurance(&self) -> Assurance {
-        self.assurance
+        self.identity.assurance
     }
 
     /// How strongly the workload was attested.
@@ -226,7 +233,7 @@ impl Grant {
     }
 
     /// The scope it gets: policy's, or the caller's narrower one.
-    pub fn scope(&self) -> &[Arc<str>] {
+    pub fn scope(&self) -> &Scope {
         &self.scope
     }
 
@@ -246,7 +253,7 @@ pub struct Entitlement {
     /// What it demands.
     pub assurance: Assurance,
     /// What it may have now.
-    pub credentials: Vec<CredentialRule>,
+    pub credentials: Vec<Arc<CredentialRule>>,
     /// What was weighed.
     pub explanation: Explanation,
 }
@@ -322,13 +329,13 @@ impl fmt::Display for Reason {
 pub struct Explanation {
     /// The identity that matched.
     pub identity: Option<Arc<str>>,
-    /// The rule that was applied, as `identity.credential`.
-    pub rule: Option<String>,
+    /// The credential whose rule was applied.
+    pub credential: Option<Arc<str>>,
     /// The level of the evidence.
     pub level: Level,
     /// What was missing, in words.
     pub missed: Vec<String>,
-    /// The identities that did not match, and by what.
+    /// If none matched: by what each did not.
     pub near: Vec<Near>,
     /// When the exception that was used ends.
     pub exception_until: Option<Timestamp>,
@@ -338,12 +345,17 @@ impl Explanation {
     fn of(evidence: &Evidence) -> Self {
         Self {
             identity: None,
-            rule: None,
+            credential: None,
             level: evidence.level(),
             missed: vec![],
             near: vec![],
             exception_until: None,
         }
+    }
+
+    /// The rule that was applied, as `identity.credential`.
+    pub fn rule(&self) -> Option<String> {
+        Some(format!("{}.{}", self.identity.as_ref()?, self.credential.as_ref()?))
     }
 
     /// What was missing, the nearest identity's misses included when none matched; for a record.

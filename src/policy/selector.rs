@@ -1,10 +1,13 @@
 //! Selectors match evidence. In goes one process's evidence; out comes what missed, in words an operator can act
 //! on. Evidence that is missing never matches.
 
-use std::{fmt::Display, path::PathBuf};
+use std::{
+    fmt::{self, Display},
+    path::PathBuf,
+};
 
 use crate::{
-    attest::{Evidence, Manager, Missing, Unit},
+    attest::{Evidence, Manager, Missing},
     secret::hex,
 };
 
@@ -18,11 +21,29 @@ pub struct Named {
 }
 
 impl Display for Named {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.name {
             Some(name) => write!(f, "{name} ({})", self.id),
             None => write!(f, "{}", self.id),
         }
+    }
+}
+
+/// Groups as an operator reads them.
+struct Listed<'a>(&'a [u32]);
+
+impl Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+/// A digest as an operator reads it.
+struct Hex<'a>(&'a [u8; 32]);
+
+impl Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(self.0))
     }
 }
 
@@ -78,67 +99,74 @@ impl Selectors {
         self.unit.is_some() || self.slice.is_some() || self.user_unit.is_some()
     }
 
+    /// Whether `evidence` matches all of them; no evidence matches none.
+    pub fn match_all(&self, evidence: &Evidence) -> bool {
+        let mut all = true;
+        self.weigh(evidence, &mut |_| all = false);
+        all
+    }
+
     /// What `evidence` does not match. Empty for a match; for no selectors it is never empty.
     pub fn missed(&self, evidence: &Evidence) -> Vec<String> {
         let mut missed = Vec::new();
-        let mut weigh = |key: &str, wanted: Option<String>, has: Result<(bool, String), Missing>| {
-            let Some(wanted) = wanted else { return };
-            match has {
-                Ok((true, _)) => {}
-                Ok((false, is)) => missed.push(format!("{key} should be {wanted}, is {is}")),
-                Err(why) => missed.push(format!("{key} should be {wanted}: {why}")),
-            }
-        };
-        let text = |wanted: &Option<Named>| wanted.as_ref().map(Named::to_string);
-        let id = |wanted: &Option<Named>, is: u32| {
-            Ok((wanted.as_ref().is_some_and(|wanted| wanted.id == is), is.to_string()))
-        };
-        weigh("user", text(&self.user), id(&self.user, evidence.uid()));
-        weigh("group", text(&self.group), id(&self.group, evidence.gid()));
-        let groups = &evidence.status.groups;
-        let is_member = self.supplementary.as_ref().is_some_and(|wanted| groups.contains(&wanted.id));
-        weigh("supplementary_group", text(&self.supplementary), Ok((is_member, format!("{groups:?}"))));
+        self.weigh(evidence, &mut |miss| missed.push(miss.to_string()));
+        missed
+    }
+
+    /// Weighs every selector and tells the misses, in words that are made only for whoever listens.
+    fn weigh(&self, evidence: &Evidence, miss: &mut dyn FnMut(fmt::Arguments<'_>)) {
+        let mut weigh =
+            |key: &str, wanted: &dyn Display, is: &dyn Display, matches: Result<bool, Missing>| match matches
+            {
+                Ok(true) => {}
+                Ok(false) => miss(format_args!("{key} should be {wanted}, is {is}")),
+                Err(why) => miss(format_args!("{key} should be {wanted}: {why}")),
+            };
+        if let Some(user) = &self.user {
+            weigh("user", user, &evidence.uid(), Ok(user.id == evidence.uid()));
+        }
+        if let Some(group) = &self.group {
+            weigh("group", group, &evidence.gid(), Ok(group.id == evidence.gid()));
+        }
+        if let Some(group) = &self.supplementary {
+            let groups = &evidence.status.groups;
+            weigh("supplementary_group", group, &Listed(groups), Ok(groups.contains(&group.id)));
+        }
         // The right program counts only if it is the one that reads the answer; the wrong one is wrong without that.
-        let heard = |matched: (bool, String)| match evidence.answered {
-            Err(why) if matched.0 => Err(why),
-            _ => Ok(matched),
+        let heard = |right: bool| match evidence.answered {
+            Err(why) if right => Err(why),
+            _ => Ok(right),
         };
-        weigh(
-            "exe",
-            self.exe.as_ref().map(|path| path.display().to_string()),
-            evidence.exe_paths.as_ref().map_err(|why| *why).and_then(|paths| {
-                let is = evidence.path_hint.clone().unwrap_or_else(|| "another program".into());
-                heard((self.exe.as_ref().is_some_and(|wanted| paths.contains(wanted)), is))
-            }),
-        );
-        weigh(
-            "sha256",
-            self.sha256.as_ref().map(|sum| hex(sum)),
-            evidence.sha256.and_then(|sum| heard((self.sha256 == Some(sum), hex(&sum)))),
-        );
-        let unit = |manager: fn(&Unit) -> bool| match &evidence.unit {
-            Ok(unit) if manager(unit) => Ok(unit),
+        if let Some(exe) = &self.exe {
+            let is = evidence.path_hint.as_deref().unwrap_or("another program");
+            let paths = evidence.exe_paths.as_ref().map_err(|why| *why);
+            weigh("exe", &exe.display(), &is, paths.and_then(|paths| heard(paths.contains(exe))));
+        }
+        if let Some(sum) = &self.sha256 {
+            let is = evidence.sha256.unwrap_or_default();
+            weigh("sha256", &Hex(sum), &Hex(&is), evidence.sha256.and_then(|is| heard(is == *sum)));
+        }
+        let managed = |by: fn(Manager) -> bool| match &evidence.unit {
+            Ok(unit) if by(unit.manager) => Ok(unit),
             Ok(_) => Err(Missing::NoUnit),
             Err(why) => Err(*why),
         };
-        let of_system = unit(|unit| unit.manager == Manager::System);
-        let of_user = unit(|unit| matches!(unit.manager, Manager::User(_)));
-        let named = |wanted: &Option<String>, unit: Result<&Unit, Missing>| {
-            unit.map(|unit| (wanted.as_ref() == Some(&unit.name), unit.name.clone()))
-        };
-        weigh("unit", self.unit.clone(), named(&self.unit, of_system));
-        weigh(
-            "slice",
-            self.slice.clone(),
-            of_system.map(|unit| {
-                (self.slice.as_ref().is_some_and(|slice| unit.slices.contains(slice)), unit.slices.join("/"))
-            }),
-        );
-        weigh("user_unit", self.user_unit.clone(), named(&self.user_unit, of_user));
-        if self.is_empty() {
-            missed.push("it has no selectors".into());
+        let name = evidence.unit.as_ref().map_or("", |unit| &unit.name);
+        let of_system = managed(|manager| manager == Manager::System);
+        if let Some(wanted) = &self.unit {
+            weigh("unit", wanted, &name, of_system.map(|unit| unit.name == *wanted));
         }
-        missed
+        if let Some(wanted) = &self.slice {
+            let slices = evidence.unit.as_ref().map(|unit| unit.slices.join("/")).unwrap_or_default();
+            weigh("slice", wanted, &slices, of_system.map(|unit| unit.slices.contains(wanted)));
+        }
+        if let Some(wanted) = &self.user_unit {
+            let of_user = managed(|manager| matches!(manager, Manager::User(_)));
+            weigh("user_unit", wanted, &name, of_user.map(|unit| unit.name == *wanted));
+        }
+        if self.is_empty() {
+            miss(format_args!("it has no selectors"));
+        }
     }
 
     /// Whether no process can match both: some selector with only one value at a time differs.

@@ -63,7 +63,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         client_id: name.into(),
         resource: Some("https://ledger.example.com".into()),
         require_aud: true,
-        scope: vec!["ledger:read".into(), "ledger:write".into()],
+        scope: ["ledger:read".into(), "ledger:write".into()].into(),
         binding: Binding::Bearer,
         max_ttl: Duration::from_secs(300),
         exception: Some(Exception {
@@ -77,7 +77,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         owner: "ops@example.com".into(),
         assurance: Assurance::Interim,
         selectors: vec![selectors],
-        credentials: BTreeMap::from([(Arc::clone(&rule.name), rule)]),
+        credentials: BTreeMap::from([(Arc::clone(&rule.name), Arc::new(rule))]),
     }
 }
 
@@ -94,6 +94,33 @@ const LEDGER: Wish<'static> = Wish { credential: "ledger", scope: &[] };
 
 fn reason(policy: &Policy, evidence: &Evidence, wish: &Wish<'_>, at: Timestamp) -> Option<Reason> {
     policy.explain(evidence, wish, at).0
+}
+
+#[test]
+fn the_index_leaves_out_nobody_who_matches() {
+    let slice = Selectors { slice: Some("system.slice".into()), ..Selectors::default() };
+    let exe = Selectors { exe: Some("/usr/bin/payments".into()), ..Selectors::default() };
+    let unit_and_user = Selectors { user: user(1000).user, ..unit("payments.service") };
+    let all: Vec<Arc<Identity>> = [user(1000), unit("payments.service"), slice, exe, unit_and_user, user(7)]
+        .into_iter()
+        .enumerate()
+        .map(|(n, selectors)| Arc::new(identity(&format!("i{n}"), selectors)))
+        .collect();
+    let index = Index::over(all.iter());
+    for evidence in
+        [evidence(1000, Some("payments.service")), evidence(1000, None), evidence(7, Some("x.service"))]
+    {
+        let names = |identities: Vec<&Arc<Identity>>| {
+            identities
+                .iter()
+                .map(|identity| identity.name.to_string())
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        let matches = |identity: &&Arc<Identity>| identity.selectors[0].match_all(&evidence);
+        let weighed = names(all.iter().filter(matches).collect());
+        assert!(!weighed.is_empty());
+        assert_eq!(names(index.candidates(&evidence).filter(matches).collect()), weighed);
+    }
 }
 
 #[test]
@@ -213,15 +240,19 @@ fn the_lint_names_the_key_and_the_row() {
     let base = || identity("payments", user(1000));
     let with_rule = |change: fn(&mut CredentialRule)| {
         let mut identity = base();
-        identity.credentials.values_mut().for_each(change);
+        identity.credentials.values_mut().map(Arc::make_mut).for_each(change);
         identity
     };
     let python = Selectors { exe: Some("/usr/bin/python3.11".into()), ..user(1000) };
     let only_exe = Selectors { exe: Some("/opt/app".into()), ..Selectors::default() };
     for (identity, key, row) in [
         (with_rule(|rule| rule.exception = None), "credentials.ledger.exception", "BCP-01"),
-        (with_rule(|rule| rule.scope = vec!["*".into()]), "credentials.ledger.scope", "S41"),
-        (with_rule(|rule| rule.scope = vec!["https://x/.default".into()]), "credentials.ledger.scope", "S41"),
+        (with_rule(|rule| rule.scope = ["*".into()].into()), "credentials.ledger.scope", "S41"),
+        (
+            with_rule(|rule| rule.scope = ["https://x/.default".into()].into()),
+            "credentials.ledger.scope",
+            "S41",
+        ),
         (with_rule(|rule| rule.max_ttl = Duration::from_secs(3601)), "credentials.ledger.max_ttl", "S2"),
         (
             with_rule(|rule| {

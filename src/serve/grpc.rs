@@ -2,16 +2,25 @@
 //! answered. Every call carries `keybearer: v1`, so that nothing that merely reaches the socket speaks by accident
 //! (ATT-28).
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use prost_types::Timestamp;
 use tokio::sync::watch;
 use tokio_stream::Stream;
 use tonic::{
     Request, Response, Status,
+    body::Body,
     metadata::{AsciiMetadataValue, MetadataMap},
     service::Routes,
 };
+use tower::Service;
 
 use super::status::{EXCHANGE, invalid, told};
 use crate::{
@@ -37,21 +46,50 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest scope list a caller may send.
 const MAX_SCOPES: usize = 64;
 
-/// Everything on the workloads' socket.
-pub fn routes(
+/// Everything on the workloads' socket. What nearly every call is goes straight to its service; the rest is looked up.
+#[derive(Clone)]
+pub struct Workloads {
+    credentials: CredentialsServer<Face>,
+    others: Routes,
+}
+
+impl Service<http::Request<Body>> for Workloads {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if request.uri().path().starts_with(CREDENTIALS) {
+            return self.credentials.call(request);
+        }
+        Box::pin(self.others.call(request))
+    }
+}
+
+/// How the path of each call for a credential begins.
+const CREDENTIALS: &str = "/keybearer.v1.Credentials/";
+
+/// The services of the workloads' socket.
+pub fn workloads(
     journey: Arc<Journey>,
     clock: Arc<dyn Clock>,
     stop: watch::Receiver<bool>,
     reflection: bool,
-) -> Routes {
+) -> Workloads {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let service =
+    let credentials =
         CredentialsServer::new(Face { journey, clock, stop }).max_decoding_message_size(MAX_MESSAGE);
     tokio::spawn(async move { reporter.set_serving::<CredentialsServer<Face>>().await });
-    let routes = Routes::new(service).add_service(health);
-    if !reflection {
-        return routes;
-    }
+    let others = Routes::new(health);
+    let others = if reflection { reflecting(others) } else { others };
+    Workloads { credentials, others: others.prepare() }
+}
+
+fn reflecting(routes: Routes) -> Routes {
     match tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .build_v1()

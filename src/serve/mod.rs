@@ -16,7 +16,8 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tower::ServiceExt as _;
+use tonic::body::Body;
+use tower::Service;
 
 use crate::{
     attest::AttestError,
@@ -28,19 +29,22 @@ use crate::{
 pub async fn grpc_on(
     listener: Listener,
     journey: Arc<Journey>,
-    routes: tonic::service::Routes,
+    service: impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + 'static,
     stop: watch::Receiver<bool>,
     drain: Duration,
 ) {
-    let routes = routes.prepare();
     accept_all(listener, journey, stop, drain, move |accepted, session, limits, stop| {
-        let routes = routes.clone();
+        let service = service.clone();
         async move {
             let speaks = Protocol::Http2(Arc::clone(session.challenge()));
             let service = service_fn(move |request: Request<Incoming>| {
-                let mut request = request.map(tonic::body::Body::new);
+                let mut request = request.map(Body::new);
                 request.extensions_mut().insert(Arc::clone(&session));
-                routes.clone().oneshot(request)
+                // Always ready: the limits are those of the connection.
+                service.clone().call(request)
             });
             serve(speaks, accepted.socket, accepted.peer, service, limits, stop).await
         }

@@ -184,7 +184,7 @@ impl Operator for Face {
             reason: explained.reason.map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
             remedy: explained.reason.map(|reason| reason.remedy().to_owned()).unwrap_or_default(),
             identity: explanation.identity.as_deref().unwrap_or_default().into(),
-            rule: explanation.rule.clone().unwrap_or_default(),
+            rule: explanation.rule().unwrap_or_default(),
             level: explanation.level.to_string(),
             evidence: explained.facts.iter().map(fact).collect(),
             missing: explanation.missed.clone(),

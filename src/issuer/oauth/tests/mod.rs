@@ -85,7 +85,7 @@ fn order() -> Order {
         issuer: "corp".into(),
         client_id: "billing:1&x=y".into(),
         resource: Some("https://api.example/v1?x=1".into()),
-        scope: vec!["orders.read".into(), "orders.write".into()],
+        scope: ["orders.read".into(), "orders.write".into()].into(),
         require_aud: false,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,

@@ -29,7 +29,7 @@ fn order() -> Order {
         issuer: "corp".into(),
         client_id: "billing".into(),
         resource: Some("https://api.example".into()),
-        scope: vec!["orders.read".into(), "orders.write".into()],
+        scope: ["orders.read".into(), "orders.write".into()].into(),
         require_aud: true,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
