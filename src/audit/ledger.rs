@@ -36,8 +36,9 @@ use crate::{
 /// How many callers may wait at once; more wait for a place.
 const QUEUE: usize = 4096;
 
-/// How many records share a write at most.
-const BATCH: usize = 1024;
+/// How many records share a write at most. Their callers are answered before the next are written, so that a crowd on one
+/// connection reads its first answers while we write its last.
+const BATCH: usize = 16;
 
 /// Opens the ledger. Nothing runs until [`Scribe::run`] does.
 ///

@@ -221,7 +221,7 @@ async fn a_crowd_shares_a_write() {
     let mut seqs = callers.join_all().await;
     seqs.sort_unstable();
     assert_eq!(seqs, (0..64).collect::<Vec<_>>());
-    assert!(writes.load(Ordering::Relaxed) <= 3, "{writes:?} writes for 64 callers");
+    assert!(writes.load(Ordering::Relaxed) <= 5, "{writes:?} writes for 64 callers");
     drop(ledger);
     running.await.unwrap();
     assert_eq!(verify(&settings.directory, None).unwrap().records, 64);

@@ -3,7 +3,7 @@
 use std::{io::IsTerminal as _, path::Path};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use super::{Exit, environment, on_runtime};
 use crate::{
@@ -55,7 +55,8 @@ pub(super) async fn told_to_stop() {
 
 /// The log, on standard error: text on a terminal, JSON elsewhere.
 pub(super) fn begin_log(log: &Log) {
-    let filter = log.filter.parse::<EnvFilter>().unwrap_or_default();
+    let filter =
+        log.filter.parse::<Targets>().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
     let json = match log.format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Json => true,

@@ -231,7 +231,7 @@ fn log(top: &mut Reader<'_>) -> Log {
     let mut settings = Log { filter: "info".into(), format: LogFormat::Auto };
     if let Some(mut log) = top.table("log") {
         if let Some(filter) = log.string("filter") {
-            if filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
+            if filter.parse::<tracing_subscriber::filter::Targets>().is_err() {
                 log.wrong("filter", "it has to be a filter such as \"info\" or \"keybearer=debug\"");
             }
             settings.filter = filter;
