@@ -10,6 +10,7 @@ mod peer;
 mod challenge;
 mod process;
 mod executable;
+mod turns;
 mod unit;
 
 use std::{fmt, io, os::fd::AsFd, path::PathBuf, sync::Arc};
@@ -18,10 +19,11 @@ pub use challenge::Challenge;
 pub use executable::{Digests, Executable};
 pub use peer::{Hold, Peer};
 pub use process::{Proc, Status};
+pub use turns::Turns;
 pub use unit::{Manager, Sources, Unit};
 
 use kernel::Ids;
-use process::{Namespace, Process};
+use process::{Image, Namespace, Process};
 
 /// How strong the evidence is. What a kernel cannot prove lowers it.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -177,7 +179,7 @@ impl Evidence {
 #[derive(Debug)]
 pub struct Workload {
     peer: Arc<Peer>,
-    process: Arc<Process>,
+    image: Arc<Image>,
     evidence: Evidence,
     ids: Option<Ids>,
     interests: Arc<Interests>,
@@ -212,7 +214,7 @@ impl Workload {
     pub fn with_answer(&self, answered: Result<(), Missing>) -> Self {
         Self {
             peer: Arc::clone(&self.peer),
-            process: Arc::clone(&self.process),
+            image: Arc::clone(&self.image),
             evidence: Evidence { answered, ..self.evidence.clone() },
             ids: self.ids,
             interests: Arc::clone(&self.interests),
@@ -226,7 +228,7 @@ impl Workload {
     /// # Errors
     /// [`AttestError`] naming what changed.
     pub fn confirm(&self) -> Result<(), AttestError> {
-        let (process, then) = (&self.process, &self.evidence);
+        let (process, then) = (self.peer.process(), &self.evidence);
         let changed = |what| Err(AttestError::EvidenceChanged(what));
         let ids = self.peer.ids()?;
         if let (Some(now), Some(then)) = (ids, self.ids)
@@ -250,7 +252,7 @@ impl Workload {
         if self.interests.unit && !cgroup_told && process.cgroup()? != then.cgroup {
             return changed("cgroup");
         }
-        if process.is_same_image() != then.exec.map(|_| true) {
+        if self.image.lives() != then.exec.map(|_| true) {
             return changed("program");
         }
         if self.interests.challenge && Executable::of(process) != then.exe {
@@ -283,6 +285,7 @@ pub struct Interests {
 #[derive(Debug)]
 pub struct Attestor {
     proc: Proc,
+    own: Result<Process, AttestError>,
     sources: Sources,
     digests: Arc<Digests>,
 }
@@ -290,7 +293,7 @@ pub struct Attestor {
 impl Attestor {
     /// An attestor over this host's /proc, cgroups and service manager.
     pub fn new(proc: Proc, sources: Sources) -> Self {
-        Self { proc, sources, digests: Arc::default() }
+        Self { own: proc.open(std::process::id()), proc, sources, digests: Arc::default() }
     }
 
     /// Takes all evidence about `peer` (ATT-16, the first time).
@@ -299,10 +302,11 @@ impl Attestor {
     /// [`AttestError`] if it is not the process that connected any more, lives in another user namespace, or
     /// /proc cannot be read.
     pub fn attest(&self, peer: &Arc<Peer>, interests: &Arc<Interests>) -> Result<Workload, AttestError> {
-        let process = self.proc.open(peer.pid())?;
+        let process = peer.process();
+        let image = Arc::new(process.image());
         let ids = peer.ids()?;
-        let evidence = self.read(&process, peer.pid(), peer.hold(), interests, Err(Missing::NotAsked))?;
-        if evidence.start != peer.start() || !peer.alive() {
+        let evidence = self.read(process, peer.pid(), peer.hold(), interests, Err(Missing::NotAsked))?;
+        if !peer.alive() {
             return Err(AttestError::PeerExited);
         }
         if evidence.uid() != peer.uid() || evidence.gid() != peer.gid() {
@@ -316,7 +320,7 @@ impl Attestor {
             return Err(AttestError::EvidenceChanged("cgroup"));
         }
         let interests = Arc::clone(interests);
-        Ok(Workload { peer: Arc::clone(peer), process: Arc::new(process), evidence, ids, interests })
+        Ok(Workload { peer: Arc::clone(peer), image, evidence, ids, interests })
     }
 
     /// The evidence about any process, for an operator who asks why, as if it held a connection and answered the challenge. No
@@ -336,7 +340,7 @@ impl Attestor {
         interests: &Interests,
         answered: Result<(), Missing>,
     ) -> Result<Evidence, AttestError> {
-        let own = self.proc.open(std::process::id())?;
+        let own = self.own.as_ref().map_err(Clone::clone)?;
         let start = process.start_time()?;
         let status = process.status()?;
         let cgroup = process.cgroup()?;
@@ -356,7 +360,8 @@ impl Attestor {
                 None => self.digests.read(process, exe),
             },
         };
-        let evidence = Evidence {
+        // All of it is of one process: its directory in /proc is that process or nothing (ATT-08).
+        Ok(Evidence {
             pid,
             start,
             login_uid: process.login_uid(),
@@ -364,7 +369,7 @@ impl Attestor {
             exec: process.exec_generation(),
             answered,
             unit: self.sources.unit(&cgroup),
-            same_user_namespace: process.shares_user_namespace(&own),
+            same_user_namespace: process.shares_user_namespace(own),
             status,
             exe,
             exe_paths,
@@ -372,19 +377,13 @@ impl Attestor {
             mount_namespace,
             cgroup,
             hold,
-        };
-        // Every read above was of one process only if the same one is there at the end (ATT-08).
-        if process.start_time()? == start { Ok(evidence) } else { Err(AttestError::PeerExited) }
+        })
     }
 
     /// Whether the digest of this program would have to be read from disk: work for a thread that may wait.
-    pub fn must_read(&self, pid: u32, interests: &Interests) -> bool {
+    pub fn must_read(&self, peer: &Peer, interests: &Interests) -> bool {
         let unknown = |exe: &Executable| self.digests.known(exe).is_none();
-        interests.sha256
-            && self
-                .proc
-                .open(pid)
-                .is_ok_and(|process| Executable::of(&process).is_ok_and(|exe| unknown(&exe)))
+        interests.sha256 && Executable::of(peer.process()).is_ok_and(|exe| unknown(&exe))
     }
 }
 
@@ -510,12 +509,11 @@ mod tests {
         let mut child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
         let process = attestor.proc.open(child.id()).unwrap();
         let mut workload = attestor.attest(&own_peer(), &Arc::default()).unwrap();
-        workload.evidence.exec = process.exec_generation();
         let before = Executable::of(&process);
-        workload.process = Arc::new(process);
+        workload.image = Arc::new(process.image());
         assert_eq!(workload.confirm(), Ok(()));
         child.stdin.take().unwrap().write_all(b"go\n").unwrap();
-        while Executable::of(&workload.process) == before {
+        while Executable::of(&process) == before {
             std::thread::yield_now();
         }
         assert_eq!(workload.confirm(), Err(AttestError::EvidenceChanged("program")));

@@ -12,7 +12,7 @@ use rustix::{
 use super::{
     AttestError, kernel,
     kernel::{Ids, Sender},
-    process,
+    process::{self, Proc, Process},
 };
 
 /// The uid the kernel shows for one that this user namespace does not know (ATT-06).
@@ -34,6 +34,7 @@ pub struct Peer {
     uid: u32,
     gid: u32,
     start: u64,
+    process: Process,
     pidfd: OwnedFd,
     hold: Hold,
 }
@@ -56,9 +57,10 @@ impl Peer {
             Some(pidfd) => (pidfd, Hold::Socket),
             None => (open(cred.pid)?, Hold::Opened),
         };
-        // Read under the hold: from here on this pid means this process and no other.
-        let start = process::start_time(cred.pid)?;
-        let peer = Self { pid: cred.pid, uid: cred.uid, gid: cred.gid, start, pidfd, hold };
+        // Opened under the hold: if the pinned process lives afterwards, this directory is its own.
+        let process = Proc::at("/proc").open(cred.pid)?;
+        let start = process.start_time()?;
+        let peer = Self { pid: cred.pid, uid: cred.uid, gid: cred.gid, start, process, pidfd, hold };
         if peer.alive() { Ok(peer) } else { Err(AttestError::PeerExited) }
     }
 
@@ -90,6 +92,11 @@ impl Peer {
     /// The pidfd: readable once the process has exited.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
+    }
+
+    /// Its directory in /proc: this process, or nothing.
+    pub(super) fn process(&self) -> &Process {
+        &self.process
     }
 
     /// Who it is now, in one call; None where the kernel cannot say.

@@ -34,7 +34,7 @@ impl Proc {
     pub(super) fn open(&self, pid: u32) -> Result<Process, AttestError> {
         let path = self.0.join(pid.to_string());
         match openat(CWD, &path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(dir) => Ok(Process::new(dir)),
+            Ok(dir) => Ok(Process { dir }),
             Err(error) => Err(gone(error)),
         }
     }
@@ -49,16 +49,9 @@ pub(super) fn start_time(pid: u32) -> Result<u64, AttestError> {
 #[derive(Debug)]
 pub(super) struct Process {
     dir: OwnedFd,
-    /// The list of its mappings, opened: it is that of the image that it was opened in, and empty once that is gone.
-    image: Result<OwnedFd, Errno>,
 }
 
 impl Process {
-    fn new(dir: OwnedFd) -> Self {
-        let image = openat(&dir, "maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        Self { dir, image }
-    }
-
     /// The ids and what changes hands with privileges (proc_pid_status(5)).
     pub(super) fn status(&self) -> Result<Status, AttestError> {
         Status::parse(&String::from_utf8_lossy(&self.text("status").map_err(gone)?))
@@ -109,12 +102,9 @@ impl Process {
         Ok(generation)
     }
 
-    /// Whether it still runs the image that it ran when it was opened: one read, which finds nothing once the process has
-    /// become another program or is gone (ATT-16). Its own children can keep an image alive, but never bring one back: what
-    /// the evidence was taken of is what still runs.
-    pub(super) fn is_same_image(&self) -> Result<bool, Missing> {
-        let image = self.image.as_ref().map_err(|error| missing(*error))?;
-        Ok(pread(image, &mut [0; 16], 0).map_err(missing)? > 0)
+    /// The image that it runs now, held.
+    pub(super) fn image(&self) -> Image {
+        Image(self.open("maps").map_err(missing))
     }
 
     /// The link text of its executable: a hint for people, never compared (ATT-12).
@@ -151,6 +141,20 @@ impl Process {
             text.reserve(1024);
         }
         Ok(text)
+    }
+}
+
+/// One run of one program, as the opened list of its mappings.
+#[derive(Debug)]
+pub(super) struct Image(Result<OwnedFd, Missing>);
+
+impl Image {
+    /// Whether it still runs: one read, which finds nothing once the process has become another program or is gone (ATT-16).
+    /// A process can keep its image alive by sharing it, but never get one back: what the evidence was taken of is what
+    /// still runs.
+    pub(super) fn lives(&self) -> Result<bool, Missing> {
+        let maps = self.0.as_ref().map_err(|why| *why)?;
+        Ok(pread(maps, &mut [0; 16], 0).map_err(missing)? > 0)
     }
 }
 

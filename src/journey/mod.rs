@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use tokio::{task::spawn_blocking, time::timeout};
 
 use crate::{
-    attest::{AttestError, Attestor, Challenge, Hold, Interests, Missing, Peer, Workload},
+    attest::{AttestError, Attestor, Challenge, Hold, Interests, Missing, Peer, Turns, Workload},
     audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
     broker::{Broker, Failure, Fetched, Subscription},
     clock::{Clock, Dice, uuid_v7},
@@ -28,6 +28,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Journey {
     attestor: Arc<Attestor>,
+    turns: Turns,
     rules: ArcSwap<Rules>,
     broker: Broker,
     ledger: Ledger,
@@ -121,6 +122,7 @@ impl Journey {
     ) -> Self {
         Self {
             attestor: Arc::new(attestor),
+            turns: Turns::new(Arc::clone(&clock)),
             rules: ArcSwap::from_pointee(rules),
             broker,
             ledger,
@@ -365,10 +367,10 @@ impl Journey {
             Some((_, attested)) => return attested,
         };
         let (peer, interests) = (Arc::clone(session.peer()), Arc::clone(&rules.interests));
-        let attested = if self.attestor.must_read(peer.pid(), &interests) {
-            // A program not seen before is read from disk: not on the thread that serves everybody.
-            let attestor = Arc::clone(&self.attestor);
-            let read = spawn_blocking(move || attestor.attest(&peer, &interests)).await;
+        let attested = if self.attestor.must_read(&peer, &interests) {
+            // A program not seen before is read from disk: not on the thread that serves everybody, and not at any pace.
+            let (attestor, uid) = (Arc::clone(&self.attestor), peer.uid());
+            let read = self.turns.take(uid, move || attestor.attest(&peer, &interests)).await;
             read.unwrap_or(Err(AttestError::PeerExited))
         } else {
             self.attestor.attest(&peer, &interests)

@@ -81,7 +81,7 @@ async fn accept_all<F>(
     journey: Arc<Journey>,
     mut stop: watch::Receiver<bool>,
     drain: Duration,
-    serve: impl Fn(Accepted, Arc<Session>, Limits, watch::Receiver<bool>) -> F,
+    serve: impl FnOnce(Accepted, Arc<Session>, Limits, watch::Receiver<bool>) -> F + Clone + Send + 'static,
 ) where
     F: Future<Output = Ended> + Send + 'static,
 {
@@ -96,13 +96,14 @@ async fn accept_all<F>(
         };
         match arrival {
             Ok(Arrival::Accepted(accepted, permit)) => {
-                let peer = Arc::clone(&accepted.peer);
-                // Begun before anything is read: what the process is now is what counts.
-                let session = Arc::new(journey.begin(Arc::clone(&peer), Arc::clone(&socket)).await);
-                let served = serve(accepted, session, limits, stop.clone());
                 let (journey, socket) = (Arc::clone(&journey), Arc::clone(&socket));
+                let (serve, stop) = (serve.clone(), stop.clone());
                 connections.spawn(async move {
-                    if let Ended::Cut(fate) = served.await {
+                    let peer = Arc::clone(&accepted.peer);
+                    // Begun before anything is read: what the process is now is what counts. A program that has to be hashed
+                    // first keeps nobody else waiting.
+                    let session = Arc::new(journey.begin(Arc::clone(&peer), Arc::clone(&socket)).await);
+                    if let Ended::Cut(fate) = serve(accepted, session, limits, stop).await {
                         let (reason, detail) = told(&fate);
                         journey.cut(Some(&peer), &socket, reason, &detail).await;
                     }
