@@ -7,33 +7,16 @@ mod support;
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
 use keybearer::audit::EventType;
 use serde_json::Value;
-use support::{Issuer, Setup, TestAgent, is_root, issuer, skip};
+use support::{Issuer, Setup, TestAgent, attacker, install, is_root, issuer, skip};
 
 /// A user that owns nothing here.
 const NOBODY: u32 = 65533;
-
-/// The attacker, where anybody may run it.
-fn attacker(agent: &TestAgent) -> PathBuf {
-    let built = std::env::current_exe().unwrap();
-    let built = built.parent().unwrap().parent().unwrap().join("examples/attacker");
-    let copy = agent.dir.path().join("attacker");
-    if !copy.exists() {
-        install(&built, &copy);
-    }
-    copy
-}
-
-/// Copies a program by a process of its own: a descriptor that is open for writing here would be inherited by whatever
-/// another test starts in this moment, and then the copy could not be run ("text file busy").
-fn install(program: &Path, at: &Path) {
-    assert!(Command::new("install").args(["-m", "755"]).args([program, at]).status().unwrap().success());
-}
 
 struct Attack {
     ran: bool,

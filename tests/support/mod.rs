@@ -280,6 +280,23 @@ impl Drop for TestAgent {
     }
 }
 
+/// The attacker, where anybody may run it.
+pub fn attacker(agent: &TestAgent) -> PathBuf {
+    let built = std::env::current_exe().unwrap();
+    let built = built.parent().unwrap().parent().unwrap().join("examples/attacker");
+    let copy = agent.dir.path().join("attacker");
+    if !copy.exists() {
+        install(&built, &copy);
+    }
+    copy
+}
+
+/// Copies a program by a process of its own: a descriptor that is open for writing here would be inherited by whatever
+/// another test starts in this moment, and then the copy could not be run ("text file busy").
+pub fn install(program: &Path, at: &Path) {
+    assert!(Command::new("install").args(["-m", "755"]).args([program, at]).status().unwrap().success());
+}
+
 /// One HTTP/1.1 exchange on a Unix socket: status and whole answer.
 pub fn http(socket: &Path, request: &str) -> (u16, String) {
     use std::io::Write as _;
