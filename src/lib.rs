@@ -41,3 +41,5 @@ pub mod config;
 pub mod daemon;
 pub mod dev;
 pub mod cli;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;

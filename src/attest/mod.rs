@@ -10,6 +10,8 @@ mod peer;
 mod challenge;
 mod process;
 mod executable;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod turns;
 mod unit;
 

@@ -203,7 +203,7 @@ pub struct Status {
 }
 
 impl Status {
-    fn parse(text: &str) -> Result<Self, AttestError> {
+    pub(super) fn parse(text: &str) -> Result<Self, AttestError> {
         let wrong = |what: &str| AttestError::Proc { file: "status", what: what.into() };
         let line = |name: &str| {
             let mut found = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -237,7 +237,7 @@ impl Status {
     }
 }
 
-fn parse_start_time(stat: &[u8]) -> Option<u64> {
+pub(super) fn parse_start_time(stat: &[u8]) -> Option<u64> {
     // The command name may hold anything, blanks and parentheses included: the fields begin after the last one.
     let after = stat.iter().rposition(|byte| *byte == b')')? + 1;
     let fields = std::str::from_utf8(stat.get(after..)?).ok()?;

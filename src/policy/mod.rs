@@ -5,6 +5,8 @@
 mod identity;
 mod index;
 mod lint;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod selector;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};

@@ -6,6 +6,8 @@ mod connection;
 mod frames;
 mod hpack;
 mod listener;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod stream;
 
 use std::{path::PathBuf, time::Duration};

@@ -30,7 +30,7 @@ pub struct Scripted {
 
 struct Shared {
     metadata: Mutex<Says>,
-    token: Mutex<Says>,
+    token: Says,
     asked: AtomicUsize,
     waiting: AtomicUsize,
     skew: i64,
@@ -47,7 +47,7 @@ impl Scripted {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let metadata = Mutex::new(Says::Bytes(json(200, &metadata(&url))));
         let (asked, waiting) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shared = Arc::new(Shared { metadata, token: Mutex::new(token), asked, waiting, skew });
+        let shared = Arc::new(Shared { metadata, token, asked, waiting, skew });
         let serving = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -56,10 +56,6 @@ impl Scripted {
             }
         });
         Self { url, shared }
-    }
-
-    pub fn says(&self, token: Says) {
-        *self.shared.token.lock().unwrap() = token;
     }
 
     pub fn metadata_is(&self, metadata: Says) {
@@ -84,7 +80,7 @@ impl Shared {
             self.metadata.lock().unwrap().clone()
         } else {
             self.asked.fetch_add(1, Ordering::SeqCst);
-            self.token.lock().unwrap().clone()
+            self.token.clone()
         };
         match says {
             Says::Bytes(bytes) => {

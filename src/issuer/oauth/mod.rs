@@ -5,6 +5,8 @@
 
 mod assertion;
 mod metadata;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod refusal;
 mod reply;
 mod settings;
