@@ -235,7 +235,8 @@ impl Journey {
         loop {
             // Trouble too is walked through: the policy may have changed, and then the answer is a denial.
             let _ = watching.0.changed().await;
-            match self.fulfil(session, request).await {
+            // Boxed: the way is long, and nearly all the time one who listens only waits.
+            match Box::pin(self.fulfil(session, request)).await {
                 Err(Refusal::Unavailable(_, failure)) if failure != Failure::Closed => {
                     let wait = match &failure {
                         Failure::Issue { retry_after: Some(wait), .. } => *wait,

@@ -13,7 +13,7 @@ use std::{
 
 use prost_types::Timestamp;
 use tokio::sync::watch;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{
     Request, Response, Status,
     body::Body,
@@ -255,7 +255,7 @@ impl Credentials for Face {
         };
         let response_receipt = first.receipt().exchange().to_string();
         tokio::spawn(async move { face.push(session, asked, first, watching, sender).await });
-        let stream: Self::WatchStream = Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver));
+        let stream: Self::WatchStream = Box::pin(ReceiverStream::new(receiver).map(|message| *message));
         let mut response = Response::new(stream);
         if let Ok(exchange) = AsciiMetadataValue::try_from(response_receipt) {
             response.metadata_mut().insert(EXCHANGE, exchange);
@@ -273,7 +273,8 @@ impl Credentials for Face {
     }
 }
 
-type Pushes = tokio::sync::mpsc::Sender<Result<WatchResponse, Status>>;
+/// Boxed: a channel has room for 32, however few it may hold, and there is one for each stream.
+type Pushes = tokio::sync::mpsc::Sender<Box<Result<WatchResponse, Status>>>;
 
 impl Face {
     /// Sends the credential at each rotation until the right, the stream, the process or the agent ends.
@@ -285,7 +286,7 @@ impl Face {
         mut watching: journey::Watching,
         sender: Pushes,
     ) {
-        if sender.send(Ok(self.watched(&asked.name, &first))).await.is_err() {
+        if sender.send(Box::new(Ok(self.watched(&asked.name, &first)))).await.is_err() {
             return;
         }
         drop(first);
@@ -296,7 +297,7 @@ impl Face {
                 () = stopping(&mut self.stop) => {
                     let status = Status::unavailable("the agent is shutting down: connect again");
                     // Whoever has gone needs no goodbye.
-                    let _ = sender.send(Err(status)).await;
+                    let _ = sender.send(Box::new(Err(status))).await;
                     return;
                 }
             };
@@ -304,7 +305,7 @@ impl Face {
                 Ok(answer) => (Ok(self.watched(&asked.name, &answer)), false),
                 Err(refusal) => (Err(told(&refusal).status()), true),
             };
-            if sender.send(message).await.is_err() || last {
+            if sender.send(Box::new(message)).await.is_err() || last {
                 return;
             }
         }
