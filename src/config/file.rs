@@ -56,10 +56,11 @@ impl Written {
             };
             digest.update(text.as_bytes());
             digest.update(&[0]);
+            let lines = Lines::of(&text);
             match Document::parse(text.as_str()) {
                 Ok(document) => {
                     let mut here = BTreeMap::new();
-                    locate(document.as_item(), "", &text, &file, &mut here);
+                    locate(document.as_item(), "", &lines, &file, &mut here);
                     mistakes.extend(twice(&places, &here));
                     places.extend(here);
                     builder = builder.add_source(config::File::from_str(&text, FileFormat::Toml));
@@ -67,7 +68,7 @@ impl Written {
                 // Not the parser's own text: it quotes the line, and a line may hold what nobody should see.
                 Err(error) => mistakes.push(Mistake {
                     file: file.clone(),
-                    line: error.span().map(|span| line_of(&text, span.start)),
+                    line: error.span().map(|span| lines.at(span.start)),
                     key: String::new(),
                     message: format!("this is not TOML: {}", error.message().replace('\n', ", ")),
                 }),
@@ -171,7 +172,7 @@ fn read_careful(path: &Path) -> Result<String, Mistake> {
     Ok(text)
 }
 
-fn locate(item: &Item, path: &str, text: &str, file: &Path, places: &mut BTreeMap<String, Place>) {
+fn locate(item: &Item, path: &str, lines: &Lines, file: &Path, places: &mut BTreeMap<String, Place>) {
     let mut tables: Vec<&dyn toml_edit::TableLike> = Vec::new();
     match item {
         Item::ArrayOfTables(array) => {
@@ -192,10 +193,10 @@ fn locate(item: &Item, path: &str, text: &str, file: &Path, places: &mut BTreeMa
             let below = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
             let span = table.key(key).and_then(toml_edit::Key::span).or_else(|| value.span());
             if let Some(span) = span {
-                let place = Place { file: file.into(), line: line_of(text, span.start) };
+                let place = Place { file: file.into(), line: lines.at(span.start) };
                 places.entry(below.clone()).or_insert(place);
             }
-            locate(value, &below, text, file, places);
+            locate(value, &below, lines, file, places);
         }
     }
 }
@@ -219,6 +220,16 @@ fn twice(before: &BTreeMap<String, Place>, here: &BTreeMap<String, Place>) -> Ve
     here.iter().filter_map(clash).collect()
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+/// Where each line of a text ends.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        Self(text.match_indices('\n').map(|(at, _)| at).collect())
+    }
+
+    /// The line, from 1, that a byte is on.
+    fn at(&self, offset: usize) -> usize {
+        self.0.partition_point(|end| *end < offset) + 1
+    }
 }
