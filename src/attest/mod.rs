@@ -133,8 +133,8 @@ pub struct Evidence {
     pub sha256: Result<[u8; 32], Missing>,
     /// The link text of its program: a hint for people, never compared.
     pub path_hint: Option<String>,
-    /// A value that changes at exec.
-    pub exec: Result<[u8; 32], Missing>,
+    /// Whether its image is held, so that an exec would be told (ATT-16).
+    pub exec: Result<(), Missing>,
     /// Whether it answered the challenge: it, and not another, reads the connection (ATT-17).
     pub answered: Result<(), Missing>,
     /// Its systemd unit.
@@ -204,7 +204,7 @@ impl Workload {
     /// [`AttestError::EvidenceChanged`] if it has.
     pub fn follows(self, before: &Self) -> Result<Self, AttestError> {
         let (then, now) = (&before.evidence, &self.evidence);
-        if then.exec == now.exec && then.exe == now.exe {
+        if then.exe == now.exe && before.image.lives() == then.exec.map(|()| true) {
             return Ok(self);
         }
         Err(AttestError::EvidenceChanged("program"))
@@ -254,7 +254,7 @@ impl Workload {
         if self.interests.unit && !cgroup_told && process.cgroup()? != then.cgroup {
             return changed("cgroup");
         }
-        if self.image.lives() != then.exec.map(|_| true) {
+        if self.image.lives() != then.exec.map(|()| true) {
             return changed("program");
         }
         if self.interests.challenge && Executable::of(process) != then.exe {
@@ -305,9 +305,10 @@ impl Attestor {
     /// /proc cannot be read.
     pub fn attest(&self, peer: &Arc<Peer>, interests: &Arc<Interests>) -> Result<Workload, AttestError> {
         let process = peer.process();
-        let image = Arc::new(process.image());
+        let image = process.image();
         let ids = peer.ids()?;
-        let evidence = self.read(process, peer.pid(), peer.hold(), interests, Err(Missing::NotAsked))?;
+        let mut evidence = self.read(process, peer.pid(), peer.hold(), interests)?;
+        evidence.exec = image.held();
         if !peer.alive() {
             return Err(AttestError::PeerExited);
         }
@@ -322,7 +323,7 @@ impl Attestor {
             return Err(AttestError::EvidenceChanged("cgroup"));
         }
         let interests = Arc::clone(interests);
-        Ok(Workload { peer: Arc::clone(peer), image, evidence, ids, interests })
+        Ok(Workload { peer: Arc::clone(peer), image: Arc::new(image), evidence, ids, interests })
     }
 
     /// The evidence about any process, for an operator who asks why, as if it held a connection and answered the challenge. No
@@ -331,7 +332,9 @@ impl Attestor {
     /// # Errors
     /// [`AttestError`] if the process is gone or /proc cannot be read.
     pub fn evidence(&self, pid: u32, hold: Hold, interests: &Interests) -> Result<Evidence, AttestError> {
-        self.read(&self.proc.open(pid)?, pid, hold, interests, Ok(()))
+        let process = self.proc.open(pid)?;
+        let evidence = self.read(&process, pid, hold, interests)?;
+        Ok(Evidence { exec: process.image().held(), answered: Ok(()), ..evidence })
     }
 
     fn read(
@@ -340,7 +343,6 @@ impl Attestor {
         pid: u32,
         hold: Hold,
         interests: &Interests,
-        answered: Result<(), Missing>,
     ) -> Result<Evidence, AttestError> {
         let own = self.own.as_ref().map_err(Clone::clone)?;
         let start = process.start_time()?;
@@ -368,8 +370,8 @@ impl Attestor {
             start,
             login_uid: process.login_uid(),
             path_hint: process.path_hint(),
-            exec: process.exec_generation(),
-            answered,
+            exec: Err(Missing::NotAsked),
+            answered: Err(Missing::NotAsked),
             unit: self.sources.unit(&cgroup),
             same_user_namespace: process.shares_user_namespace(own),
             status,
@@ -512,6 +514,7 @@ mod tests {
         let process = attestor.proc.open(child.id()).unwrap();
         let mut workload = attestor.attest(&own_peer(), &Arc::default()).unwrap();
         let before = Executable::of(&process);
+        let start = process.start_time();
         workload.image = Arc::new(process.image());
         assert_eq!(workload.confirm(), Ok(()));
         child.stdin.take().unwrap().write_all(b"go\n").unwrap();
@@ -519,6 +522,8 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(workload.confirm(), Err(AttestError::EvidenceChanged("program")));
+        // E20: the start time would not have told.
+        assert_eq!(process.start_time(), start);
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -549,7 +554,7 @@ mod tests {
         let mut evidence =
             attestor().evidence(std::process::id(), Hold::Socket, &Interests::default()).unwrap();
         evidence.same_user_namespace = Ok(true);
-        evidence.exec = Ok([0; 32]);
+        evidence.exec = Ok(());
         evidence.unit = Err(Missing::NoUnit);
         assert_eq!(evidence.level(), Level::L2);
         evidence.hold = Hold::Opened;

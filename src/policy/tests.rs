@@ -31,7 +31,7 @@ fn evidence(uid: u32, unit: Option<&str>) -> Evidence {
         exe_paths: Ok(vec!["/usr/bin/payments".into()]),
         sha256: Ok([9; 32]),
         path_hint: Some("/usr/bin/payments".into()),
-        exec: Ok([1; 32]),
+        exec: Ok(()),
         answered: Ok(()),
         unit: unit
             .map(|name| Unit {

@@ -184,12 +184,20 @@ pub fn register(issuer: &Handle, config: &Path) {
 
 impl TestAgent {
     pub fn start(dir: Arc<tempfile::TempDir>) -> Self {
+        Self::start_under(dir, &[])
+    }
+
+    /// Started by another program, which gets the agent's command line behind its own arguments.
+    pub fn start_under(dir: Arc<tempfile::TempDir>, wrapper: &[&str]) -> Self {
         let notify = dir.path().join("notify");
         let _ = fs::remove_file(&notify);
         let told = UnixDatagram::bind(&notify).unwrap();
+        // The agent may run as somebody else.
+        fs::set_permissions(&notify, fs::Permissions::from_mode(0o666)).unwrap();
         told.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let mut child = Command::new(BINARY)
-            .args(["agent", "--config"])
+        let line = [wrapper, &[BINARY, "agent", "--config"]].concat();
+        let mut child = Command::new(line[0])
+            .args(&line[1..])
             .arg(dir.path().join("agent.toml"))
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
