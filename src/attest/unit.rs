@@ -147,13 +147,13 @@ enum Hierarchy {
 
 /// The cgroup a process is in, of the one hierarchy that systemd manages.
 #[derive(Debug, Eq, PartialEq)]
-struct Place {
+pub(super) struct Place {
     hierarchy: Hierarchy,
-    path: String,
+    pub(super) path: String,
 }
 
 impl Place {
-    fn of(text: &str) -> Result<Self, Missing> {
+    pub(super) fn of(text: &str) -> Result<Self, Missing> {
         let mut unified = None;
         let mut named = None;
         for line in text.lines() {
@@ -185,16 +185,16 @@ impl Place {
 
 /// A cgroup path, read the way systemd lays them out.
 #[derive(Debug, Eq, PartialEq)]
-struct Parsed {
-    name: String,
-    manager: Manager,
-    slices: Vec<String>,
+pub(super) struct Parsed {
+    pub(super) name: String,
+    pub(super) manager: Manager,
+    pub(super) slices: Vec<String>,
     /// The index of the unit's own component in the path.
     depth: usize,
 }
 
 impl Parsed {
-    fn of(path: &str) -> Result<Self, Missing> {
+    pub(super) fn of(path: &str) -> Result<Self, Missing> {
         let components: Vec<&str> = path.strip_prefix('/').ok_or(Missing::CgroupForm)?.split('/').collect();
         // A path that leaves our cgroup namespace says nothing about this host's units.
         if components.iter().any(|part| matches!(*part, "" | "." | "..") || part.ends_with(" (deleted)")) {

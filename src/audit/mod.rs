@@ -6,6 +6,8 @@
 mod book;
 mod ledger;
 mod line;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod record;
 mod tree;
 mod verify;

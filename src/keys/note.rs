@@ -68,7 +68,7 @@ impl CheckpointKey {
         Self::from_pkcs8(&Key::generate_pkcs8(Algorithm::EdDsa)?, origin)
     }
 
-    fn from_pkcs8(pkcs8: &Secret, origin: &str) -> Result<Self, FileError> {
+    pub(crate) fn from_pkcs8(pkcs8: &Secret, origin: &str) -> Result<Self, FileError> {
         let pair =
             Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8.expose()).map_err(|_| FileError::Unusable)?;
         let public = pair.public_key().as_ref().try_into().map_err(|_| FileError::Unusable)?;

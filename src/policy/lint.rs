@@ -136,7 +136,7 @@ fn of_credential(
             add(
                 problems,
                 format!("{key}.scope"),
-                format!("{scope:?} stands for all scopes: name those it needs (S41)"),
+                "one of them stands for all scopes (*, NAME:* or /.default): name those it needs (S41)",
             );
         }
         if scope.is_empty() || !scope.bytes().all(|byte| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)) {

@@ -59,7 +59,7 @@ fn plain(byte: u8) -> bool {
 }
 
 /// RFC 7541 5.1.
-fn integer(block: &[u8], at: &mut usize, prefix: u32) -> Option<usize> {
+pub(super) fn integer(block: &[u8], at: &mut usize, prefix: u32) -> Option<usize> {
     let most = (1usize << prefix) - 1;
     let mut value = usize::from(*block.get(*at)?) & most;
     *at += 1;
@@ -78,18 +78,18 @@ fn integer(block: &[u8], at: &mut usize, prefix: u32) -> Option<usize> {
 }
 
 /// RFC 7541 5.2.
-struct Text<'a> {
+pub(super) struct Text<'a> {
     huffman: bool,
     bytes: &'a [u8],
 }
 
 impl Text<'_> {
-    fn decoded(&self) -> Option<Vec<u8>> {
+    pub(super) fn decoded(&self) -> Option<Vec<u8>> {
         if self.huffman { huffman_decoded(self.bytes) } else { Some(self.bytes.to_vec()) }
     }
 }
 
-fn text<'a>(block: &'a [u8], at: &mut usize) -> Option<Text<'a>> {
+pub(super) fn text<'a>(block: &'a [u8], at: &mut usize) -> Option<Text<'a>> {
     let huffman = block.get(*at)? & 0x80 != 0;
     let length = integer(block, at, 7)?;
     let bytes = block.get(*at..at.checked_add(length)?)?;

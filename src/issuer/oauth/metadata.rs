@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::{Audience, OAuthSettings, WellKnown};
 use crate::{
-    issuer::{IssueError, Reason, http::is_loopback, http::printable, json},
+    issuer::{IssueError, Reason, http::is_loopback, json},
     jose::Algorithm,
+    secret::scrubbed,
 };
 
 /// The bounds of the life of a document (OA-07), and what holds when the issuer says nothing.
@@ -37,7 +38,7 @@ impl Metadata {
                 reason: Reason::IssuerMismatch,
                 detail: format!(
                     "the metadata names the issuer \"{}\", not \"{}\": set issuer to the exact name, to the last slash",
-                    printable(named, 200),
+                    scrubbed(named, 200),
                     settings.issuer,
                 ),
             });
@@ -57,7 +58,7 @@ impl Metadata {
                 detail: format!(
                     "the pinned token_endpoint is {pinned}, the metadata says {}: find out which is right, \
                          then set the pin",
-                    printable(&token_endpoint, 200),
+                    scrubbed(&token_endpoint, 200),
                 ),
             });
         }
@@ -167,7 +168,7 @@ fn is_address(host: &str) -> bool {
 fn check_endpoint(name: &str, url: &str, settings: &OAuthSettings) -> Result<(), IssueError> {
     let foreign = |what: &str| IssueError::Misconfigured {
         reason: Reason::EndpointForeign,
-        detail: format!("the metadata's {name} is {}: {what}", printable(url, 200)),
+        detail: format!("the metadata's {name} is {}: {what}", scrubbed(url, 200)),
     };
     if let Some(fault) = fault_of(url, settings.dev) {
         return Err(foreign(fault));
@@ -188,5 +189,5 @@ fn names(document: &Value, member: &str) -> Option<Vec<String>> {
 }
 
 fn listing(names: &[String]) -> String {
-    if names.is_empty() { "none".into() } else { printable(&names.join(", "), 200) }
+    if names.is_empty() { "none".into() } else { scrubbed(&names.join(", "), 200) }
 }

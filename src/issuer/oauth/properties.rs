@@ -1,9 +1,10 @@
 //! What must hold of any answer of an issuer.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Uri, header};
 use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
 
 use super::{
     AssertionTyp, Audience, OAuthSettings, WellKnown,
@@ -13,14 +14,17 @@ use super::{
 };
 use crate::{
     clock::Boot,
-    credential::Binding,
-    issuer::{IssueFacts, Order, http::Response},
-    jose::Algorithm,
+    credential::{Binding, Credential},
+    issuer::{IssueError, IssueFacts, Order, http::Response, json},
+    jose::{Algorithm, Unverified},
     keys::Key,
     secret::Secret,
 };
 
 const ISSUER: &str = "https://issuer.example";
+
+/// What the wall clock says here.
+const NOW: i64 = 1_700_000_000;
 
 /// Never more than was ordered; never a character that could end a header; what is quoted is fit to be written; endpoints are
 /// at home. The first byte chooses the status.
@@ -29,9 +33,14 @@ pub fn reply(bytes: &[u8]) {
     let status = [200, 400, 401, 403, 429, 500, 503][usize::from(*status) % 7];
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // The same bytes as a wish for when to come back.
+    if let Ok(wish) = HeaderValue::from_bytes(body) {
+        headers.insert(header::RETRY_AFTER, wish);
+    }
     let response = Response { status, headers, body: Secret::new(body.to_vec()) };
     let order = order();
-    let wall = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1_700_000_000);
+    let wall = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(NOW);
+    strictly(body);
     let boot = Boot::from_nanos(3_600_000_000_000);
     let now = Moment { sent: boot, received: boot, wall, correction: SignedDuration::ZERO };
     if status == 200 {
@@ -41,18 +50,70 @@ pub fn reply(bytes: &[u8]) {
             assert_eq!(credential.audience.as_deref(), order.resource.as_deref());
             let token = credential.token.expose();
             assert!(!token.is_empty() && token.iter().all(u8::is_ascii_graphic));
+            claims_fit(&credential, &order);
         }
-        if let Ok(metadata) = Metadata::read(body, &settings()) {
-            let endpoint: Uri = metadata.token_endpoint.parse().expect("an endpoint is a URL");
-            assert_eq!(endpoint.scheme_str(), Some("https"));
-            assert!(
-                endpoint.host().is_some_and(|host| host.eq_ignore_ascii_case("issuer.example")),
-                "{endpoint}"
-            );
+        match Metadata::read(body, &settings()) {
+            Err(error) => fit_to_write(&error),
+            Ok(metadata) => {
+                for url in [Some(metadata.token_endpoint), metadata.revocation_endpoint].into_iter().flatten()
+                {
+                    let endpoint: Uri = url.parse().expect("an endpoint is a URL");
+                    assert_eq!(endpoint.scheme_str(), Some("https"));
+                    let home = |host: &str| {
+                        let host = host.to_ascii_lowercase();
+                        host == "issuer.example" || host.ends_with(".issuer.example")
+                    };
+                    assert!(endpoint.host().is_some_and(home), "{endpoint}");
+                }
+            }
         }
     } else {
-        let detail = refusal::classify(&response, wall).to_string();
-        assert!(detail.len() < 1024 && detail.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{detail:?}");
+        let error = refusal::classify(&response, wall);
+        fit_to_write(&error);
+        if let IssueError::Retry { after, .. } = error {
+            assert!(after.is_none_or(|after| after <= Duration::from_secs(3600)), "{after:?}");
+        }
+    }
+}
+
+/// Short and printable, and what it quotes holds no JWT (ER-13).
+fn fit_to_write(error: &IssueError) {
+    let detail = error.to_string();
+    assert!(detail.len() < 600 && detail.bytes().all(|byte| matches!(byte, b' '..=b'~')), "{detail:?}");
+    let mut words = detail.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
+    assert!(!words.any(|word| word.starts_with("eyJ") && word.matches('.').count() >= 2), "{detail:?}");
+}
+
+/// Where the strict reader reads, the lenient one reads the same, and no name stands twice in what is written again.
+fn strictly(document: &[u8]) {
+    if let Ok(value) = json::parse(document) {
+        assert_eq!(serde_json::from_slice::<Value>(document).ok().as_ref(), Some(&value));
+        let again = serde_json::to_vec(&value).expect("JSON can be written");
+        assert!(json::parse(&again).is_ok());
+    }
+}
+
+/// A JWT that was taken is ours by its own account too: issuer, audience, scope and end.
+fn claims_fit(credential: &Credential, order: &Order) {
+    let token = credential.token.expose_str().unwrap_or_default();
+    let Ok(jwt) = Unverified::parse(token) else { return };
+    let Ok(claims) = jwt.claims::<Value>() else { return };
+    if !claims.is_object() {
+        return;
+    }
+    let texts = |claim: &str| match &claims[claim] {
+        Value::String(text) => text.split(' ').map(str::to_owned).collect(),
+        Value::Array(list) => list.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => BTreeSet::new(),
+    };
+    let resource = order.resource.as_deref().expect("this order names one");
+    assert!(texts("aud").contains(resource), "{claims}");
+    assert!(claims["iss"].is_null() || claims["iss"] == ISSUER, "{claims}");
+    assert!(claims["cnf"].is_null(), "{claims}");
+    let asked = |word: &String| word.is_empty() || order.scope.iter().any(|scope| **scope == **word);
+    assert!(texts("scope").iter().all(asked), "{claims}");
+    if let Some(end) = claims["exp"].as_f64() {
+        assert!(credential.window.life().as_secs_f64() <= end - NOW as f64, "{claims}");
     }
 }
 

@@ -101,10 +101,8 @@ pub fn problems(settings: &OAuthSettings) -> Vec<(&'static str, String)> {
     for host in &settings.allowed_endpoint_hosts {
         // What is written as a URL or with a port would never match a host, and nobody would know why.
         if host.is_empty() || host.contains(['/', '@', '?', '#', '*', ' ']) || is_with_port(host) {
-            found.push((
-                "allowed_endpoint_hosts",
-                format!("\"{host}\" is not a host name: write the name alone"),
-            ));
+            let what = "one of them is not a host name: write the name alone, without scheme, port and path";
+            found.push(("allowed_endpoint_hosts", what.into()));
         }
     }
     let seconds = settings.assertion_life.as_secs();
