@@ -18,6 +18,7 @@ pub(super) fn run(path: &Path) -> Result<(), Exit> {
     let settings = load(path, &environment, clock.wall()).map_err(mistaken)?;
     begin_log(&settings.log);
     harden();
+    raise_descriptors();
     on_runtime(async {
         let origin = Origin { path: path.to_owned(), environment };
         let daemon = Daemon::build(settings, origin, clock, SystemDice::shared()).map_err(unbuilt)?;
@@ -71,6 +72,15 @@ pub(super) fn begin_log(log: &Log) {
     };
     if let Err(error) = begun {
         eprintln!("keybearer: the log cannot begin: {error}");
+    }
+}
+
+/// As many descriptors as we are allowed: the low limit one begins with is for programs that use `select(2)`.
+fn raise_descriptors() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays at its lower value");
     }
 }
 

@@ -21,7 +21,7 @@ use rustix::net::{
 };
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Limits, ListenSettings, WireError};
+use super::{Limits, ListenSettings, WireError, descriptors};
 use crate::attest::{AttestError, Peer};
 
 /// How many connections may wait to be accepted.
@@ -129,6 +129,7 @@ impl Listener {
     /// What `accept(2)` says, if it is no passing trouble.
     pub async fn accept(&self) -> io::Result<Arrival> {
         loop {
+            descriptors::enough().await;
             match self.inner.accept().await {
                 Ok((socket, _)) => {
                     return Ok(match Peer::pin(&socket) {
@@ -198,7 +199,7 @@ impl Admission {
         }
         *of_user += 1;
         self.all.fetch_add(1, Ordering::Relaxed);
-        Some(Permit { admission: Arc::clone(self), uid })
+        Some(Permit { admission: Arc::clone(self), uid, _descriptors: descriptors::Held::take() })
     }
 }
 
@@ -207,6 +208,7 @@ impl Admission {
 pub struct Permit {
     admission: Arc<Admission>,
     uid: u32,
+    _descriptors: descriptors::Held,
 }
 
 impl Drop for Permit {

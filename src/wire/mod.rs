@@ -3,6 +3,7 @@
 //! else speaks ends.
 
 mod connection;
+mod descriptors;
 mod frames;
 mod hpack;
 mod listener;
