@@ -97,13 +97,18 @@ impl PublicKey {
         b64(digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref())
     }
 
-    /// The public JWK, with `use`, `alg` and `kid` (KEY-04).
-    pub fn jwk(&self, algorithm: Algorithm) -> Value {
-        let mut jwk = match self {
+    /// The members that make the key, public ones only (KEY-03).
+    fn members(&self) -> Value {
+        match self {
             Self::P256 { x, y } => json!({"kty": "EC", "crv": "P-256", "x": b64(x), "y": b64(y)}),
             Self::Ed25519 { x } => json!({"kty": "OKP", "crv": "Ed25519", "x": b64(x)}),
             Self::Rsa { n, e } => json!({"kty": "RSA", "n": b64(n), "e": b64(e)}),
-        };
+        }
+    }
+
+    /// The public JWK, with `use`, `alg` and `kid` (KEY-04).
+    pub fn jwk(&self, algorithm: Algorithm) -> Value {
+        let mut jwk = self.members();
         jwk["use"] = json!("sig");
         jwk["alg"] = json!(algorithm.as_str());
         jwk["kid"] = json!(self.thumbprint());
@@ -240,6 +245,25 @@ pub struct Header<'a> {
 /// [`SignError`] from custody.
 pub fn sign(signer: &dyn Signer, header: Header<'_>, claims: &impl Serialize) -> Result<Secret, SignError> {
     let header = json!({"alg": signer.algorithm().as_str(), "kid": signer.kid(), "typ": header.typ});
+    signed(signer, &header, claims)
+}
+
+/// The same for whoever reads it without knowing the key: the header holds the key itself, public members only
+/// (RFC 9449 4.2).
+///
+/// # Errors
+/// [`SignError`] from custody.
+pub fn sign_showing_key(
+    signer: &dyn Signer,
+    header: Header<'_>,
+    claims: &impl Serialize,
+) -> Result<Secret, SignError> {
+    let jwk = signer.public().members();
+    let header = json!({"alg": signer.algorithm().as_str(), "jwk": jwk, "typ": header.typ});
+    signed(signer, &header, claims)
+}
+
+fn signed(signer: &dyn Signer, header: &Value, claims: &impl Serialize) -> Result<Secret, SignError> {
     // Claims are structs of this crate: strings and numbers, which always serialize.
     let claims = serde_json::to_vec(claims).expect("claims serialize");
     let mut token = format!("{}.{}", b64(header.to_string().as_bytes()), b64(&claims));

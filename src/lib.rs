@@ -25,6 +25,7 @@
 pub mod clock;
 pub mod secret;
 pub mod jose;
+pub mod proof;
 pub mod credential;
 pub mod keys;
 pub mod issuer;
