@@ -28,8 +28,8 @@ use tower::service_fn;
 use crate::{
     attest::server_is_trusted,
     proto::v1::{
-        Credential, DescribeRequest, DescribeResponse, GetRequest, ReleaseRequest, WatchRequest,
-        WatchResponse, credentials_client::CredentialsClient, operator_client::OperatorClient,
+        Credential, DescribeRequest, DescribeResponse, GetRequest, ProveRequest, ReleaseRequest,
+        WatchRequest, WatchResponse, credentials_client::CredentialsClient, operator_client::OperatorClient,
     },
 };
 
@@ -176,6 +176,28 @@ impl Agent {
     /// The agent's status.
     pub async fn describe(&mut self) -> Result<DescribeResponse, Status> {
         Ok(self.0.describe(DescribeRequest {}).await?.into_inner())
+    }
+
+    /// A proof of possession for one request with `credential`: the value of its DPoP header. `nonce` is what the API's last
+    /// answer had as DPoP-Nonce.
+    ///
+    /// # Errors
+    /// The agent's status.
+    pub async fn prove(
+        &mut self,
+        credential: &Credential,
+        method: &str,
+        url: &str,
+        nonce: Option<&str>,
+    ) -> Result<String, Status> {
+        let request = ProveRequest {
+            name: credential.name.clone(),
+            fingerprint: credential.fingerprint.clone(),
+            method: method.to_owned(),
+            url: url.to_owned(),
+            nonce: nonce.unwrap_or_default().to_owned(),
+        };
+        Ok(self.0.prove(request).await?.into_inner().proof)
     }
 
     /// Gives a credential back. True if the issuer confirmed that it is revoked.

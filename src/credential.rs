@@ -1,12 +1,13 @@
 //! What we hand out: the secret, when it ends, what binds it, and what may be said about it in a log.
 //! Made by the room `issuer` after it has doubted the issuer's answer; handed on unchanged.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
 use crate::{
     clock::Boot,
+    jose::Signer,
     secret::{Fingerprint, Secret},
 };
 
@@ -15,6 +16,8 @@ use crate::{
 pub enum Binding {
     /// Nothing: whoever has it can use it until it ends. Only under a dated exception (BCP-01).
     Bearer,
+    /// A key of the agent's, by a proof with each request (RFC 9449).
+    Dpop,
 }
 
 impl Binding {
@@ -22,6 +25,15 @@ impl Binding {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Bearer => "bearer",
+            Self::Dpop => "dpop",
+        }
+    }
+
+    /// The scheme under which it goes into an Authorization header; an issuer names the same as `token_type`.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Self::Bearer => "Bearer",
+            Self::Dpop => "DPoP",
         }
     }
 }
@@ -29,6 +41,33 @@ impl Binding {
 impl fmt::Display for Binding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// What binds a credential, with the key where a key does it.
+#[derive(Clone, Debug)]
+pub enum Bound {
+    /// Nothing.
+    Bearer,
+    /// This key, which lives as long as a credential needs it (MT-08 in spirit): a key that rotates strands nobody.
+    Dpop(Arc<dyn Signer>),
+}
+
+impl Bound {
+    /// The kind.
+    pub fn binding(&self) -> Binding {
+        match self {
+            Self::Bearer => Binding::Bearer,
+            Self::Dpop(_) => Binding::Dpop,
+        }
+    }
+
+    /// The thumbprint of the key (RFC 7638), as `cnf.jkt` has it.
+    pub fn thumbprint(&self) -> Option<&str> {
+        match self {
+            Self::Bearer => None,
+            Self::Dpop(key) => Some(key.kid()),
+        }
     }
 }
 
@@ -73,7 +112,7 @@ pub struct Credential {
     /// Its validity.
     pub window: Window,
     /// What binds it to its holder.
-    pub binding: Binding,
+    pub bound: Bound,
     /// The scope it was granted, sorted.
     pub scope: Vec<String>,
     /// The audience it was asked for, if the order named one.
@@ -82,4 +121,11 @@ pub struct Credential {
     pub fingerprint: Fingerprint,
     /// The fingerprint of its `jti`, where it is a JWT with one (AUD-05).
     pub jti: Option<Fingerprint>,
+}
+
+impl Credential {
+    /// The kind of its binding.
+    pub fn binding(&self) -> Binding {
+        self.bound.binding()
+    }
 }

@@ -63,9 +63,14 @@ impl Target {
         &self.htu[..self.origin]
     }
 
-    /// Whether it goes over TLS, or no further than this host.
-    pub fn is_confidential(&self) -> bool {
-        let Some(host) = self.origin().strip_prefix("http://") else { return true };
+    /// Whether it goes over TLS.
+    pub fn is_https(&self) -> bool {
+        self.htu.starts_with("https:")
+    }
+
+    /// Whether it goes no further than this host.
+    pub fn is_loopback(&self) -> bool {
+        let host = &self.origin()[if self.is_https() { "https://" } else { "http://" }.len()..];
         ["127.0.0.1", "[::1]", "localhost"]
             .iter()
             .any(|own| host.strip_prefix(own).is_some_and(|port| port.is_empty() || port.starts_with(':')))
@@ -246,9 +251,10 @@ mod tests {
     #[test]
     fn an_origin_is_scheme_host_and_port() {
         // DPOP-19
-        for (url, origin, confidential) in [
-            ("https://API.example:443/a/b?c", "https://api.example", true),
-            ("https://api.example:8443", "https://api.example:8443", true),
+        for (url, origin, loopback) in [
+            ("https://API.example:443/a/b?c", "https://api.example", false),
+            ("https://api.example:8443", "https://api.example:8443", false),
+            ("https://127.0.0.1/", "https://127.0.0.1", true),
             ("http://127.0.0.1:9/x", "http://127.0.0.1:9", true),
             ("http://[::1]/", "http://[::1]", true),
             ("http://localhost.evil.example/", "http://localhost.evil.example", false),
@@ -256,7 +262,8 @@ mod tests {
             ("http://api.example/", "http://api.example", false),
         ] {
             let target = Target::parse(url).unwrap();
-            assert_eq!((target.origin(), target.is_confidential()), (origin, confidential), "{url}");
+            assert_eq!((target.origin(), target.is_loopback()), (origin, loopback), "{url}");
+            assert_eq!(target.is_https(), url.starts_with("https"));
         }
     }
 
@@ -286,7 +293,10 @@ mod tests {
                 assert_eq!(jose::PublicKey::from_jwk(jwk).as_ref(), Ok(key.public()), "public members only");
                 let said: Value = jws.claims().unwrap();
                 assert_eq!(said.as_object().unwrap().keys().collect::<Vec<_>>(), claims);
-                assert_eq!((&said["htm"], &said["htu"]), (&json!("POST"), &json!("https://api.example/orders")));
+                assert_eq!(
+                    (&said["htm"], &said["htu"]),
+                    (&json!("POST"), &json!("https://api.example/orders"))
+                );
                 assert_eq!(said["iat"], 1_700_000_000);
                 let jti = said["jti"].as_str().unwrap();
                 assert_eq!((jti.len(), Fingerprint::of(jti.as_bytes())), (22, proof.jti));

@@ -1,7 +1,7 @@
 //! Bytes that must not be seen: wiped when dropped, without `Display`, without a telling `Debug`, and with
 //! one loud way in. In goes whatever must stay hidden; out comes a [`Fingerprint`], which may be logged.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use ring::digest;
 use zeroize::Zeroizing;
@@ -57,6 +57,18 @@ impl Fingerprint {
         let mut short = [0; 16];
         short.copy_from_slice(&digest::digest(&digest::SHA256, bytes).as_ref()[..16]);
         Self(short)
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = ();
+
+    /// Reads what [`fmt::Display`] writes.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let digits: Option<Vec<u8>> =
+            text.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
+        let digits = <[u8; 32]>::try_from(digits.ok_or(())?).map_err(|_| ())?;
+        Ok(Self(std::array::from_fn(|at| digits[2 * at] << 4 | digits[2 * at + 1])))
     }
 }
 
@@ -117,6 +129,10 @@ mod tests {
     fn a_fingerprint_is_the_head_of_a_sha256() {
         // FIPS 180-2, the SHA-256 of "abc".
         assert_eq!(Fingerprint::of(b"abc").to_string(), "ba7816bf8f01cfea414140de5dae2223");
+        assert_eq!("ba7816bf8f01cfea414140de5dae2223".parse(), Ok(Fingerprint::of(b"abc")));
+        for bad in ["", "ba", "ba7816bf8f01cfea414140de5dae222g", "ba7816bf8f01cfea414140de5dae2223ff"] {
+            assert_eq!(bad.parse::<Fingerprint>(), Err(()), "{bad}");
+        }
     }
 
     #[test]

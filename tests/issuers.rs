@@ -296,6 +296,7 @@ issuer = "second"
 client_id = "shop"
 resource = "{RESOURCE}"
 scope = ["stock:read"]
+binding = "bearer"
 exception = {{ owner = "shop@example.com", reason = "a test", until = "{until:.0}" }}
 "#
     ))

@@ -251,6 +251,7 @@ issuer = "dev"
 client_id = "{name}"
 resource = "https://orders.example"
 scope = ["orders:read"]
+binding = "bearer"
 exception = {{ owner = "shop@example.com", reason = "a benchmark", until = "{until:.0}" }}
 "#
         ));

@@ -6,7 +6,9 @@ use std::{io::Write as _, sync::Arc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::record::{CredentialPart, Entry, Event, IssuerPart, PeerPart, PolicyPart, WorkloadPart};
+use super::record::{
+    CredentialPart, Entry, Event, IssuerPart, PeerPart, PolicyPart, TargetPart, WorkloadPart,
+};
 
 /// What is to be recorded about one exchange, spelled out.
 #[derive(Clone, Debug)]
@@ -31,6 +33,7 @@ impl From<Entry> for Line {
             peer: &entry.peer,
             socket: &entry.socket,
             credential: &entry.credential,
+            target: &entry.target,
             policy: &entry.policy,
             issuer_response: &entry.issuer_response,
             detail: &entry.detail,
@@ -77,6 +80,7 @@ struct Facts<'a> {
     peer: &'a Option<PeerPart>,
     socket: &'a Option<String>,
     credential: &'a Option<CredentialPart>,
+    target: &'a Option<TargetPart>,
     policy: &'a Option<PolicyPart>,
     issuer_response: &'a Option<IssuerPart>,
     detail: &'a Option<String>,

@@ -18,7 +18,7 @@ pub use ledger::{Health, Ledger, Receipt, Scribe, open};
 pub use line::{Line, Told};
 pub use record::{
     Agent, CredentialPart, Entry, Event, EventType, ExePart, Host, IssuerPart, Outcome, PeerPart, PolicyPart,
-    Record, UnitPart, WorkloadPart,
+    Record, TargetPart, UnitPart, WorkloadPart,
 };
 pub use verify::{Fault, Report, VerifyError, read, verify};
 

@@ -72,6 +72,9 @@ pub struct Entry {
     pub socket: Option<String>,
     /// What.
     pub credential: Option<CredentialPart>,
+    /// The request that a proof was wanted for.
+    #[serde(default)]
+    pub target: Option<TargetPart>,
     /// Under which decision.
     pub policy: Option<PolicyPart>,
     /// What the issuer said.
@@ -91,6 +94,7 @@ impl Entry {
             peer: None,
             socket: None,
             credential: None,
+            target: None,
             policy: None,
             issuer_response: None,
             detail: None,
@@ -126,6 +130,10 @@ impl Entry {
         }
         if let Some(credential) = &mut self.credential {
             cap(&mut credential.name);
+        }
+        if let Some(target) = &mut self.target {
+            target.htm.truncate(32);
+            target.origin.truncate(MAX_TEXT);
         }
         if let Some(policy) = &mut self.policy {
             policy.missing.truncate(32);
@@ -180,6 +188,8 @@ pub enum EventType {
     LedgerGap,
     /// A torn end was cut off at start.
     LedgerRepaired,
+    /// A proof of possession was made, or refused.
+    ProofMint,
     /// A call broke the rules of the API.
     Protocol,
 }
@@ -286,6 +296,9 @@ pub struct CredentialPart {
     pub not_after: Option<String>,
     /// What binds it.
     pub binding: Option<String>,
+    /// The thumbprint of the key that does.
+    #[serde(default)]
+    pub thumbprint: Option<String>,
     /// The first 16 bytes of its SHA-256.
     pub token_hash: Option<String>,
     /// The same of its `jti`.
@@ -294,6 +307,17 @@ pub struct CredentialPart {
     pub kid: Option<String>,
     /// From the issuer, or from the shelf.
     pub source: Option<String>,
+}
+
+/// The request that a proof was wanted for.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct TargetPart {
+    /// Its method.
+    pub htm: String,
+    /// Where it goes; the path may be nobody's business but the API's.
+    pub origin: String,
+    /// The first 16 bytes of the SHA-256 of the proof's `jti`, if one was made.
+    pub jti_hash: Option<String>,
 }
 
 /// Under which decision.
@@ -327,6 +351,9 @@ pub struct IssuerPart {
     /// The life that it gave, where policy cut it (CLK-04).
     #[serde(default)]
     pub cut_life_from_s: Option<u64>,
+    /// Whether it took only the key before (KEY-06).
+    #[serde(default)]
+    pub key_fallback: bool,
 }
 
 impl Record {
@@ -386,6 +413,9 @@ impl Record {
                 )
             }),
         );
+        if let Some(target) = &entry.target {
+            line("proof for", format!("{} {}", target.htm, target.origin));
+        }
         line(
             "decision",
             entry.policy.as_ref().map_or_else(none, |policy| {

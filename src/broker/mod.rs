@@ -23,9 +23,11 @@ pub use shelf::{Failure, Fetched, Health, Live, Source};
 use crate::{
     clock::{Boot, Clock, Dice, fraction},
     credential::Credential,
-    issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope},
+    issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope, Signers},
     keys::{Keyring, Purpose},
     policy::{CredentialRule, Grant},
+    proof::Target,
+    secret::Fingerprint,
 };
 
 /// A sleep is never longer: after a suspend the time since boot has jumped, and only a look at it tells.
@@ -48,15 +50,13 @@ impl Books {
     /// The order that `identity` places for a credential.
     ///
     /// # Errors
-    /// [`Failure::Issue`] if the issuer or the key is not there.
+    /// [`Failure::Issue`] if the issuer is not there.
     pub fn order_for(
         &self,
         identity: &Arc<str>,
         rule: &CredentialRule,
         scope: Scope,
     ) -> Result<Order, Failure> {
-        let signer =
-            self.keys.signer(identity, Purpose::ClientAuth).ok_or_else(|| missing(identity, "key"))?;
         if !self.issuers.contains_key(&rule.issuer) {
             return Err(missing(identity, "issuer"));
         }
@@ -70,8 +70,16 @@ impl Books {
             require_aud: rule.require_aud,
             max_ttl: rule.max_ttl,
             binding: rule.binding,
-            signer,
         })
+    }
+
+    /// The issuer that `order` is for, and the keys to place it with.
+    fn placed(&self, order: &Order) -> Result<(Arc<dyn Issuer>, Signers), IssueError> {
+        let issuer = self.issuers.get(&order.issuer).ok_or_else(|| absent(&order.identity, "issuer"))?;
+        let key = |purpose| self.keys.signer(&order.identity, purpose);
+        let client = key(Purpose::ClientAuth).ok_or_else(|| absent(&order.identity, "key"))?;
+        let dpop = key(Purpose::Dpop(Arc::clone(&order.issuer)));
+        Ok((Arc::clone(issuer), Signers { client, before: None, dpop }))
     }
 }
 
@@ -208,13 +216,32 @@ impl Broker {
         let order = books.order(grant)?;
         let Some(live) = self.shared.live.load().get(&order).cloned() else { return Ok(false) };
         self.sender.send(Request::Release(order.clone())).map_err(|_| Failure::Closed)?;
-        let Some(issuer) = books.issuers.get(&order.issuer) else {
-            return Err(missing(&order.identity, "issuer"));
-        };
         let failed =
             |error| Failure::Issue { error, retry_after: None, attempts: 1, facts: IssueFacts::default() };
-        issuer.revoke(&order, &live.credential).await.map_err(failed)?;
+        let (issuer, signers) = books.placed(&order).map_err(failed)?;
+        issuer.revoke(&order, &signers, &live.credential).await.map_err(failed)?;
         Ok(true)
+    }
+
+    /// The credential of `grant` that a caller holds, by its fingerprint and whatever its scope: one on the shelf, or the one
+    /// before it, until it ends. Proofs are made for these only (DPOP-18).
+    pub fn held(&self, grant: &Grant, fingerprint: Fingerprint) -> Option<Arc<Credential>> {
+        let now = self.shared.clock.boot();
+        let fits = |held: &&Arc<Credential>| held.fingerprint == fingerprint && now < held.window.until;
+        let live = self.shared.live.load();
+        let theirs = live.iter().filter(|(order, _)| {
+            order.identity == *grant.identity() && order.credential == grant.rule().name
+        });
+        theirs
+            .flat_map(|(_, live)| [Some(&live.credential), live.before.as_ref()])
+            .flatten()
+            .find(fits)
+            .cloned()
+    }
+
+    /// Whether `target` is an endpoint of any issuer in the settings (DPOP-20).
+    pub fn is_issuers(&self, target: &Target) -> bool {
+        self.shared.books.load().issuers.values().any(|issuer| issuer.owns(target))
     }
 
     /// From now on, these issuers and keys. What `keep` does not name is taken off the shelf.
@@ -389,11 +416,12 @@ impl Keeper {
     }
 
     fn fetch(&mut self, order: Order) {
-        let issuer = self.shared.books.load().issuers.get(&order.issuer).cloned();
+        // The keys of this moment: whichever come next, an order is placed with those that are right now.
+        let placed = self.shared.books.load().placed(&order);
         self.fetches.spawn(async move {
-            let issued = match issuer {
-                Some(issuer) => issuer.issue(&order).await,
-                None => Issued { result: Err(no_issuer()), facts: IssueFacts::default() },
+            let issued = match placed {
+                Ok((issuer, signers)) => issuer.issue(&order, &signers).await,
+                Err(error) => Issued { result: Err(error), facts: IssueFacts::default() },
             };
             (order, issued)
         });
@@ -415,19 +443,16 @@ impl Keeper {
     }
 }
 
-fn no_issuer() -> IssueError {
-    IssueError::Misconfigured {
-        reason: Reason::IssuerConfig,
-        detail: "its issuer is not in the settings".into(),
-    }
+fn missing(identity: &str, what: &str) -> Failure {
+    let error = absent(identity, what);
+    Failure::Issue { error, retry_after: None, attempts: 0, facts: IssueFacts::default() }
 }
 
-fn missing(identity: &str, what: &str) -> Failure {
-    let error = IssueError::Misconfigured {
+fn absent(identity: &str, what: &str) -> IssueError {
+    IssueError::Misconfigured {
         reason: Reason::IssuerConfig,
         detail: format!("the {what} of identity {identity} is not there: reload the settings"),
-    };
-    Failure::Issue { error, retry_after: None, attempts: 0, facts: IssueFacts::default() }
+    }
 }
 
 #[cfg(test)]

@@ -71,6 +71,8 @@ pub struct Live {
     pub refresh_at: Boot,
     /// Until when it is handed out.
     pub serve_until: Boot,
+    /// The one that it replaced, which callers may still hold.
+    pub before: Option<Arc<Credential>>,
     /// Whether it was handed out from the shelf since it came.
     pub asked: std::sync::atomic::AtomicBool,
 }
@@ -296,6 +298,7 @@ impl Shelf {
                     refresh_at: refresh_at(&window, chance.0),
                     serve_until: window.until - margin(window.life()),
                     credential: Arc::new(credential),
+                    before: slot.live.as_ref().map(|live| Arc::clone(&live.credential)),
                     asked: (!slot.waiters.is_empty()).into(),
                 });
                 for waiter in slot.waiters.drain(..) {
@@ -353,6 +356,7 @@ impl Shelf {
                         credential: Arc::clone(&live.credential),
                         refresh_at: later,
                         serve_until: live.serve_until,
+                        before: live.before.clone(),
                         asked: live.asked.load(std::sync::atomic::Ordering::Relaxed).into(),
                     });
                     actions.push(Action::Publish(order, Some(Arc::clone(live))));

@@ -9,10 +9,10 @@ use tokio::time::{Instant, timeout};
 use super::*;
 use crate::{
     clock::SeededDice,
-    credential::{Binding, Window},
+    credential::{Binding, Bound, Window},
     issuer::Pending,
-    jose::{Algorithm, Signer},
-    keys::Key,
+    jose::Algorithm,
+    keys::{Custody, KeySettings},
 };
 
 /// Time since boot that is tokio's paused time. The wall goes where it is pushed.
@@ -79,7 +79,7 @@ impl FakeIssuer {
 }
 
 impl Issuer for FakeIssuer {
-    fn issue<'a>(&'a self, _: &'a Order) -> Pending<'a, Issued> {
+    fn issue<'a>(&'a self, _: &'a Order, _: &'a Signers) -> Pending<'a, Issued> {
         self.diary.lock().unwrap().push(self.clock.seconds());
         Box::pin(async {
             sleep(self.latency).await;
@@ -95,7 +95,7 @@ impl Issuer for FakeIssuer {
                         fingerprint: token.fingerprint(),
                         token,
                         window: Window::opening(self.clock.boot(), self.clock.wall(), self.life),
-                        binding: Binding::Bearer,
+                        bound: Bound::Bearer,
                         scope: vec![],
                         audience: None,
                         jti: None,
@@ -106,9 +106,18 @@ impl Issuer for FakeIssuer {
         })
     }
 
-    fn revoke<'a>(&'a self, _: &'a Order, _: &'a Credential) -> Pending<'a, Result<(), IssueError>> {
+    fn revoke<'a>(
+        &'a self,
+        _: &'a Order,
+        _: &'a Signers,
+        _: &'a Credential,
+    ) -> Pending<'a, Result<(), IssueError>> {
         self.revoked.fetch_add(1, Ordering::Relaxed);
         Box::pin(async { Ok(()) })
+    }
+
+    fn owns(&self, _: &Target) -> bool {
+        false
     }
 }
 
@@ -124,9 +133,13 @@ fn refused() -> IssueError {
     IssueError::Refused { reason: Reason::ScopeDenied, detail: "no".into() }
 }
 
+fn keys() -> Keyring {
+    let settings =
+        KeySettings { custody: Custody::Memory, algorithm: Algorithm::EdDsa, dpop: ["corp".into()].into() };
+    Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default()).unwrap()
+}
+
 fn order(issuer: &str, credential: &str) -> Order {
-    static KEY: std::sync::OnceLock<Arc<dyn Signer>> = std::sync::OnceLock::new();
-    let signer = KEY.get_or_init(|| Arc::new(Key::generate(Algorithm::EdDsa).unwrap()));
     Order {
         identity: "payments".into(),
         credential: credential.into(),
@@ -137,7 +150,6 @@ fn order(issuer: &str, credential: &str) -> Order {
         require_aud: false,
         max_ttl: Duration::from_secs(3600),
         binding: Binding::Bearer,
-        signer: Arc::clone(signer),
     }
 }
 
@@ -156,7 +168,7 @@ fn house() -> House {
         ("corp".into(), Arc::clone(&corp) as Arc<dyn Issuer>),
         ("other".into(), Arc::clone(&other) as _),
     ]);
-    let books = Books { issuers, keys: Keyring::default() };
+    let books = Books { issuers, keys: keys() };
     let (broker, keeper) = new(books, Arc::clone(&clock) as _, SeededDice::from_seed(3));
     House { clock, corp, other, broker, keeper: tokio::spawn(keeper.run()) }
 }
@@ -274,7 +286,7 @@ async fn one_issuers_silence_never_delays_anothers_callers() {
     let quick = FakeIssuer::new(&clock, 300);
     let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> =
         HashMap::from([("corp".into(), silent as Arc<dyn Issuer>), ("other".into(), quick as _)]);
-    let books = Books { issuers, keys: Keyring::default() };
+    let books = Books { issuers, keys: keys() };
     let (broker, keeper) = new(books, clock, SeededDice::from_seed(3));
     tokio::spawn(keeper.run());
     let hung = broker.clone();
@@ -372,7 +384,7 @@ async fn what_the_settings_dropped_is_forgotten() {
     house.get("a").await.unwrap();
     house.get("b").await.unwrap();
     let mut listening = house.broker.watch_order(order("corp", "b")).await.unwrap();
-    let books = Books { issuers: house.broker.shared.books.load().issuers.clone(), keys: Keyring::default() };
+    let books = Books { issuers: house.broker.shared.books.load().issuers.clone(), keys: keys() };
     house.broker.replace(books, HashSet::from([order("corp", "a")]));
     listening.changed().await.unwrap_err();
     assert_eq!(house.broker.live_count(), 1);

@@ -1,4 +1,4 @@
-//! `keybearer get`, `watch`, `whoami`: a workload's calls, from a shell. The agent attests this very process, so a shell
+//! `keybearer get`, `prove`, `watch`, `whoami`: a workload's calls, from a shell. The agent attests this very process, so a shell
 //! gets what an identity that matches this program gets.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Exit, WorkloadSocket, paint, print_json};
 use crate::{
     client::Agent,
-    proto::v1::{Credential, credential::Kind},
+    proto::v1::{AccessToken, Credential, credential::Kind},
 };
 
 /// What to ask for and how to print it.
@@ -40,6 +40,24 @@ pub(super) struct Get {
 }
 
 #[derive(Args, Debug)]
+pub(super) struct Prove {
+    /// The credential's name within the identity.
+    name: String,
+    /// The method of the request, as it will be sent.
+    method: String,
+    /// The URL of the request.
+    url: String,
+    /// The DPoP-Nonce of the API's last answer, if there was one.
+    #[arg(long)]
+    nonce: Option<String>,
+    /// Less scope than policy grants; may be repeated.
+    #[arg(long, value_name = "SCOPE")]
+    scope: Vec<String>,
+    #[command(flatten)]
+    socket: WorkloadSocket,
+}
+
+#[derive(Args, Debug)]
 pub(super) struct Watch {
     #[command(flatten)]
     wanted: Wanted,
@@ -64,6 +82,16 @@ impl Get {
     }
 }
 
+impl Prove {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        let mut agent = Agent::connect(&self.socket.socket).await?;
+        let credential = agent.get(&self.name, &self.scope).await?;
+        let proof = agent.prove(&credential, &self.method, &self.url, self.nonce.as_deref()).await?;
+        let token = access_token(&credential)?;
+        paint::line(&format!("Authorization: {} {}\nDPoP: {proof}", token.token_type, token.token))
+    }
+}
+
 impl Watch {
     pub(super) async fn run(self) -> Result<(), Exit> {
         let wanted = &self.wanted;
@@ -80,12 +108,7 @@ impl Watch {
 
 impl Wanted {
     fn print(&self, credential: &Credential) -> Result<(), Exit> {
-        let Some(Kind::AccessToken(token)) = &credential.kind else {
-            return Err(Exit::new(
-                Exit::SOFTWARE,
-                "this version of the command does not know that kind of credential",
-            ));
-        };
+        let token = access_token(credential)?;
         if self.json {
             let mut shown = about(credential);
             shown["access_token"] = json!(token.token);
@@ -97,6 +120,16 @@ impl Wanted {
             return paint::line(&format!("Authorization: {} {}", token.token_type, token.token));
         }
         paint::line(&token.token)
+    }
+}
+
+fn access_token(credential: &Credential) -> Result<&AccessToken, Exit> {
+    match &credential.kind {
+        Some(Kind::AccessToken(token)) => Ok(token),
+        None => {
+            let unknown = "this version of the command does not know that kind of credential";
+            Err(Exit::new(Exit::SOFTWARE, unknown))
+        }
     }
 }
 

@@ -90,7 +90,8 @@ impl Dev {
         let settings = stage.write_settings(handle.url(), &**clock)?;
         let origin = Origin { path: stage.file("agent.toml"), environment: environment() };
         let daemon = Daemon::build(settings, origin, Arc::clone(clock), Arc::clone(dice)).map_err(unbuilt)?;
-        let keys = daemon.keys().iter().map(|(_, _, key)| (key.public().clone(), key.algorithm())).collect();
+        let keys =
+            daemon.keys().to_register().map(|(_, key)| (key.public().clone(), key.algorithm())).collect();
         let client = Client {
             client_id: "demo-shop".into(),
             keys,

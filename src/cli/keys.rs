@@ -8,7 +8,7 @@ use crate::{
     clock::SystemClock,
     config::load,
     jose::Signer,
-    keys::{Custody, Keyring},
+    keys::{Custody, Keyring, Purpose},
 };
 
 #[derive(Args, Debug)]
@@ -51,9 +51,8 @@ impl Keys {
             KeysCommand::Export { file, identity, format } => {
                 let ring = open(&file)?;
                 let keys: Vec<(&str, &dyn Signer)> = ring
-                    .iter()
-                    .filter(|(name, ..)| identity.as_deref().is_none_or(|wanted| wanted == *name))
-                    .map(|(name, _, key)| (name, key))
+                    .to_register()
+                    .filter(|(name, _)| identity.as_deref().is_none_or(|wanted| wanted == *name))
                     .collect();
                 if keys.is_empty() {
                     return Err(Exit::new(Exit::DATA, "no identity of that name has a key in a file"));
@@ -73,9 +72,10 @@ impl Keys {
             KeysCommand::List { file } => {
                 let ring = open(&file)?;
                 let rows: Vec<Vec<String>> = ring
-                    .iter()
-                    .map(|(name, purpose, key)| {
-                        vec![name.into(), purpose.to_string(), key.algorithm().to_string(), key.kid().into()]
+                    .to_register()
+                    .map(|(name, key)| {
+                        let purpose = Purpose::ClientAuth.to_string();
+                        vec![name.into(), purpose, key.algorithm().to_string(), key.kid().into()]
                     })
                     .collect();
                 paint::line(paint::table(&rows).trim_end())

@@ -59,6 +59,8 @@ enum Command {
     Reload(OperatorSocket),
     /// How the agent, its issuers, its shelf and its ledger are.
     Status(operator::StatusCommand),
+    /// Print the two headers of one request with a bound credential: the credential, and a proof that is good once.
+    Prove(credential::Prove),
     /// Get a credential now and again at every rotation.
     Watch(credential::Watch),
     /// Who this program is to the agent, and what it may have.
@@ -196,6 +198,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Man(command) => command.run(Cli::command()),
         Command::Reload(socket) => on_runtime(operator::reload(socket.socket)),
         Command::Status(command) => on_runtime(command.run()),
+        Command::Prove(command) => on_runtime(command.run()),
         Command::Watch(command) => on_runtime(command.run()),
         Command::Whoami(command) => on_runtime(command.run()),
     }

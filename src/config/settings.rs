@@ -22,7 +22,8 @@ use crate::{
     issuer::oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
     jose::Algorithm,
     keys::{Custody, KeySettings},
-    policy::{Assurance, CredentialRule, Exception, Identity, Named, Policy, Selectors},
+    policy::{Assurance, CredentialRule, Exception, Identity, Named, Policy, Proofs, Selectors},
+    proof::Target,
     wire::ListenSettings,
 };
 
@@ -323,13 +324,16 @@ fn identities(
         }
         let assurance = reader.word("assurance", Assurance::Standard, &words);
         let selectors = reader.table_or_tables("match").into_iter().map(selectors).collect();
-        keys.insert(Arc::clone(&name), key(&mut reader, &name, state));
-        let credentials = reader
+        let mut settings = key(&mut reader, &name, state);
+        let credentials: BTreeMap<_, _> = reader
             .named_tables("credentials")
             .into_iter()
             .map(|(name, reader)| credential(reader, name, assurance, issuers))
             .map(|rule| (Arc::clone(&rule.name), Arc::new(rule)))
             .collect();
+        let bound = credentials.values().filter(|rule| rule.binding == Binding::Dpop);
+        settings.dpop = bound.map(|rule| Arc::clone(&rule.issuer)).collect();
+        keys.insert(Arc::clone(&name), settings);
         reader.finish();
         identities.push(Identity { name, owner, assurance, selectors, credentials });
     }
@@ -385,7 +389,8 @@ fn selectors(mut reader: Reader<'_>) -> Selectors {
 fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeySettings {
     let default = state.join("keys").join(format!("{identity}.client-auth.pem"));
     let Some(mut reader) = reader.table("key") else {
-        return KeySettings { custody: Custody::File { path: default }, algorithm: Algorithm::Es256 };
+        let custody = Custody::File { path: default };
+        return KeySettings { custody, algorithm: Algorithm::Es256, dpop: BTreeSet::new() };
     };
     let algorithms = [
         ("ES256", Algorithm::Es256),
@@ -402,7 +407,7 @@ fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeyS
     }
     reader.finish();
     let custody = if in_memory { Custody::Memory } else { Custody::File { path: path.unwrap_or(default) } };
-    KeySettings { custody, algorithm }
+    KeySettings { custody, algorithm, dpop: BTreeSet::new() }
 }
 
 fn credential(
@@ -417,15 +422,15 @@ fn credential(
     }
     let client_id = reader.required("client_id", "client_id = \"payments\"").unwrap_or_default().into();
     reader.word("client_auth", (), &[("private_key_jwt", ())]);
-    if let Some("dpop" | "mtls") = reader.string("binding").as_deref() {
-        reader.wrong("binding", "this version issues \"bearer\" only, under a dated exception (BCP-01)");
-    } else {
-        reader.word("binding", Binding::Bearer, &[("bearer", Binding::Bearer)]);
-    }
+    // Bound unless somebody says otherwise (BCP-01).
+    let binding =
+        reader.word("binding", Binding::Dpop, &[("dpop", Binding::Dpop), ("bearer", Binding::Bearer)]);
     let mut scope: Vec<Arc<str>> = reader.strings("scope").into_iter().map(Arc::from).collect();
     scope.sort();
     scope.dedup();
     let resource: Option<Arc<str>> = reader.string("resource").map(Arc::from);
+    let dev = matches!(issuers.get(&issuer), Some(IssuerSettings::OAuth(oauth)) if oauth.dev);
+    let proofs = proofs(&mut reader, resource.as_deref(), binding, dev);
     let rule = CredentialRule {
         name: name.into(),
         issuer,
@@ -433,7 +438,8 @@ fn credential(
         require_aud: reader.boolean("require_aud", resource.is_some()),
         resource,
         scope: scope.into(),
-        binding: Binding::Bearer,
+        binding,
+        proofs,
         max_ttl: reader.duration("max_ttl", assurance.max_ttl()),
         exception: reader.table("exception").and_then(exception),
     };
@@ -442,6 +448,26 @@ fn credential(
     }
     reader.finish();
     rule
+}
+
+/// Where proofs may go: by default to the API that the credential is for.
+fn proofs(reader: &mut Reader<'_>, resource: Option<&str>, binding: Binding, dev: bool) -> Proofs {
+    for key in ["origins", "methods"] {
+        if binding != Binding::Dpop && reader.has(key) {
+            reader.wrong(key, "it is only used with binding = \"dpop\"");
+        }
+    }
+    let mut proofs = Proofs { plain: dev, ..Proofs::default() };
+    if reader.has("methods") {
+        proofs.methods = reader.strings("methods").into_iter().collect();
+    }
+    let home = resource.and_then(|resource| Target::parse(resource).ok());
+    proofs.origins = if reader.has("origins") {
+        reader.strings("origins").into_iter().collect()
+    } else {
+        home.map(|home| home.origin().to_owned()).into_iter().collect()
+    };
+    proofs
 }
 
 fn exception(mut reader: Reader<'_>) -> Option<Exception> {

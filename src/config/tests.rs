@@ -1,9 +1,16 @@
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
 
 use super::*;
 use crate::{
     audit::{OnFailure, Sync},
-    keys::Custody,
+    credential::Binding,
+    keys::{Custody, KeySettings},
+    policy::Proofs,
 };
 
 const NOW: &str = "2026-11-01T00:00:00Z";
@@ -25,6 +32,7 @@ issuer = "corp"
 client_id = "payments"
 resource = "https://ledger.example.com"
 scope = ["ledger:write"]
+binding = "bearer"
 exception = { owner = "payments@example.com", reason = "not bound yet", until = "2026-12-31" }
 "#;
 
@@ -68,7 +76,15 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     assert_eq!(example.audit.checkpoint_every, plain.audit.checkpoint_every);
     assert_eq!(example.log, plain.log);
     assert_eq!(example.drain, plain.drain);
-    assert_eq!(example.keys, plain.keys);
+    let key =
+        |settings: &Settings| KeySettings { dpop: BTreeSet::new(), ..settings.keys["payments"].clone() };
+    assert_eq!(key(&example), key(&plain));
+    let identity = example.policy.identities().next().unwrap();
+    let (bound, bearer) = (&identity.credentials["ledger"], &identity.credentials["archive"]);
+    assert_eq!((bound.binding, bearer.binding), (Binding::Dpop, Binding::Bearer));
+    let home = ["https://ledger.example.com".to_owned()].into();
+    assert_eq!(bound.proofs, Proofs { origins: home, ..Proofs::default() });
+    assert_eq!(example.keys["payments"].dpop, BTreeSet::from(["corp".into()]));
     let oauth = |settings: &Settings| {
         let IssuerSettings::OAuth(oauth) = settings.issuers["corp"].clone();
         oauth
@@ -112,6 +128,7 @@ issuer = "corpp"
 client_id = "payments"
 client_secret = "hunter2"
 scope = "ledger:write"
+binding = "bearer"
 "#,
     );
     let expected = [

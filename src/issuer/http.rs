@@ -61,6 +61,8 @@ pub struct Request {
     pub url: String,
     /// The form, encoded: it holds an assertion, so it is wiped after sending.
     pub form: Option<Secret>,
+    /// The proof that goes with it, as the `DPoP` header has it (RFC 9449).
+    pub proof: Option<Secret>,
 }
 
 /// A whole answer that is not a redirect.
@@ -145,10 +147,15 @@ impl Http {
         if !allowed {
             return Err(HttpError::Plain);
         }
-        let builder = http::Request::builder()
+        let mut builder = http::Request::builder()
             .uri(target)
             .header(header::ACCEPT, "application/json")
             .header(header::USER_AGENT, &self.user_agent);
+        if let Some(proof) = &request.proof {
+            let mut proof = HeaderValue::from_bytes(proof.expose()).map_err(|_| HttpError::Protocol)?;
+            proof.set_sensitive(true);
+            builder = builder.header("DPoP", proof);
+        }
         let built = match request.form {
             None => builder.method(Method::GET).body(Full::default()),
             Some(form) => builder
@@ -375,11 +382,11 @@ mod tests {
     }
 
     fn get(url: &str) -> Request {
-        Request { url: url.into(), form: None }
+        Request { url: url.into(), form: None, proof: None }
     }
 
     fn post(url: &str) -> Request {
-        Request { url: url.into(), form: Some(Secret::new("a=b")) }
+        Request { url: url.into(), form: Some(Secret::new("a=b")), proof: None }
     }
 
     #[tokio::test]

@@ -14,13 +14,14 @@ use std::{fmt, future::Future, hash, pin::Pin, sync::Arc, time::Duration};
 use crate::{
     credential::{Binding, Credential},
     jose::Signer,
+    proof::Target,
 };
 
 /// Words of a scope, sorted, without duplicates. Shared, because one rule serves many orders.
 pub type Scope = Arc<[Arc<str>]>;
 
-/// What we ask an issuer for, and with which key. Two orders are equal if the same credential would do for
-/// both (CLK-08): the shelf is keyed by them.
+/// What we ask an issuer for. Two orders are equal if the same credential would do for both (CLK-08): the shelf is keyed
+/// by them. With which keys it is placed is no part of it: a key that rotates changes no credential that lives.
 #[derive(Clone, Debug)]
 pub struct Order {
     /// The identity it is for.
@@ -41,12 +42,20 @@ pub struct Order {
     pub max_ttl: Duration,
     /// What must bind it.
     pub binding: Binding,
-    /// The key that proves who asks.
-    pub signer: Arc<dyn Signer>,
 }
 
-type Key<'a> =
-    (&'a str, &'a str, &'a str, &'a str, Option<&'a str>, &'a [Arc<str>], bool, Duration, Binding, &'a str);
+/// The keys that an order is placed with, as they are at that moment.
+#[derive(Clone, Debug)]
+pub struct Signers {
+    /// Proves who asks.
+    pub client: Arc<dyn Signer>,
+    /// The one that did before, while the issuer may not know the new one yet (KEY-06).
+    pub before: Option<Arc<dyn Signer>>,
+    /// Binds what comes, if the order wants it bound by DPoP (DPOP-14).
+    pub dpop: Option<Arc<dyn Signer>>,
+}
+
+type Key<'a> = (&'a str, &'a str, &'a str, &'a str, Option<&'a str>, &'a [Arc<str>], bool, Duration, Binding);
 
 impl Order {
     fn key(&self) -> Key<'_> {
@@ -60,7 +69,6 @@ impl Order {
             self.require_aud,
             self.max_ttl,
             self.binding,
-            self.signer.kid(),
         )
     }
 }
@@ -85,14 +93,19 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Whoever mints credentials.
 pub trait Issuer: fmt::Debug + Send + Sync {
     /// Asks once. The answer has been doubted: a credential that comes out fits the order.
-    fn issue<'a>(&'a self, order: &'a Order) -> Pending<'a, Issued>;
+    fn issue<'a>(&'a self, order: &'a Order, signers: &'a Signers) -> Pending<'a, Issued>;
 
     /// Gives a credential back, so that it dies before its time (RFC 7009).
     fn revoke<'a>(
         &'a self,
         order: &'a Order,
+        signers: &'a Signers,
         credential: &'a Credential,
     ) -> Pending<'a, Result<(), IssueError>>;
+
+    /// Whether `target` is one of its own endpoints, as far as it has told them. No workload gets a proof for one: it could
+    /// ask for tokens with the agent's key (DPOP-20).
+    fn owns(&self, target: &Target) -> bool;
 }
 
 /// What one asking came to, and what the ledger should know about it either way.
@@ -117,6 +130,8 @@ pub struct IssueFacts {
     pub date_skew_ms: Option<i64>,
     /// The life it gave, where policy allows less and it was cut (CLK-04).
     pub cut_life_from: Option<Duration>,
+    /// Whether it took the key before, and not yet the one that signs now (KEY-06).
+    pub key_fallback: bool,
 }
 
 /// Why there is no credential, sorted by what to do next.

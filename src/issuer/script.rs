@@ -34,6 +34,14 @@ impl Answer {
         Self::Full { status, headers, body: body.to_string() }
     }
 
+    /// The same with one more header, though there is one of that name already.
+    pub(super) fn and(mut self, name: &'static str, value: &str) -> Self {
+        if let Self::Full { headers, .. } = &mut self {
+            headers.push((name, value.to_owned()));
+        }
+        self
+    }
+
     /// The same with one more header, or one of its own replaced.
     pub(super) fn with(mut self, name: &'static str, value: &str) -> Self {
         if let Self::Full { headers, .. } = &mut self {

@@ -17,6 +17,9 @@ const KEPT: usize = 5;
 /// `Date` counts whole seconds and travels for a while: less than this is no skew at all.
 const NOISE: SignedDuration = SignedDuration::from_secs(2);
 
+/// More than this is more than a server need forgive a proof.
+const TELLING: SignedDuration = SignedDuration::from_secs(5);
+
 /// More than this is not drift but a broken clock (CLK-03).
 const LIMIT: SignedDuration = SignedDuration::from_secs(300);
 
@@ -42,6 +45,11 @@ impl Estimate {
             Self::Unknown | Self::Untrusted(_) => SignedDuration::ZERO,
             Self::Within(offset) => offset,
         }
+    }
+
+    /// Whether it explains why a proof was refused that was dated by our own clock (DPOP-13).
+    pub fn is_telling(self) -> bool {
+        self.correction().abs() > TELLING
     }
 
     /// The offset in milliseconds, believed or not.

@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::{Journey, Request, Rules, Session, session::Release};
+use super::{Journey, Proving, Request, Rules, Session, session::Release};
 use crate::{
     attest::{AttestError, Evidence, Manager, Missing, Peer, Workload},
     audit::{
-        CredentialPart, Entry, EventType, ExePart, IssuerPart, Line, Outcome, PeerPart, PolicyPart, UnitPart,
-        WorkloadPart,
+        CredentialPart, Entry, EventType, ExePart, IssuerPart, Line, Outcome, PeerPart, PolicyPart,
+        TargetPart, UnitPart, WorkloadPart,
     },
     broker::{Failure, Source},
     clock::uuid_v7,
     credential::Credential,
     issuer::IssueFacts,
     policy::{Denial, Entitlement, Explanation, Grant},
+    proof::Proof,
     secret::hex,
 };
 
@@ -25,6 +26,8 @@ pub(super) struct Account<'a> {
     exchange: Uuid,
     session: &'a Session,
     request: &'a Request,
+    /// The request that a proof is wanted for, if it is a proof that is wanted.
+    proving: Option<&'a Proving>,
     rules: &'a Arc<Rules>,
 }
 
@@ -35,7 +38,18 @@ impl<'a> Account<'a> {
         request: &'a Request,
         rules: &'a Arc<Rules>,
     ) -> Self {
-        Self { exchange: uuid_v7(journey.clock.wall(), &*journey.dice), session, request, rules }
+        Self {
+            exchange: uuid_v7(journey.clock.wall(), &*journey.dice),
+            session,
+            request,
+            proving: None,
+            rules,
+        }
+    }
+
+    /// An exchange about this request to an API.
+    pub(super) fn about(self, proving: Option<&'a Proving>) -> Self {
+        Self { proving, ..self }
     }
 
     pub(super) fn unattested(self, error: &AttestError) -> Entry {
@@ -107,7 +121,8 @@ impl<'a> Account<'a> {
             what.scope_granted = Some(credential.scope.clone());
             what.ttl_s = Some(credential.window.life().as_secs());
             what.not_after = Some(format!("{:.0}", credential.window.until_wall));
-            what.binding = Some(credential.binding.as_str().into());
+            what.binding = Some(credential.binding().as_str().into());
+            what.thumbprint = credential.bound.thumbprint().map(str::to_owned);
             what.token_hash = Some(credential.fingerprint.to_string());
             what.jti_hash = credential.jti.map(|jti| jti.to_string());
             what.source = Some(if *source == Source::Cache { "cache" } else { "issuer" }.into());
@@ -116,6 +131,32 @@ impl<'a> Account<'a> {
             entry.issuer_response = Some(issuer(facts, None));
         }
         entry
+    }
+
+    /// A proof was made for a credential that the caller holds.
+    pub(super) fn proved(
+        self,
+        workload: &Workload,
+        grant: &Grant,
+        credential: &Credential,
+        proof: &Proof,
+    ) -> Entry {
+        let mut entry = self.granted(EventType::ProofMint, Outcome::Success, workload, grant);
+        if let Some(what) = &mut entry.credential {
+            what.binding = Some(credential.binding().as_str().into());
+            what.thumbprint = credential.bound.thumbprint().map(str::to_owned);
+            what.token_hash = Some(credential.fingerprint.to_string());
+        }
+        if let Some(target) = &mut entry.target {
+            target.jti_hash = Some(proof.jti.to_string());
+        }
+        entry
+    }
+
+    /// A proof was not made, though policy grants the credential.
+    pub(super) fn unproved(self, workload: &Workload, grant: &Grant, reason: &str, detail: &str) -> Entry {
+        let entry = self.granted(EventType::ProofMint, Outcome::Denied, workload, grant);
+        entry.because(reason).detail(detail)
     }
 
     pub(super) fn returned(self, workload: &Workload, grant: &Grant, revoked: bool, detail: &str) -> Entry {
@@ -156,6 +197,11 @@ impl<'a> Account<'a> {
         let mut entry = Entry::new(kind, outcome, self.exchange);
         entry.trace_id.clone_from(&self.request.trace_id);
         entry.socket = Some(self.session.socket.to_string());
+        entry.target = self.proving.map(|proving| TargetPart {
+            htm: proving.method.clone(),
+            origin: proving.target.origin().to_owned(),
+            jti_hash: None,
+        });
         entry
     }
 
@@ -267,5 +313,6 @@ fn issuer(facts: &IssueFacts, attempts: Option<u32>) -> IssuerPart {
         attempts,
         date_skew_ms: facts.date_skew_ms,
         cut_life_from_s: facts.cut_life_from.map(|life| life.as_secs()),
+        key_fallback: facts.key_fallback,
     }
 }

@@ -3,9 +3,14 @@
 //! is no other way to a credential.
 
 mod account;
+mod pace;
+mod prove;
 mod session;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use tokio::{task::spawn_blocking, time::timeout};
@@ -17,8 +22,11 @@ use crate::{
     clock::{Clock, Dice, uuid_v7},
     credential::Credential,
     policy::{Denial, Entitlement, Explanation, Grant, Policy, Reason, Wish},
+    proof::Nonces,
 };
 use account::Account;
+use pace::Pace;
+pub use prove::{Proved, Proving};
 pub use session::Session;
 
 /// How long a process may take to answer the challenge: clients do it on their own, in a fraction of a millisecond.
@@ -32,6 +40,9 @@ pub struct Journey {
     rules: ArcSwap<Rules>,
     broker: Broker,
     ledger: Ledger,
+    /// What APIs want to see in the next proof, as callers handed it back.
+    nonces: Mutex<Nonces>,
+    pace: Mutex<Pace>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
 }
@@ -95,6 +106,12 @@ impl Answer {
 pub enum Refusal {
     /// Policy said no.
     Denied(Receipt),
+    /// The credential that goes with the proof is not, or no longer, there.
+    NotHeld(Receipt),
+    /// Policy grants the credential, and no proof for this request.
+    OffLimits(Receipt, Reason),
+    /// So many proofs in so short a time are not made.
+    TooFast(Receipt, Duration),
     /// The caller is not, or no longer, who connected.
     Unattested(Receipt),
     /// Policy said yes, the issuer did not.
@@ -126,6 +143,8 @@ impl Journey {
             rules: ArcSwap::from_pointee(rules),
             broker,
             ledger,
+            nonces: Mutex::default(),
+            pace: Mutex::default(),
             clock,
             dice,
         }
@@ -166,7 +185,7 @@ impl Journey {
     pub async fn fulfil(&self, session: &Session, request: &Request) -> Result<Answer, Refusal> {
         let _call = session.enter();
         let rules = self.rules.load_full();
-        let (account, workload, grant) = self.admit(session, request, &rules).await?;
+        let (account, workload, grant) = self.admit(session, request, None, &rules).await?;
         let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
             Ok(fetched) => fetched,
             Err(failure) => return Err(self.failed(account, &workload, &grant, failure).await?),
@@ -185,14 +204,16 @@ impl Journey {
         &self,
         session: &'a Session,
         request: &'a Request,
+        proving: Option<&'a Proving>,
         rules: &'a Arc<Rules>,
     ) -> Result<(Account<'a>, Arc<Workload>, Grant), Refusal> {
-        let account = Account::open(self, session, request, rules);
+        let account = Account::open(self, session, request, rules).about(proving);
         let workload = match self.attest(session, rules).await {
             Ok(workload) => workload,
             Err(error) => return Err(self.unattested(account, &error).await?),
         };
-        match rules.policy.decide(&workload, &wish(request), self.clock.wall()) {
+        let wish = Wish { proof: proving.map(Proving::wanted), ..wish(request) };
+        match rules.policy.decide(&workload, &wish, self.clock.wall()) {
             Ok(grant) => Ok((account, workload, grant)),
             Err(denial) => Err(self.denied(account, &workload, &denial).await?),
         }
@@ -281,7 +302,7 @@ impl Journey {
     /// A [`Refusal`], on record.
     pub async fn release(&self, session: &Session, request: &Request) -> Result<(bool, Receipt), Refusal> {
         let rules = self.rules.load_full();
-        let (account, workload, grant) = self.admit(session, request, &rules).await?;
+        let (account, workload, grant) = self.admit(session, request, None, &rules).await?;
         let (revoked, detail) = match self.broker.release(&grant).await {
             Ok(true) => (true, "revoked at the issuer".to_owned()),
             Ok(false) => (false, "there was none".to_owned()),
@@ -309,7 +330,7 @@ impl Journey {
             Err(error) => return Ok(Err(error)),
         };
         let (reason, explanation) =
-            rules.policy.explain(&evidence, &Wish { credential: name, scope: &[] }, self.clock.wall());
+            rules.policy.explain(&evidence, &Wish { credential: name, ..Wish::default() }, self.clock.wall());
         // Asked only who it is: that it names no credential is no fault.
         let reason = reason.filter(|reason| !(name.is_empty() && *reason == Reason::NoCredential));
         let mut entry = self.entry(EventType::Explain, Outcome::Success);
@@ -394,7 +415,11 @@ impl Journey {
         workload: &Workload,
         denial: &Denial,
     ) -> Result<Refusal, Refusal> {
-        Ok(Refusal::Denied(self.ledger.record(account.denied(workload, denial)).await?))
+        let receipt = self.ledger.record(account.denied(workload, denial)).await?;
+        Ok(match denial.reason {
+            reason if reason.is_about_the_proof() => Refusal::OffLimits(receipt, reason),
+            _ => Refusal::Denied(receipt),
+        })
     }
 
     async fn failed(
@@ -427,7 +452,7 @@ pub struct Explained {
 }
 
 fn wish(request: &Request) -> Wish<'_> {
-    Wish { credential: &request.name, scope: &request.scope }
+    Wish { credential: &request.name, scope: &request.scope, proof: None }
 }
 
 /// The trace id of a `traceparent` (W3C Trace Context), if it is valid (AUD-08).

@@ -5,7 +5,12 @@ mod file;
 mod memory;
 mod note;
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+};
 
 pub use file::FileError;
 pub use memory::Key;
@@ -14,24 +19,20 @@ pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
 use crate::jose::{Algorithm, Signer};
 
 /// What a key is for. Each purpose has a key of its own (KEY-01).
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Purpose {
     /// Signs client assertions (private_key_jwt).
     ClientAuth,
-}
-
-impl Purpose {
-    /// As file names and listings write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ClientAuth => "client-auth",
-        }
-    }
+    /// Signs proofs for the tokens of this issuer (DPOP-14). In memory only: a token that it binds is no older than the agent.
+    Dpop(Arc<str>),
 }
 
 impl fmt::Display for Purpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        match self {
+            Self::ClientAuth => f.write_str("client-auth"),
+            Self::Dpop(issuer) => write!(f, "dpop at {issuer}"),
+        }
     }
 }
 
@@ -54,6 +55,13 @@ pub struct KeySettings {
     pub custody: Custody,
     /// What it signs with.
     pub algorithm: Algorithm,
+    /// The issuers whose tokens it wants bound by DPoP.
+    pub dpop: BTreeSet<Arc<str>>,
+}
+
+/// A key that binds tokens. ES256, which every server that knows DPoP can read.
+fn proof_key() -> Result<Arc<dyn Signer>, FileError> {
+    Ok(Arc::new(Key::generate(Algorithm::Es256)?))
 }
 
 /// All keys in custody, by identity and purpose. Keys of different identities are never the same key.
@@ -88,6 +96,16 @@ impl Keyring {
                 }
                 Err(error) => errors.push(KeyError { identity: Arc::clone(identity), error }),
             }
+            for issuer in &settings.dpop {
+                let slot = (Arc::clone(identity), Purpose::Dpop(Arc::clone(issuer)));
+                let kept = before.0.get(&slot).cloned();
+                match kept.map_or_else(proof_key, Ok) {
+                    Ok(key) => {
+                        ring.insert(slot, key);
+                    }
+                    Err(error) => errors.push(KeyError { identity: Arc::clone(identity), error }),
+                }
+            }
         }
         // KEY-01: two identities that share a file share a key; that is refused however it came about.
         let mut seen: BTreeMap<&str, &Arc<str>> = BTreeMap::new();
@@ -101,16 +119,20 @@ impl Keyring {
     }
 
     /// The key of `identity` for `purpose`.
-    pub fn signer(&self, identity: &str, purpose: Purpose) -> Option<Arc<dyn Signer>> {
-        self.0
-            .iter()
-            .find(|((name, what), _)| **name == *identity && *what == purpose)
-            .map(|(_, key)| Arc::clone(key))
+    pub fn signer(&self, identity: &Arc<str>, purpose: Purpose) -> Option<Arc<dyn Signer>> {
+        self.0.get(&(Arc::clone(identity), purpose)).cloned()
     }
 
     /// Every key, for listings and exports; public halves are all one gets from them.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, Purpose, &dyn Signer)> {
-        self.0.iter().map(|((identity, purpose), key)| (&**identity, *purpose, &**key))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Purpose, &dyn Signer)> {
+        self.0.iter().map(|((identity, purpose), key)| (&**identity, purpose, &**key))
+    }
+
+    /// The keys that issuers have to know: those that prove who asks.
+    pub fn to_register(&self) -> impl Iterator<Item = (&str, &dyn Signer)> {
+        self.iter()
+            .filter(|(_, purpose, _)| **purpose == Purpose::ClientAuth)
+            .map(|(name, _, key)| (name, key))
     }
 }
 

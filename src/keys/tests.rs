@@ -7,7 +7,10 @@ fn wanted(entries: &[(&str, Custody, Algorithm)]) -> BTreeMap<Arc<str>, KeySetti
     entries
         .iter()
         .map(|(name, custody, algorithm)| {
-            (Arc::from(*name), KeySettings { custody: custody.clone(), algorithm: *algorithm })
+            (
+                Arc::from(*name),
+                KeySettings { custody: custody.clone(), algorithm: *algorithm, dpop: BTreeSet::new() },
+            )
         })
         .collect()
 }
@@ -50,7 +53,7 @@ fn a_file_key_is_made_once_and_found_again() {
     let entries = [("a", file(dir.path(), "keys/a.pem"), Algorithm::EdDsa)];
     let first = Keyring::open(&wanted(&entries), &Keyring::default()).unwrap();
     let again = Keyring::open(&wanted(&entries), &Keyring::default()).unwrap();
-    let kid = |ring: &Keyring| ring.signer("a", Purpose::ClientAuth).unwrap().kid().to_owned();
+    let kid = |ring: &Keyring| ring.signer(&"a".into(), Purpose::ClientAuth).unwrap().kid().to_owned();
     assert_eq!(kid(&first), kid(&again));
     let mode = fs::metadata(dir.path().join("keys/a.pem")).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
@@ -90,7 +93,7 @@ fn memory_keys_outlive_a_reload() {
     let entries = [("a", Custody::Memory, Algorithm::Es256)];
     let first = Keyring::open(&wanted(&entries), &Keyring::default()).unwrap();
     let second = Keyring::open(&wanted(&entries), &first).unwrap();
-    let kid = |ring: &Keyring| ring.signer("a", Purpose::ClientAuth).unwrap().kid().to_owned();
+    let kid = |ring: &Keyring| ring.signer(&"a".into(), Purpose::ClientAuth).unwrap().kid().to_owned();
     assert_eq!(kid(&first), kid(&second));
 }
 

@@ -1,11 +1,17 @@
 //! What an operator grants: identities, their credentials, and the dated exceptions among them.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
-use super::Selectors;
-use crate::{attest::Level, credential::Binding, issuer::Scope};
+use super::{Reason, Selectors};
+use crate::{attest::Level, credential::Binding, issuer::Scope, proof::Target, secret::scrubbed};
 
 /// What an owner looks like, for messages.
 pub const OWNER_FORM: &str = "a mail address or team name, 3 to 128 printable characters";
@@ -42,6 +48,8 @@ pub struct CredentialRule {
     pub scope: Scope,
     /// What binds it.
     pub binding: Binding,
+    /// Where proofs for it may go, by origin, and with which methods (DPOP-19, DPOP-21).
+    pub proofs: Proofs,
     /// The longest life it may have here.
     pub max_ttl: Duration,
     /// Why it may be weaker than it should, and until when.
@@ -62,6 +70,53 @@ impl CredentialRule {
         narrowed.dedup();
         Ok(narrowed.into())
     }
+}
+
+/// What proofs of possession may be made for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Proofs {
+    /// Origins, as `https://api.example:8443`.
+    pub origins: BTreeSet<String>,
+    /// Methods, as they are sent.
+    pub methods: BTreeSet<String>,
+    /// Whether an origin may be plain HTTP on this host: development only.
+    pub plain: bool,
+}
+
+impl Default for Proofs {
+    fn default() -> Self {
+        let methods = Self::METHODS.map(str::to_owned).into();
+        Self { origins: BTreeSet::new(), methods, plain: false }
+    }
+}
+
+impl Proofs {
+    /// The methods of an API, if the settings name none (DPOP-21).
+    pub const METHODS: [&str; 6] = ["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"];
+
+    /// Why no proof is made for this request; `None` if one is.
+    pub(super) fn refuse(&self, wanted: &Proving<'_>) -> Option<(Reason, String)> {
+        let target = wanted.target;
+        if !self.origins.contains(target.origin()) || !self.plain && !target.is_https() {
+            let allowed: Vec<&str> = self.origins.iter().map(String::as_str).collect();
+            let missed = format!("{} is not among the origins {allowed:?}", scrubbed(target.origin(), 200));
+            return Some((Reason::HtuNotAllowed, missed));
+        }
+        if !self.methods.contains(wanted.method) {
+            let missed = format!("the method {:?} is not among those allowed", scrubbed(wanted.method, 32));
+            return Some((Reason::HtmNotAllowed, missed));
+        }
+        None
+    }
+}
+
+/// A request that a proof is wanted for.
+#[derive(Clone, Copy, Debug)]
+pub struct Proving<'a> {
+    /// Its method.
+    pub method: &'a str,
+    /// Where it goes.
+    pub target: &'a Target,
 }
 
 /// A weakness somebody answers for, for a while (S36).

@@ -3,8 +3,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Assurance, CredentialRule, Identity, identity::OWNER_FORM};
-use crate::credential::Binding;
+use super::{Assurance, CredentialRule, Identity, Proofs, identity::OWNER_FORM};
+use crate::{credential::Binding, proof::Target};
 
 /// A mistake in the settings, and where.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -79,13 +79,6 @@ fn of_identity(problems: &mut Vec<Problem>, key: &str, identity: &Identity) {
             add(problems, format!("{key}.match"), message);
         }
     }
-    if identity.assurance == Assurance::High {
-        // S39: high is bound, short and L4. Bindings and the challenge come in a later version; until then
-        // high would be a word without a meaning.
-        let message =
-            "this version cannot bind credentials to a key, which \"high\" demands (S39): use \"standard\"";
-        add(problems, format!("{key}.assurance"), message);
-    }
 }
 
 fn of_credential(
@@ -150,13 +143,22 @@ fn of_credential(
     if rule.client_id.is_empty() || rule.client_id.chars().any(char::is_control) {
         add(problems, format!("{key}.client_id"), "name the client that the issuer knows this identity by");
     }
+    if identity.assurance == Assurance::High && rule.binding == Binding::Bearer {
+        let message = "\"high\" is only for credentials that a key binds, whatever the exception (S39, MT-12): binding = \"dpop\"";
+        add(problems, format!("{key}.binding"), message);
+    }
     match (&rule.exception, rule.binding) {
+        (None, Binding::Dpop) => of_proofs(problems, key, &rule.proofs),
+        (Some(_), Binding::Dpop) => {
+            let message = "a bound credential needs none: take it out, or say binding = \"bearer\" (BCP-01)";
+            add(problems, format!("{key}.exception"), message);
+        }
         (None, Binding::Bearer) => {
             let message = "whoever steals a bearer token can use it: add exception = { owner = \"..\", reason = \"..\", \
                            until = \"YYYY-MM-DD\" }, at most 90 days ahead (BCP-01, S36)";
             add(problems, format!("{key}.exception"), message);
         }
-        (Some(exception), _) => {
+        (Some(exception), Binding::Bearer) => {
             if exception.owner.trim().len() < 3 || exception.reason.trim().len() < 3 {
                 add(problems, format!("{key}.exception"), "an exception has an owner and a reason (S36)");
             }
@@ -168,6 +170,34 @@ fn of_credential(
                     format!("it ends {}, more than {MAX_EXCEPTION_DAYS} days ahead (S36)", exception.until);
                 add(problems, format!("{key}.exception.until"), message);
             }
+        }
+    }
+}
+
+fn of_proofs(problems: &mut Vec<Problem>, key: &str, proofs: &Proofs) {
+    if proofs.origins.is_empty() {
+        let message = "name where it is used, as origins = [\"https://api.example.com\"]: without a resource that is a URL \
+                       nobody could prove possession of it (DPOP-19)";
+        add(problems, format!("{key}.origins"), message);
+    }
+    for origin in &proofs.origins {
+        let sound = Target::parse(origin).is_ok_and(|target| {
+            target.origin() == origin && (target.is_https() || proofs.plain && target.is_loopback())
+        });
+        if !sound {
+            let message = "an origin is https://HOST or https://HOST:PORT in small letters, with nothing after it; plain http \
+                           is for development issuers and loopback only (DPOP-19)";
+            add(problems, format!("{key}.origins"), message);
+        }
+    }
+    for method in &proofs.methods {
+        // Not those that open a tunnel or send back what they were sent.
+        if method.is_empty()
+            || !method.bytes().all(|byte| byte.is_ascii_uppercase())
+            || ["CONNECT", "TRACE"].contains(&method.as_str())
+        {
+            let message = "a method is written in capitals, and neither CONNECT nor TRACE is one (DPOP-21)";
+            add(problems, format!("{key}.methods"), message);
         }
     }
 }

@@ -13,13 +13,16 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use jiff::Timestamp;
 
-pub use identity::{Assurance, CredentialRule, Exception, Identity, OWNER_FORM, name_is_sound};
+pub use identity::{
+    Assurance, CredentialRule, Exception, Identity, OWNER_FORM, Proofs, Proving, name_is_sound,
+};
 use index::Index;
 pub use lint::Problem;
 pub use selector::{Named, Selectors};
 
 use crate::{
     attest::{Evidence, Interests, Level, Workload},
+    credential::Binding,
     issuer::Scope,
 };
 
@@ -90,7 +93,7 @@ impl Policy {
         match self.identify(workload.evidence(), &mut explanation) {
             Ok(identity) => {
                 let usable = |rule: &&Arc<CredentialRule>| {
-                    let wish = Wish { credential: &rule.name, scope: &[] };
+                    let wish = Wish { credential: &rule.name, ..Wish::default() };
                     self.judge(workload.evidence(), &wish, now).0.is_ok()
                 };
                 let credentials = identity.credentials.values().filter(usable).cloned().collect();
@@ -150,6 +153,16 @@ impl Policy {
                 explanation.missed.push(format!("scope {wider:?} is not among those granted"));
                 Reason::Scope
             })?;
+            if let Some(wanted) = &wish.proof {
+                if rule.binding != Binding::Dpop {
+                    explanation.missed.push(format!("it is {}, and nothing is proved with it", rule.binding));
+                    return Err(Reason::NotBound);
+                }
+                if let Some((reason, missed)) = rule.proofs.refuse(wanted) {
+                    explanation.missed.push(missed);
+                    return Err(reason);
+                }
+            }
             Ok((identity, rule, scope))
         });
         (judged, explanation)
@@ -190,12 +203,14 @@ impl Policy {
 type Judged<'a> = Result<(&'a Arc<Identity>, &'a Arc<CredentialRule>, Scope), Reason>;
 
 /// What a caller asks for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Wish<'a> {
     /// The credential's name within the caller's identity.
     pub credential: &'a str,
     /// A narrower scope than policy grants; empty for all of it.
     pub scope: &'a [String],
+    /// The request to prove possession for, if it is a proof that is wanted.
+    pub proof: Option<Proving<'a>>,
 }
 
 /// Policy's yes. Only [`Policy::decide`] makes one.
@@ -276,12 +291,18 @@ pub enum Reason {
     Ambiguous,
     /// Its dated exception is over (S36).
     ExceptionExpired,
+    /// The method is none that a proof is made for (DPOP-21).
+    HtmNotAllowed,
+    /// The URL is none that a proof is made for (DPOP-19, DPOP-20).
+    HtuNotAllowed,
     /// The evidence is weaker than the identity demands.
     Level,
     /// The identity has no credential of that name.
     NoCredential,
     /// No identity matches.
     NoIdentity,
+    /// The credential is not bound by a key, so there is nothing to prove.
+    NotBound,
     /// More scope than policy grants (OA-20).
     Scope,
     /// Somebody traces the process (ATT-19).
@@ -294,12 +315,20 @@ impl Reason {
         match self {
             Self::Ambiguous => "AMBIGUOUS",
             Self::ExceptionExpired => "EXCEPTION_EXPIRED",
+            Self::HtmNotAllowed => "HTM_NOT_ALLOWED",
+            Self::HtuNotAllowed => "HTU_NOT_ALLOWED",
             Self::Level => "LEVEL",
             Self::NoCredential => "NO_CREDENTIAL",
             Self::NoIdentity => "NO_IDENTITY",
+            Self::NotBound => "NOT_BOUND",
             Self::Scope => "SCOPE",
             Self::Traced => "TRACED",
         }
+    }
+
+    /// Whether a caller may hear it: it is told only to one who has the credential, of a request that is not for it.
+    pub fn is_about_the_proof(self) -> bool {
+        matches!(self, Self::HtmNotAllowed | Self::HtuNotAllowed | Self::NotBound)
     }
 
     /// What an operator can do about it.
@@ -307,6 +336,10 @@ impl Reason {
         match self {
             Self::Ambiguous => "make the selectors of these identities exclude each other",
             Self::ExceptionExpired => "bind the credential, or have its owner renew the exception",
+            Self::HtmNotAllowed => "use one of the credential's methods, or add this one to them",
+            Self::HtuNotAllowed => {
+                "send the request to an origin of the credential, or add this one to its origins; never an issuer's endpoint"
+            }
             Self::Level => "run it as a systemd unit, or lower the identity's assurance on purpose",
             Self::NoCredential => {
                 "add [identities.NAME.credentials.CREDENTIAL] to agent.toml, or correct the name"
@@ -314,6 +347,7 @@ impl Reason {
             Self::NoIdentity => {
                 "add an identity that matches this evidence, or mend the one that nearly does"
             }
+            Self::NotBound => "set binding = \"dpop\" for the credential, or send it without a proof",
             Self::Scope => "ask for less, or add the scope to the credential",
             Self::Traced => "detach the debugger",
         }

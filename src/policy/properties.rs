@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Assurance, CredentialRule, Identity, Named, Policy, Reason, Selectors, Wish, index::Index};
+use super::{
+    Assurance, CredentialRule, Identity, Named, Policy, Proofs, Reason, Selectors, Wish, index::Index,
+};
 use crate::{
     attest::{Evidence, Executable, Hold, Manager, Missing, Status, Unit},
     credential::Binding,
@@ -39,7 +41,7 @@ pub fn policy(bytes: &[u8]) {
     let Ok(policy) = Policy::new(identities, "fuzz", Timestamp::UNIX_EPOCH) else { return };
     let words = ["read", "write", "admin"].map(str::to_owned);
     let scope: Vec<String> = words.into_iter().filter(|_| chance.below(2) == 1).collect();
-    let wish = Wish { credential: "c", scope: &scope };
+    let wish = Wish { credential: "c", scope: &scope, proof: None };
     let (reason, explanation) = policy.explain(&evidence, &wish, Timestamp::UNIX_EPOCH);
     assert_eq!(policy.explain(&evidence, &wish, Timestamp::UNIX_EPOCH), (reason, explanation.clone()));
     let who: Vec<&Arc<Identity>> = all
@@ -82,6 +84,7 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         require_aud: false,
         scope: ["read".into(), "write".into()].into(),
         binding: Binding::Bearer,
+        proofs: Proofs::default(),
         max_ttl: Duration::from_secs(300),
         exception: Some(super::Exception {
             owner: "team@example.com".into(),

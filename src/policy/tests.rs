@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     attest::{Executable, Hold, Manager, Missing, Status, Unit},
     credential::Binding,
+    proof::Target,
 };
 
 const NOW: &str = "2026-01-01T00:00:00Z";
@@ -65,6 +66,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         require_aud: true,
         scope: ["ledger:read".into(), "ledger:write".into()].into(),
         binding: Binding::Bearer,
+        proofs: Proofs::default(),
         max_ttl: Duration::from_secs(300),
         exception: Some(Exception {
             owner: "ops@example.com".into(),
@@ -90,7 +92,7 @@ fn refused(identities: Vec<Identity>) -> Vec<String> {
     problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
 }
 
-const LEDGER: Wish<'static> = Wish { credential: "ledger", scope: &[] };
+const LEDGER: Wish<'static> = Wish { credential: "ledger", scope: &[], proof: None };
 
 fn reason(policy: &Policy, evidence: &Evidence, wish: &Wish<'_>, at: Timestamp) -> Option<Reason> {
     policy.explain(evidence, wish, at).0
@@ -198,7 +200,7 @@ fn scope_is_only_ever_narrowed() {
     let policy = policy(vec![identity("payments", user(1000))]);
     let ask = |scope: &[&str]| {
         let scope: Vec<String> = scope.iter().map(|word| (*word).to_owned()).collect();
-        reason(&policy, &evidence(1000, None), &Wish { credential: "ledger", scope: &scope }, now())
+        reason(&policy, &evidence(1000, None), &Wish { scope: &scope, ..LEDGER }, now())
     };
     assert_eq!(ask(&["ledger:read"]), None);
     assert_eq!(ask(&["ledger:read", "admin"]), Some(Reason::Scope));
@@ -268,7 +270,28 @@ fn the_lint_names_the_key_and_the_row() {
         ),
         (identity("payments", python), "match.exe", "ATT-18"),
         (Identity { assurance: Assurance::Standard, ..identity("payments", only_exe) }, "match", "ATT-18"),
-        (Identity { assurance: Assurance::High, ..base() }, "assurance", "S39"),
+        (
+            Identity {
+                assurance: Assurance::High,
+                ..with_rule(|rule| rule.max_ttl = Duration::from_secs(60))
+            },
+            "credentials.ledger.binding",
+            "MT-12",
+        ),
+        (with_rule(|rule| rule.binding = Binding::Dpop), "credentials.ledger.exception", "BCP-01"),
+        (bound(|_| ()), "credentials.ledger.origins", "DPOP-19"),
+        (
+            bound(|proofs| proofs.origins = ["http://127.0.0.1:80".into()].into()),
+            "credentials.ledger.origins",
+            "DPOP-19",
+        ),
+        (
+            bound(|proofs| proofs.origins = ["https://a.example/x".into()].into()),
+            "credentials.ledger.origins",
+            "DPOP-19",
+        ),
+        (bound(|proofs| proofs.methods = ["TRACE".into()].into()), "credentials.ledger.methods", "DPOP-21"),
+        (bound(|proofs| proofs.methods = ["get".into()].into()), "credentials.ledger.methods", "DPOP-21"),
         (
             Identity { assurance: Assurance::Standard, ..with_rule(|rule| rule.resource = None) },
             "credentials.ledger.resource",
@@ -283,6 +306,53 @@ fn the_lint_names_the_key_and_the_row() {
             "{wanted} {row}: {said:#?}"
         );
     }
+}
+
+/// An identity whose credential is bound by DPoP.
+fn bound(change: impl FnOnce(&mut Proofs)) -> Identity {
+    let mut identity = identity("payments", user(1000));
+    for rule in identity.credentials.values_mut() {
+        let rule = Arc::make_mut(rule);
+        (rule.binding, rule.exception) = (Binding::Dpop, None);
+    }
+    let rule = Arc::make_mut(identity.credentials.get_mut("ledger").unwrap());
+    change(&mut rule.proofs);
+    identity
+}
+
+#[test]
+fn a_proof_is_for_a_bound_credential_an_origin_and_a_method() {
+    // DPOP-19, DPOP-21
+    let ours = |proofs: &mut Proofs| proofs.origins = ["https://ledger.example.com".into()].into();
+    let policy = policy(vec![bound(ours), identity("other", user(2000))]);
+    let judged = |uid, method, url: &str| {
+        let target = Target::parse(url).unwrap();
+        let wish = Wish { proof: Some(Proving { method, target: &target }), ..LEDGER };
+        reason(&policy, &evidence(uid, None), &wish, now())
+    };
+    assert_eq!(judged(1000, "GET", "https://ledger.example.com/a?b"), None);
+    assert_eq!(judged(1000, "GET", "https://LEDGER.example.com:443/"), None);
+    for url in [
+        "https://ledger.example.com:8443/a",
+        "https://ledger.example.com.evil.example/",
+        "https://evil.example/https://ledger.example.com/",
+        "http://ledger.example.com/a",
+    ] {
+        assert_eq!(judged(1000, "GET", url), Some(Reason::HtuNotAllowed), "{url}");
+    }
+    for method in ["TRACE", "CONNECT", "get", "", "GET "] {
+        assert_eq!(
+            judged(1000, method, "https://ledger.example.com/a"),
+            Some(Reason::HtmNotAllowed),
+            "{method}"
+        );
+    }
+    assert_eq!(judged(2000, "GET", "https://ledger.example.com/a"), Some(Reason::NotBound));
+    assert_eq!(
+        judged(3000, "GET", "https://ledger.example.com/a"),
+        Some(Reason::NoIdentity),
+        "and a stranger hears less"
+    );
 }
 
 #[test]

@@ -22,7 +22,10 @@ use tonic::{
 };
 use tower::Service;
 
-use super::status::{EXCHANGE, invalid, told};
+use super::{
+    proving,
+    status::{EXCHANGE, invalid, told},
+};
 use crate::{
     audit::Receipt,
     clock::Clock,
@@ -31,7 +34,8 @@ use crate::{
     policy::name_is_sound,
     proto::v1::{
         AccessToken, Caller, Credential as Wire, DESCRIPTORS, DescribeRequest, DescribeResponse, GetRequest,
-        GetResponse, Offer, ReleaseRequest, ReleaseResponse, WatchRequest, WatchResponse,
+        GetResponse, Offer, ProveRequest, ProveResponse, ReleaseRequest, ReleaseResponse, WatchRequest,
+        WatchResponse,
         credential::Kind,
         credentials_server::{Credentials, CredentialsServer},
     },
@@ -177,13 +181,13 @@ impl Face {
             name: name.to_owned(),
             kind: Some(Kind::AccessToken(AccessToken {
                 token: credential.token.expose_str().unwrap_or_default().to_owned(),
-                token_type: "Bearer".into(),
+                token_type: credential.binding().scheme().into(),
             })),
             expires_at: Some(Timestamp { seconds: until.as_second(), nanos: until.subsec_nanosecond() }),
             expires_in: prost_types::Duration::try_from(left).ok(),
             scope: credential.scope.clone(),
             audience: credential.audience.clone().unwrap_or_default(),
-            binding: credential.binding.as_str().into(),
+            binding: credential.binding().as_str().into(),
             fingerprint: credential.fingerprint.to_string(),
         }
     }
@@ -261,6 +265,20 @@ impl Credentials for Face {
             response.metadata_mut().insert(EXCHANGE, exchange);
         }
         Ok(response)
+    }
+
+    async fn prove(&self, request: Request<ProveRequest>) -> Result<Response<ProveResponse>, Status> {
+        let session = self.session(&request).await?;
+        let (metadata, _, wanted) = request.into_parts();
+        let ProveRequest { name, fingerprint, method, url, nonce } = wanted;
+        let asked = self.asked(&session, &metadata, name, vec![], None).await?;
+        let proving = match proving(&fingerprint, method, &url, &nonce) {
+            Ok(proving) => proving,
+            Err(what) => return Err(self.broke(&session, what).await),
+        };
+        let proved = self.journey.prove(&session, &asked, &proving).await.map_err(|no| told(&no).status())?;
+        let proof = proved.proof().expose_str().unwrap_or_default().to_owned();
+        Ok(receipted(ProveResponse { proof }, proved.receipt()))
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {

@@ -11,7 +11,10 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::status::{EXCHANGE, Told, invalid, told};
+use super::{
+    proving,
+    status::{EXCHANGE, Told, invalid, told},
+};
 use crate::{
     clock::Clock,
     journey::{self, Answer, Journey, Session, trace_id},
@@ -46,15 +49,16 @@ impl Face {
             _ => match path.strip_prefix("/v1/credentials/") {
                 Some(name) => {
                     let (headers, query) = (request.headers(), request.uri().query().unwrap_or_default());
-                    match self.credential(&session, name, query, headers).await {
-                        Ok(response) => response,
-                        Err(no) => refused(&no),
-                    }
+                    let answered = match name.strip_suffix("/proof") {
+                        Some(name) => self.proof(&session, name, query, headers).await,
+                        None => self.credential(&session, name, query, headers).await,
+                    };
+                    answered.unwrap_or_else(|no| refused(&no))
                 }
                 None => json_response(
                     StatusCode::NOT_FOUND,
                     None,
-                    &json!({"error": "there are /live, /ready and /v1/credentials/NAME"}),
+                    &json!({"error": "there are /live, /ready, /v1/credentials/NAME and /v1/credentials/NAME/proof"}),
                 ),
             },
         }
@@ -67,6 +71,49 @@ impl Face {
         query: &str,
         headers: &HeaderMap,
     ) -> Result<Response<Full<Bytes>>, Told> {
+        let Some((scope, min_ttl)) = parameters(query) else {
+            return Err(self
+                .broke(session, "the query is scope=A+B and min_ttl=SECONDS, nothing else")
+                .await);
+        };
+        let asked = journey::Request { min_ttl, ..self.asked(session, name, scope, headers).await? };
+        let answer = self.journey.fulfil(session, &asked).await.map_err(|no| told(&no))?;
+        let exchange = answer.receipt().exchange().to_string();
+        Ok(json_response(StatusCode::OK, Some(&exchange), &self.shown(&asked.name, &answer)))
+    }
+
+    async fn proof(
+        &self,
+        session: &Session,
+        name: &str,
+        query: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response<Full<Bytes>>, Told> {
+        let wanted = proof_parameters(query)
+            .ok_or("the query is fingerprint=F, method=M, url=U, and perhaps nonce=N, nothing else")
+            .and_then(|wanted| {
+                let ProofParameters { fingerprint, method, url, nonce } = wanted;
+                proving(&fingerprint, method, &url, &nonce)
+            });
+        let proving = match wanted {
+            Ok(wanted) => wanted,
+            Err(what) => return Err(self.broke(session, what).await),
+        };
+        let asked = self.asked(session, name, vec![], headers).await?;
+        let proved = self.journey.prove(session, &asked, &proving).await.map_err(|no| told(&no))?;
+        let exchange = proved.receipt().exchange().to_string();
+        let shown = json!({"proof": proved.proof().expose_str().unwrap_or_default()});
+        Ok(json_response(StatusCode::OK, Some(&exchange), &shown))
+    }
+
+    /// What every request for a credential has to have.
+    async fn asked(
+        &self,
+        session: &Session,
+        name: &str,
+        scope: Vec<String>,
+        headers: &HeaderMap,
+    ) -> Result<journey::Request, Told> {
         // ATT-28: a gadget that can make somebody fetch a URL cannot set a header.
         if headers.get("keybearer").is_none_or(|value| value != "v1") {
             return Err(self
@@ -76,22 +123,14 @@ impl Face {
         if !name_is_sound(name) {
             return Err(self.broke(session, "a name is 1 to 63 of a-z, 0-9, - and _").await);
         }
-        let Some((scope, min_ttl)) = parameters(query) else {
-            return Err(self
-                .broke(session, "the query is scope=A+B and min_ttl=SECONDS, nothing else")
-                .await);
-        };
         let traceparent = headers.get("traceparent").and_then(|value| value.to_str().ok());
-        let asked = journey::Request {
+        Ok(journey::Request {
             name: name.to_owned(),
             scope,
-            min_ttl,
+            min_ttl: Duration::ZERO,
             patience: Duration::from_secs(30),
             trace_id: traceparent.and_then(trace_id),
-        };
-        let answer = self.journey.fulfil(session, &asked).await.map_err(|no| told(&no))?;
-        let exchange = answer.receipt().exchange().to_string();
-        Ok(json_response(StatusCode::OK, Some(&exchange), &self.shown(&asked.name, &answer)))
+        })
     }
 
     fn shown(&self, name: &str, answer: &Answer) -> Value {
@@ -99,12 +138,12 @@ impl Face {
         json!({
             "name": name,
             "access_token": credential.token.expose_str().unwrap_or_default(),
-            "token_type": "Bearer",
+            "token_type": credential.binding().scheme(),
             "expires_at": format!("{:.0}", credential.window.until_wall),
             "expires_in": credential.window.left(self.clock.boot()).as_secs(),
             "scope": credential.scope.join(" "),
             "audience": credential.audience,
-            "binding": credential.binding.as_str(),
+            "binding": credential.binding().as_str(),
             "fingerprint": credential.fingerprint.to_string(),
         })
     }
@@ -192,6 +231,35 @@ fn parameters(query: &str) -> Option<(Vec<String>, Duration)> {
     Some((scope.unwrap_or_default(), min_ttl.unwrap_or_default()))
 }
 
+/// What the query for a proof says.
+#[derive(Debug, Default, PartialEq)]
+struct ProofParameters {
+    fingerprint: String,
+    method: String,
+    url: String,
+    nonce: String,
+}
+
+/// `fingerprint=F&method=M&url=U&nonce=N`, each once.
+fn proof_parameters(query: &str) -> Option<ProofParameters> {
+    let mut said = ProofParameters::default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, text) = pair.split_once('=')?;
+        let place = match name {
+            "fingerprint" => &mut said.fingerprint,
+            "method" => &mut said.method,
+            "url" => &mut said.url,
+            "nonce" => &mut said.nonce,
+            _ => return None,
+        };
+        if !place.is_empty() {
+            return None;
+        }
+        *place = decoded(text)?;
+    }
+    Some(said)
+}
+
 /// Percent-decoding of ASCII.
 fn decoded(text: &str) -> Option<String> {
     let mut out = String::new();
@@ -216,6 +284,16 @@ fn decoded(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_proof_is_for_is_said_once_and_decoded() {
+        let said =
+            proof_parameters("fingerprint=ab&method=GET&url=https%3A%2F%2Fa.example%2Fb&nonce=n").unwrap();
+        assert_eq!((said.url.as_str(), said.nonce.as_str()), ("https://a.example/b", "n"));
+        for bad in ["method=GET&method=PUT", "x=1", "url", "url=%0d%0a", "scope=a"] {
+            assert_eq!(proof_parameters(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn parameters_are_few_and_checked() {

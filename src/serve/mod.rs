@@ -21,7 +21,8 @@ use tower::Service;
 
 use crate::{
     attest::AttestError,
-    journey::{Journey, Session},
+    journey::{Journey, Proving, Session},
+    proof::{Nonce, Target},
     wire::{Accepted, Arrival, Ended, Fate, Limits, Listener, Protocol, serve},
 };
 
@@ -133,4 +134,26 @@ fn told(fate: &Fate) -> (&'static str, String) {
         Fate::Attest(error) => (error.reason(), error.to_string()),
         Fate::Frame(error) => ("PROTOCOL", error.to_string()),
     }
+}
+
+/// The request that a proof is wanted for, as any face heard it; the error says what is wrong.
+fn proving(fingerprint: &str, method: String, url: &str, nonce: &str) -> Result<Proving, &'static str> {
+    /// Longer than any URL of an API has to be.
+    const MAX_URL: usize = 8192;
+    let credential = fingerprint
+        .parse()
+        .map_err(|()| "`fingerprint` is the 32 hexadecimal digits that came with the credential")?;
+    if method.is_empty() || method.len() > 32 {
+        return Err("`method` is the method of the request, in capitals");
+    }
+    let target = (url.len() <= MAX_URL).then(|| Target::parse(url).ok()).flatten();
+    let target =
+        target.ok_or("`url` is the URL of the request: https://HOST/PATH, without a user, at most 8 KiB")?;
+    let nonce = match nonce {
+        "" => None,
+        nonce => {
+            Some(Nonce::parse(nonce).ok_or("`nonce` is the DPoP-Nonce as the API sent it (RFC 9449 8.1)")?)
+        }
+    };
+    Ok(Proving { credential, method, target, nonce })
 }

@@ -52,6 +52,28 @@ pub fn told(refusal: &Refusal) -> Told {
             None,
             Some(receipt),
         ),
+        // The caller has the credential; that its request is not for it is no secret to it.
+        Refusal::OffLimits(receipt, reason) => told(
+            Code::PermissionDenied,
+            reason.as_str(),
+            "no proof is made for this request; an operator can see why in the ledger",
+            None,
+            Some(receipt),
+        ),
+        Refusal::NotHeld(receipt) => told(
+            Code::FailedPrecondition,
+            "NOT_HELD",
+            "the credential with this fingerprint has ended: get it again, and ask with its fingerprint",
+            None,
+            Some(receipt),
+        ),
+        Refusal::TooFast(receipt, wait) => told(
+            Code::ResourceExhausted,
+            "PROOF_RATE",
+            "so many proofs in so short a time are not made",
+            Some(*wait),
+            Some(receipt),
+        ),
         Refusal::Unattested(receipt) => told(
             Code::PermissionDenied,
             "NOT_ATTESTED",

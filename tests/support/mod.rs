@@ -130,6 +130,7 @@ issuer = "dev"
 client_id = "{name}"
 resource = "{RESOURCE}"
 scope = ["orders:read", "orders:write"]
+binding = "bearer"
 exception = {{ owner = "{name}@example.com", reason = "a test", until = "{until:.0}" }}
 "#
         ))

@@ -10,6 +10,7 @@ use super::{Audience, OAuthSettings, WellKnown};
 use crate::{
     issuer::{IssueError, Reason, http::is_loopback, json},
     jose::Algorithm,
+    proof::Target,
     secret::scrubbed,
 };
 
@@ -23,8 +24,11 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) struct Metadata {
     pub(super) token_endpoint: String,
     pub(super) revocation_endpoint: Option<String>,
+    /// All endpoints that are the issuer's own business, this agent's and others': no workload gets a proof for one (DPOP-20).
+    pub(super) endpoints: Vec<Target>,
     algorithms: Option<Vec<String>>,
     methods: Option<Vec<String>>,
+    proof_algorithms: Option<Vec<String>>,
 }
 
 impl Metadata {
@@ -65,8 +69,10 @@ impl Metadata {
         Ok(Self {
             token_endpoint,
             revocation_endpoint: endpoint("revocation_endpoint")?,
+            endpoints: endpoints(&document),
             algorithms: names(&document, "token_endpoint_auth_signing_alg_values_supported"),
             methods: names(&document, "token_endpoint_auth_methods_supported"),
+            proof_algorithms: names(&document, "dpop_signing_alg_values_supported"),
         })
     }
 
@@ -92,6 +98,24 @@ impl Metadata {
             ));
         }
         Ok(())
+    }
+}
+
+impl Metadata {
+    /// Whether the issuer reads proofs signed with `algorithm` (RFC 9449 5.1). Where it does not say, it may.
+    pub(super) fn accepts_proofs(&self, algorithm: Algorithm) -> Result<(), IssueError> {
+        match &self.proof_algorithms {
+            Some(known) if !known.iter().any(|name| name.parse() == Ok(algorithm)) => {
+                Err(IssueError::Misconfigured {
+                    reason: Reason::IssuerConfig,
+                    detail: format!(
+                        "proofs of this agent are signed with {algorithm}, the issuer reads {}: allow {algorithm} there",
+                        listing(known),
+                    ),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -159,6 +183,20 @@ pub(super) fn is_at_home(url: &str, settings: &OAuthSettings) -> bool {
     theirs == home
         || theirs.strip_suffix(&home).is_some_and(|below| below.ends_with('.') && !is_address(&home))
         || settings.allowed_endpoint_hosts.iter().any(|listed| listed.eq_ignore_ascii_case(&theirs))
+}
+
+/// Every URL that the document calls an endpoint. What is at `userinfo_endpoint` is an API like any other.
+fn endpoints(document: &Value) -> Vec<Target> {
+    let named = |members: &Value| -> Vec<Target> {
+        let members = members.as_object().into_iter().flatten();
+        let endpoint = |(name, url): (&String, &Value)| {
+            (name.ends_with("_endpoint") && name != "userinfo_endpoint")
+                .then(|| Target::parse(url.as_str()?).ok())
+                .flatten()
+        };
+        members.filter_map(endpoint).collect()
+    };
+    [named(document), document.get("mtls_endpoint_aliases").map(named).unwrap_or_default()].concat()
 }
 
 fn is_address(host: &str) -> bool {

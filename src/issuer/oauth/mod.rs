@@ -1,9 +1,11 @@
-//! Any OAuth issuer: `client_credentials` with private_key_jwt (RFC 7523, RFC 8414, RFC 8707). In goes an
-//! [`Order`]; out comes what one attempt came to. One attempt is: the issuer's metadata, if none is at hand, then
-//! one token request with an assertion made for it alone. The issuer's name in an assertion comes from the
-//! settings, and an assertion goes to no host that the settings do not vouch for (PKJ-04, OA-08).
+//! Any OAuth issuer: `client_credentials` with private_key_jwt (RFC 7523, RFC 8414, RFC 8707), bound by DPoP where the order
+//! wants it (RFC 9449). In goes an [`Order`]; out comes what one attempt came to. One attempt is: the issuer's metadata, if
+//! none is at hand, then one token request with an assertion made for it alone, and another where the protocol has us ask
+//! again. The issuer's name in an assertion comes from the settings, and an assertion goes to no host that the settings
+//! do not vouch for (PKJ-04, OA-08).
 
 mod assertion;
+mod dpop;
 mod metadata;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
@@ -22,19 +24,28 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use http::header;
+use jiff::SignedDuration;
 use zeroize::Zeroizing;
 
 pub use self::settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, problems};
-use self::{assertion::Assertion, metadata::Metadata, reply::Moment};
+use self::{
+    assertion::Assertion,
+    dpop::{Heard, Prover},
+    metadata::Metadata,
+    reply::Moment,
+};
 use crate::{
     clock::{Boot, Clock, Dice},
-    credential::Credential,
+    credential::{Binding, Bound, Credential},
     issuer::{
-        IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason,
+        IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
         http::{Http, HttpError, HttpSettings, Request, Response},
         skew::{Estimate, Skew},
     },
+    jose::{SignError, Signer},
+    proof::Target,
     secret::Secret,
 };
 
@@ -54,6 +65,9 @@ pub struct OAuth {
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
     skew: std::sync::Mutex<Skew>,
+    prover: Prover,
+    /// Its own endpoints, as it told them last.
+    endpoints: ArcSwap<Vec<Target>>,
     /// Held while fetching, so that many callers make one fetch.
     shelf: tokio::sync::Mutex<Shelf>,
     /// How many fetches have ended: tells a caller that waited for one from a caller that came later.
@@ -95,6 +109,8 @@ impl OAuth {
         Ok(Self {
             settings,
             http,
+            prover: Prover::new(Arc::clone(&clock), Arc::clone(&dice)),
+            endpoints: ArcSwap::default(),
             clock,
             dice,
             skew: std::sync::Mutex::default(),
@@ -108,8 +124,14 @@ impl OAuth {
         self.estimate().millis()
     }
 
-    async fn attempt(&self, order: &Order, facts: &mut IssueFacts) -> Result<Credential, IssueError> {
-        let metadata = self.ready(order, facts).await?;
+    async fn attempt(
+        &self,
+        order: &Order,
+        signers: &Signers,
+        facts: &mut IssueFacts,
+    ) -> Result<Credential, IssueError> {
+        let metadata = self.ready(&*signers.client, facts).await?;
+        let bound = dpop::bound(order.binding, signers, &metadata)?;
         let mut fields = vec![("grant_type", "client_credentials")];
         let scope = order.scope.join(" ");
         if !scope.is_empty() {
@@ -118,8 +140,8 @@ impl OAuth {
         if let Some(resource) = &order.resource {
             fields.push(("resource", resource));
         }
-        let sent = self.clock.boot();
-        let response = self.post(order, &metadata.token_endpoint, &fields, facts).await?;
+        let (sent, response) =
+            self.ask(order, signers, &bound, &metadata.token_endpoint, &fields, facts).await?;
         if response.status != 200 {
             return Err(self.refused(&response, facts));
         }
@@ -134,12 +156,57 @@ impl OAuth {
             wall: self.clock.wall(),
             correction: self.estimate().correction(),
         };
-        reply::accept(&response, order, &self.settings.issuer, now, facts)
+        reply::accept(&response, order, bound, &self.settings.issuer, now, facts)
     }
 
-    async fn give_back(&self, order: &Order, credential: &Credential) -> Result<(), IssueError> {
+    /// A token request, and again where the protocol has us ask again: each time with an assertion and a proof made anew
+    /// (PKJ-12, DPOP-07), and for each cause once.
+    async fn ask(
+        &self,
+        order: &Order,
+        signers: &Signers,
+        bound: &Bound,
+        endpoint: &str,
+        fields: &[(&str, &str)],
+        facts: &mut IssueFacts,
+    ) -> Result<(Boot, Response), IssueError> {
+        let mut client = &signers.client;
+        let (mut may_prove_again, mut fell_back) = (bound.binding() == Binding::Dpop, false);
+        loop {
+            let sent = self.clock.boot();
+            let (response, heard) = self.post(order, &**client, bound, endpoint, fields, facts).await?;
+            match (facts.oauth_error.as_deref(), &signers.before) {
+                (Some("use_dpop_nonce"), _) if may_prove_again && heard != Heard::New => {
+                    return Err(dpop::no_usable_nonce(&heard));
+                }
+                (Some("use_dpop_nonce"), _) if may_prove_again => may_prove_again = false,
+                // DPOP-13: the answer told the nonce or the time that the proof lacked.
+                (Some("invalid_dpop_proof"), _)
+                    if may_prove_again && (heard == Heard::New || self.estimate().is_telling()) =>
+                {
+                    may_prove_again = false;
+                }
+                // KEY-06: the issuer may not have heard of the new key yet.
+                (Some("invalid_client"), Some(before)) if !fell_back => {
+                    tracing::warn!(issuer = %self.settings.name, "the new key is not known yet: falling back to the one before");
+                    (client, fell_back) = (before, true);
+                }
+                _ => {
+                    facts.key_fallback = fell_back && response.status == 200;
+                    return Ok((sent, response));
+                }
+            }
+        }
+    }
+
+    async fn give_back(
+        &self,
+        order: &Order,
+        signers: &Signers,
+        credential: &Credential,
+    ) -> Result<(), IssueError> {
         let mut facts = IssueFacts::default();
-        let metadata = self.ready(order, &mut facts).await?;
+        let metadata = self.ready(&*signers.client, &mut facts).await?;
         let endpoint = metadata.revocation_endpoint.as_deref().ok_or_else(|| IssueError::Refused {
             reason: Reason::IssuerConfig,
             detail: "the issuer offers no revocation: the token lives until it ends by itself".into(),
@@ -147,38 +214,29 @@ impl OAuth {
         // What came out of `reply` is ASCII.
         let token = credential.token.expose_str().unwrap_or_default();
         let fields = [("token", token), ("token_type_hint", "access_token")];
-        let response = self.post(order, endpoint, &fields, &mut facts).await?;
+        let (response, _) =
+            self.post(order, &*signers.client, &Bound::Bearer, endpoint, &fields, &mut facts).await?;
         if response.status == 200 { Ok(()) } else { Err(self.refused(&response, &facts)) }
     }
 
-    /// The metadata, once it is clear that an assertion may be made: the issuer takes our algorithm, and the
-    /// clocks agree (CLK-03).
-    async fn ready(&self, order: &Order, facts: &mut IssueFacts) -> Result<Arc<Metadata>, IssueError> {
+    /// The metadata, once it is clear that the issuer takes our algorithm.
+    async fn ready(&self, client: &dyn Signer, facts: &mut IssueFacts) -> Result<Arc<Metadata>, IssueError> {
         let metadata = self.metadata(facts).await?;
-        metadata.accepts(order.signer.algorithm())?;
-        match self.estimate() {
-            Estimate::Unknown | Estimate::Within(_) => Ok(metadata),
-            Estimate::Untrusted(offset) => Err(IssueError::Retry {
-                reason: Reason::ClockUntrusted,
-                detail: format!(
-                    "the issuer's clock is {} s away from ours (300 s at most): set the clock of this host, or the \
-                     issuer's",
-                    offset.as_secs(),
-                ),
-                after: None,
-            }),
-        }
+        metadata.accepts(client.algorithm())?;
+        Ok(metadata)
     }
 
-    /// One POST with one fresh assertion (PKJ-01, PKJ-12, PKJ-13).
+    /// One POST with one fresh assertion (PKJ-01, PKJ-12, PKJ-13), and a fresh proof if what comes is to be bound by one.
     async fn post(
         &self,
         order: &Order,
+        client: &dyn Signer,
+        bound: &Bound,
         endpoint: &str,
         fields: &[(&str, &str)],
         facts: &mut IssueFacts,
-    ) -> Result<Response, IssueError> {
-        let wall = self.clock.wall();
+    ) -> Result<(Response, Heard), IssueError> {
+        let (wall, correction) = (self.clock.wall(), self.correction()?);
         let audience = match &self.settings.audience {
             Audience::Issuer => &self.settings.issuer,
             Audience::TokenEndpoint { pinned } => pinned,
@@ -187,21 +245,24 @@ impl OAuth {
             typ: self.settings.assertion_typ.as_str(),
             client_id: &order.client_id,
             audience,
-            now: wall.checked_add(self.estimate().correction()).unwrap_or(wall),
+            now: wall.checked_add(correction).unwrap_or(wall),
             life: self.settings.assertion_life.as_secs(),
         };
-        let signed = assertion.sign(&*order.signer, &*self.dice).map_err(|error| IssueError::Retry {
-            reason: Reason::KeyUnavailable,
-            detail: format!("{error}: see whether the key is still where it was"),
-            after: None,
-        })?;
-        let proof = signed.expose_str().unwrap_or_default();
+        let signed = assertion.sign(client, &*self.dice).map_err(no_signature)?;
+        let assertion = signed.expose_str().unwrap_or_default();
         let mut fields = fields.to_vec();
         if self.settings.send_client_id {
             fields.push(("client_id", &order.client_id));
         }
-        fields.extend([("client_assertion_type", ASSERTION_TYPE), ("client_assertion", proof)]);
-        self.exchange(Request { url: endpoint.to_owned(), form: Some(encode(&fields)) }, facts).await
+        fields.extend([("client_assertion_type", ASSERTION_TYPE), ("client_assertion", assertion)]);
+        let proof = self.prover.prove(bound, endpoint, correction)?;
+        let request = Request { url: endpoint.to_owned(), form: Some(encode(&fields)), proof };
+        let response = self.exchange(request, facts).await?;
+        let heard = self.prover.hear(bound, endpoint, &response);
+        if let Heard::Unusable(what) = heard {
+            tracing::warn!(issuer = %self.settings.name, "its DPoP-Nonce is ignored: {what}");
+        }
+        Ok((response, heard))
     }
 
     /// Sends, and notes what the answer tells beside its content.
@@ -260,6 +321,7 @@ impl OAuth {
         self.fetches.fetch_add(1, Ordering::AcqRel);
         match fetched {
             Ok((metadata, life)) => {
+                self.endpoints.store(Arc::new(metadata.endpoints.clone()));
                 let metadata = Arc::new(metadata);
                 let document = Document { metadata: Arc::clone(&metadata), fetched: self.clock.boot(), life };
                 *shelf = Shelf { document: Some(document), tried: Some(now), failure: None, doubted: false };
@@ -284,7 +346,8 @@ impl OAuth {
     async fn fetch(&self, facts: &mut IssueFacts) -> Result<(Metadata, Duration), IssueError> {
         let mut missing = String::new();
         for url in metadata::addresses(&self.settings) {
-            let response = self.exchange(Request { url: url.clone(), form: None }, facts).await?;
+            let response =
+                self.exchange(Request { url: url.clone(), form: None, proof: None }, facts).await?;
             match response.status {
                 200 if refusal::is_json(&response) => {
                     let metadata = Metadata::read(response.body.expose(), &self.settings)?;
@@ -304,6 +367,22 @@ impl OAuth {
         })
     }
 
+    /// What to add to the wall clock for what is signed now, if anything may be (CLK-03).
+    fn correction(&self) -> Result<SignedDuration, IssueError> {
+        match self.estimate() {
+            Estimate::Untrusted(offset) => Err(IssueError::Retry {
+                reason: Reason::ClockUntrusted,
+                detail: format!(
+                    "the issuer's clock is {} s away from ours (300 s at most): set the clock of this host, or the \
+                     issuer's",
+                    offset.as_secs(),
+                ),
+                after: None,
+            }),
+            within => Ok(within.correction()),
+        }
+    }
+
     fn estimate(&self) -> Estimate {
         self.skew().offset(self.clock.wall(), self.clock.boot())
     }
@@ -314,11 +393,11 @@ impl OAuth {
 }
 
 impl Issuer for OAuth {
-    fn issue<'a>(&'a self, order: &'a Order) -> Pending<'a, Issued> {
+    fn issue<'a>(&'a self, order: &'a Order, signers: &'a Signers) -> Pending<'a, Issued> {
         Box::pin(async move {
             let started = self.clock.boot();
             let mut facts = IssueFacts::default();
-            let result = self.attempt(order, &mut facts).await;
+            let result = self.attempt(order, signers, &mut facts).await;
             facts.latency = self.clock.boot().since(started);
             Issued { result, facts }
         })
@@ -327,9 +406,22 @@ impl Issuer for OAuth {
     fn revoke<'a>(
         &'a self,
         order: &'a Order,
+        signers: &'a Signers,
         credential: &'a Credential,
     ) -> Pending<'a, Result<(), IssueError>> {
-        Box::pin(self.give_back(order, credential))
+        Box::pin(self.give_back(order, signers, credential))
+    }
+
+    fn owns(&self, target: &Target) -> bool {
+        self.endpoints.load().contains(target)
+    }
+}
+
+fn no_signature(error: SignError) -> IssueError {
+    IssueError::Retry {
+        reason: Reason::KeyUnavailable,
+        detail: format!("{error}: see whether the key is still where it was"),
+        after: None,
     }
 }
 

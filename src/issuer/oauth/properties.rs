@@ -1,6 +1,6 @@
 //! What must hold of any answer of an issuer.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Uri, header};
 use jiff::{SignedDuration, Timestamp};
@@ -14,10 +14,9 @@ use super::{
 };
 use crate::{
     clock::Boot,
-    credential::{Binding, Credential},
+    credential::{Binding, Bound, Credential},
     issuer::{IssueError, IssueFacts, Order, http::Response, json},
-    jose::{Algorithm, Unverified},
-    keys::Key,
+    jose::Unverified,
     secret::Secret,
 };
 
@@ -44,7 +43,9 @@ pub fn reply(bytes: &[u8]) {
     let boot = Boot::from_nanos(3_600_000_000_000);
     let now = Moment { sent: boot, received: boot, wall, correction: SignedDuration::ZERO };
     if status == 200 {
-        if let Ok(credential) = reply::accept(&response, &order, ISSUER, now, &mut IssueFacts::default()) {
+        if let Ok(credential) =
+            reply::accept(&response, &order, Bound::Bearer, ISSUER, now, &mut IssueFacts::default())
+        {
             assert!(credential.window.life() <= order.max_ttl && !credential.window.life().is_zero());
             assert!(credential.scope.iter().all(|scope| order.scope.iter().any(|asked| **asked == **scope)));
             assert_eq!(credential.audience.as_deref(), order.resource.as_deref());
@@ -128,7 +129,6 @@ fn order() -> Order {
         require_aud: true,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
-        signer: Arc::new(Key::generate(Algorithm::EdDsa).expect("a key can be made")),
     }
 }
 

@@ -51,9 +51,10 @@ pub(super) fn classify(response: &Response, now: Timestamp) -> IssueError {
             Reason::ClientAuthRejected,
             "compare client_id, the registered public key and audience with the issuer",
         ),
-        "invalid_dpop_proof" | "use_dpop_nonce" => {
-            misconfigured(Reason::DpopRejected, "it wants DPoP: allow bearer tokens for this client")
-        }
+        "invalid_dpop_proof" | "use_dpop_nonce" => misconfigured(
+            Reason::DpopRejected,
+            "set binding = \"dpop\" for this credential; if it is, compare the clocks of both sides",
+        ),
         "invalid_grant" => refused(Reason::GrantRejected),
         "invalid_request" => refused(Reason::AgentBugRequest),
         "invalid_scope" => refused(Reason::ScopeDenied),

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::refusal;
 use crate::{
     clock::Boot,
-    credential::{Binding, Credential, Window},
+    credential::{Bound, Credential, Window},
     issuer::{IssueError, IssueFacts, Order, Reason, http::Response, json},
     jose::Unverified,
     secret::{Fingerprint, Secret},
@@ -39,6 +39,7 @@ pub(super) struct Moment {
 pub(super) fn accept(
     response: &Response,
     order: &Order,
+    bound: Bound,
     issuer: &str,
     now: Moment,
     facts: &mut IssueFacts,
@@ -54,7 +55,7 @@ pub(super) fn accept(
     let _never_used = [take_secret(&mut reply, "refresh_token"), take_secret(&mut reply, "id_token")];
     let token = token.ok_or_else(|| broken("the issuer's token reply holds no access_token"))?;
     check_form(&token)?;
-    check_type(reply.get("token_type"), order.binding)?;
+    check_type(reply.get("token_type"), &bound)?;
     check_issuer(reply.get("iss"), issuer)?;
     let claims = jwt_claims(&token)?;
     let asked: BTreeSet<&str> = order.scope.iter().map(|scope| &**scope).collect();
@@ -64,9 +65,7 @@ pub(super) fn accept(
     if let Some(claims) = &claims {
         check_issuer(claims.get("iss"), issuer)?;
         check_audience(claims.get("aud"), order)?;
-        if claims.get("cnf").is_some_and(|cnf| !cnf.is_null()) {
-            return Err(unbound("the token is bound to a key (cnf), a bearer token was asked for"));
-        }
+        check_confirmation(claims.get("cnf"), &bound)?;
         let inner = scope_of(claims.get("scope").or(claims.get("scp")))?;
         escalated(inner.as_ref(), &asked)?;
         granted = granted.or(inner);
@@ -89,7 +88,7 @@ pub(super) fn accept(
         fingerprint: token.fingerprint(),
         token,
         window: Window::opening(now.received, now.wall, life),
-        binding: order.binding,
+        bound,
         scope: granted
             .unwrap_or_else(|| asked.into_iter().map(str::to_owned).collect())
             .into_iter()
@@ -129,11 +128,29 @@ fn check_form(token: &Secret) -> Result<(), IssueError> {
     Ok(())
 }
 
-fn check_type(named: Option<&Value>, binding: Binding) -> Result<(), IssueError> {
+/// DPOP-04: an issuer that ignores the proof sends a token that whoever has it can use.
+fn check_type(named: Option<&Value>, bound: &Bound) -> Result<(), IssueError> {
     let named = named.and_then(Value::as_str).ok_or_else(|| broken("the token reply holds no token_type"))?;
-    match binding {
-        Binding::Bearer if named.eq_ignore_ascii_case("bearer") => Ok(()),
-        Binding::Bearer => Err(unbound("the token_type is not Bearer, which was asked for")),
+    let scheme = bound.binding().scheme();
+    if named.eq_ignore_ascii_case(scheme) {
+        return Ok(());
+    }
+    Err(unbound(&format!(
+        "the token_type is not {scheme}, which was asked for: switch it on for this client"
+    )))
+}
+
+/// DPOP-05: what the token itself says of its key. A token that is not read here can only be taken at its word.
+fn check_confirmation(cnf: Option<&Value>, bound: &Bound) -> Result<(), IssueError> {
+    let cnf = cnf.filter(|cnf| !cnf.is_null());
+    match (bound, cnf) {
+        (Bound::Bearer, None) => Ok(()),
+        (Bound::Bearer, Some(_)) => {
+            Err(unbound("the token is bound to a key (cnf), a bearer token was asked for"))
+        }
+        (Bound::Dpop(_), None) => Err(unbound("the token names no key (cnf), though it is said to be bound")),
+        (Bound::Dpop(key), Some(cnf)) if cnf.get("jkt").and_then(Value::as_str) == Some(key.kid()) => Ok(()),
+        (Bound::Dpop(_), Some(_)) => Err(unbound("the token is bound to another key (cnf.jkt) than ours")),
     }
 }
 

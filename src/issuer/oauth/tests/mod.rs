@@ -1,5 +1,6 @@
 //! Whole attempts against an issuer in a script: what is sent, what is not, and what comes of each answer.
 
+mod dpop;
 mod metadata;
 mod reply;
 
@@ -42,6 +43,7 @@ struct Stage {
     oauth: OAuth,
     clock: Arc<ManualClock>,
     order: Order,
+    signers: Signers,
 }
 
 impl Stage {
@@ -59,7 +61,7 @@ impl Stage {
     fn of(script: Script, settings: OAuthSettings) -> Self {
         let clock = ManualClock::at(Timestamp::from_second(NOW).unwrap());
         let oauth = OAuth::new(settings, Arc::clone(&clock) as _, SystemDice::shared()).unwrap();
-        Self { script, oauth, clock, order: order() }
+        Self { script, oauth, clock, order: order(), signers: signers() }
     }
 
     fn metadata(&self) -> Value {
@@ -70,7 +72,7 @@ impl Stage {
     }
 
     async fn issue(&self) -> Issued {
-        self.oauth.issue(&self.order).await
+        self.oauth.issue(&self.order, &self.signers).await
     }
 
     async fn reason(&self) -> Reason {
@@ -89,8 +91,12 @@ fn order() -> Order {
         require_aud: false,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
-        signer: Arc::new(Key::generate(Algorithm::Es256).unwrap()),
     }
+}
+
+fn signers() -> Signers {
+    let key = || -> Arc<dyn Signer> { Arc::new(Key::generate(Algorithm::Es256).unwrap()) };
+    Signers { client: key(), before: None, dpop: Some(key()) }
 }
 
 fn token() -> Answer {
@@ -143,7 +149,7 @@ async fn the_token_request_is_this_and_nothing_else() {
     assert_eq!(post.form("client_assertion_type"), [ASSERTION_TYPE]);
     let assertion = &post.form("client_assertion")[0];
     let assertion = Unverified::parse(assertion).unwrap();
-    assertion.verify(stage.order.signer.public(), &[Algorithm::Es256]).unwrap();
+    assertion.verify(stage.signers.client.public(), &[Algorithm::Es256]).unwrap();
     assert_eq!(assertion.header_str("typ"), Some("client-authentication+jwt"));
     let claims = claims(post);
     assert_eq!(claims["aud"], json!(stage.script.url));
@@ -393,20 +399,20 @@ async fn revoking_proves_who_asks_like_any_other_request() {
     ]);
     let credential = stage.issue().await.result.unwrap();
     assert_eq!(credential.fingerprint, Fingerprint::of(b"canary-token"));
-    stage.oauth.revoke(&stage.order, &credential).await.unwrap();
+    stage.oauth.revoke(&stage.order, &stage.signers, &credential).await.unwrap();
     let post = &stage.script.posts()[1];
     assert_eq!(post.line, "POST /revoke HTTP/1.1");
     assert_eq!(post.form("token"), ["canary-token"]);
     assert_eq!(post.form("token_type_hint"), ["access_token"]);
     assert_eq!(claims(post)["aud"], json!(stage.script.url));
-    let error = stage.oauth.revoke(&stage.order, &credential).await.unwrap_err();
+    let error = stage.oauth.revoke(&stage.order, &stage.signers, &credential).await.unwrap_err();
     assert!(matches!(error, IssueError::Retry { .. }), "{error}");
 
     let stage = Stage::new().await;
     let mut metadata = stage.metadata();
     metadata["revocation_endpoint"] = Value::Null;
     stage.script.will([Answer::json(200, metadata)]);
-    let error = stage.oauth.revoke(&stage.order, &credential).await.unwrap_err();
+    let error = stage.oauth.revoke(&stage.order, &stage.signers, &credential).await.unwrap_err();
     assert!(matches!(error, IssueError::Refused { reason: Reason::IssuerConfig, .. }), "{error}");
 }
 

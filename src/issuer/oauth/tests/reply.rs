@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 
 use crate::{
     clock::Boot,
-    credential::{Binding, Credential},
+    credential::{Binding, Bound, Credential},
     issuer::{
         IssueError, IssueFacts, Order, Reason,
         http::Response,
         oauth::reply::{self, MAX_TOKEN, Moment},
     },
-    jose::{Algorithm, b64},
+    jose::{Algorithm, Signer, b64},
     keys::Key,
     secret::{Fingerprint, Secret},
 };
@@ -33,7 +33,6 @@ fn order() -> Order {
         require_aud: true,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
-        signer: Arc::new(Key::generate(Algorithm::EdDsa).unwrap()),
     }
 }
 
@@ -67,7 +66,44 @@ fn jwt(claims: &Value) -> Value {
 }
 
 fn accept(response: &Response, order: &Order, issuer: &str, now: Moment) -> Result<Credential, IssueError> {
-    reply::accept(response, order, issuer, now, &mut IssueFacts::default())
+    reply::accept(response, order, Bound::Bearer, issuer, now, &mut IssueFacts::default())
+}
+
+fn key() -> &'static Arc<dyn Signer> {
+    static KEY: std::sync::OnceLock<Arc<dyn Signer>> = std::sync::OnceLock::new();
+    KEY.get_or_init(|| Arc::new(Key::generate(Algorithm::Es256).unwrap()))
+}
+
+fn judge_bound(reply: &Value) -> Result<Credential, IssueError> {
+    let order = Order { binding: Binding::Dpop, ..order() };
+    let bound = Bound::Dpop(Arc::clone(key()));
+    reply::accept(&answer(reply), &order, bound, ISSUER, now(), &mut IssueFacts::default())
+}
+
+#[test]
+fn a_bound_token_names_our_key_or_is_thrown_away() {
+    // DPOP-04, DPOP-05, S4
+    let named =
+        |jkt: Value| with(jwt(&with(claims(), "cnf", json!({"jkt": jkt}))), "token_type", json!("dPoP"));
+    let credential = judge_bound(&named(json!(key().kid()))).unwrap();
+    assert_eq!(credential.binding(), Binding::Dpop);
+    assert_eq!(credential.bound.thumbprint(), Some(key().kid()));
+    // Opaque: the issuer is taken at its word.
+    assert!(judge_bound(&with(opaque(), "token_type", json!("DPoP"))).is_ok());
+    for bad in [
+        opaque(),
+        named(json!("0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I")),
+        named(json!(null)),
+        named(json!([key().kid()])),
+        with(jwt(&claims()), "token_type", json!("DPoP")),
+        with(jwt(&with(claims(), "cnf", json!({"x5t#S256": key().kid()}))), "token_type", json!("DPoP")),
+        with(jwt(&with(claims(), "cnf", json!("eyJ"))), "token_type", json!("DPoP")),
+        with(named(json!(key().kid())), "token_type", json!("Bearer")),
+        with(named(json!(key().kid())), "token_type", json!("N_A")),
+    ] {
+        assert_eq!(reason(judge_bound(&bad)), Reason::TokenNotBound, "{bad}");
+    }
+    assert_eq!(reason(judge(&named(json!(key().kid())))), Reason::TokenNotBound, "nor the other way round");
 }
 
 fn judge(reply: &Value) -> Result<Credential, IssueError> {
@@ -123,7 +159,7 @@ fn expires_in_is_read_leniently_and_held_to_policy() {
             Some(seconds) => {
                 let mut facts = IssueFacts::default();
                 let reply = answer(with(opaque(), "expires_in", said.clone()));
-                reply::accept(&reply, &order(), ISSUER, now(), &mut facts).unwrap();
+                reply::accept(&reply, &order(), Bound::Bearer, ISSUER, now(), &mut facts).unwrap();
                 assert_eq!(
                     facts.cut_life_from.is_some(),
                     said.as_f64().is_some_and(|said| said > 900.0),
