@@ -9,6 +9,7 @@
 mod api;
 mod http;
 mod issuer;
+mod once;
 
 pub use api::{DemoApi, DemoApiSettings};
 pub use issuer::{

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::{
     DevIssuerSettings,
-    assertion::{self, ASSERTION_TYPE, AssertionError, Glimpse, Proof, Rules, Seen},
+    assertion::{self, ASSERTION_TYPE, AssertionError, Glimpse, Proof, Rules},
     diary::Diary,
     faults::{Fault, Knob},
     form::Form,
@@ -22,7 +22,10 @@ use super::{
 };
 use crate::{
     clock::{Clock, Dice},
-    dev::http::{Answer, Ask, NOTE, allow, json, refuse},
+    dev::{
+        http::{Answer, Ask, NOTE, allow, json, refuse},
+        once::Once,
+    },
     jose::Signer,
     keys::Key,
 };
@@ -109,7 +112,7 @@ pub(super) struct Desk {
 /// What changes while it runs.
 pub(super) struct Books {
     clients: BTreeMap<String, Client>,
-    seen: Seen,
+    used: Once,
     pub(super) revoked: Revoked,
     pub(super) knob: Knob,
     pub(super) diary: Diary,
@@ -125,7 +128,7 @@ impl Desk {
     ) -> Self {
         let books = Mutex::new(Books {
             clients: BTreeMap::new(),
-            seen: Seen::default(),
+            used: Once::default(),
             revoked: Revoked::default(),
             knob: Knob::off(),
             diary: Diary::default(),
@@ -220,9 +223,10 @@ impl Desk {
         if form.one("client_id").is_some_and(|client_id| client_id != proof.client_id) {
             return Err(Refusal::client("client_id must equal sub, or be left out"));
         }
-        books.seen.burn(&proof, now).map_err(|error| match error {
-            AssertionError::Full => Refusal::busy(error),
-            _ => Refusal::client(error),
+        let spent = books.used.burn(&proof.client_id, &proof.jti, proof.until, now);
+        spent.map_err(|spent| match AssertionError::from(spent) {
+            full @ AssertionError::Full => Refusal::busy(full),
+            error => Refusal::client(error),
         })?;
         let client = books.clients.get(&proof.client_id).cloned();
         client.map(|client| (form, client)).ok_or_else(|| Refusal::client(AssertionError::Client))
