@@ -10,11 +10,17 @@
 //!  POST /introspect                               RFC 7662
 //! ```
 
+mod afterwards;
 mod assertion;
 mod desk;
+mod develop;
 mod diary;
+mod entrance;
 mod faults;
 mod form;
+mod grants;
+mod metadata;
+mod refusal;
 mod register;
 mod token;
 

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{desk::Refusal, faults::Fault, form::Form, register::Client};
+use super::{faults::Fault, form::Form, refusal::Refusal, register::Client};
 use crate::{
     clock::Dice,
     jose::{self, Algorithm, Header, SignError, Signer, Unverified, b64},
