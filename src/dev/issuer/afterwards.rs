@@ -38,7 +38,7 @@ impl Desk {
         // Claims are strings and numbers, which always serialize to an object.
         let mut body = serde_json::to_value(&claims).expect("claims serialize");
         body["active"] = json!(true);
-        body["token_type"] = json!("Bearer");
+        body["token_type"] = json!(claims.token_type());
         Ok(json(StatusCode::OK, &body))
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     dev::{
         http::{Answer, Ask, allow, json, refuse},
         once::Once,
+        possession::Possession,
     },
     jose::Signer,
     keys::Key,
@@ -74,6 +75,7 @@ pub(super) struct Desk {
 pub(super) struct Books {
     pub(super) clients: BTreeMap<String, Client>,
     pub(super) used: Once,
+    pub(super) possession: Possession,
     pub(super) revoked: Revoked,
     pub(super) knob: Knob,
     pub(super) diary: Diary,
@@ -90,6 +92,7 @@ impl Desk {
         let books = Mutex::new(Books {
             clients: BTreeMap::new(),
             used: Once::default(),
+            possession: Possession::new(settings.dpop_nonces),
             revoked: Revoked::default(),
             knob: Knob::off(),
             diary: Diary::default(),
@@ -126,29 +129,40 @@ impl Desk {
 
     /// The three endpoints that want a client to prove itself.
     async fn oauth(&self, endpoint: Endpoint, ask: &Ask, number: u64) -> (Answer, String, Option<String>) {
-        let (proven, fault) = {
+        let (asker, proven, fault) = {
             let mut books = self.books();
-            let proven = self.authenticate(&mut books, ask, number);
-            (proven, books.knob.bite(endpoint))
+            let asker = self.authenticate(&mut books, ask, number);
+            let mut proven = Ok(None);
+            if endpoint == Endpoint::Token {
+                books.diary.show(number, ask.headers());
+                if asker.is_ok() {
+                    proven = self.possession(&mut books, ask);
+                }
+            }
+            (asker, proven, books.knob.bite(endpoint))
         };
-        // The assertion is used up by now: a client that sends it again after this answer is found out (PKJ-12).
+        // Assertion and proof are used up by now: a client that sends either again after this answer is found out
+        // (PKJ-12, DPOP-12).
         match &fault {
             Fault::Hang => std::future::pending().await,
             Fault::Slow { delay } => sleep(*delay).await,
             _ => {}
         }
-        if let Some(answer) = fault.answer() {
+        if let Some(mut answer) = fault.answer() {
+            self.add_nonces(&mut answer, &proven, &fault);
             return (answer, outcome_of(&fault), None);
         }
-        let served = proven.and_then(|(form, client)| match endpoint {
+        let served = asker.and_then(|(form, client)| match endpoint {
             Endpoint::Introspect => self.introspect(&form),
             Endpoint::Revoke => self.revoke(&form, &client),
-            _ => self.token(&form, &client, &fault),
+            _ => self.token(&form, &client, &proven, &fault),
         });
-        match served {
+        let (mut answer, outcome, detail) = match served {
             Ok(answer) => (answer, outcome_of(&fault), None),
             Err(refusal) => (refusal.answer(), refusal.error.into(), Some(refusal.why)),
-        }
+        };
+        self.add_nonces(&mut answer, &proven, &fault);
+        (answer, outcome, detail)
     }
 
     pub(super) fn register(&self, client: Client) -> Result<String, RegisterError> {

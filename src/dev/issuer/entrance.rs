@@ -26,6 +26,7 @@ impl Desk {
             number,
             glimpse.sub.or_else(|| form.one("client_id").map(str::to_owned)),
             glimpse.jti,
+            form.one("grant_type").map(str::to_owned),
         );
 
         // One method, and it is this one (PKJ-13).

@@ -12,11 +12,21 @@ use super::{
     register::Client,
     token::{self, Wish},
 };
-use crate::dev::http::{Answer, json};
+use crate::dev::{
+    http::{Answer, json},
+    proof::{Proof, ProofError},
+};
 
 impl Desk {
-    pub(super) fn token(&self, form: &Form, client: &Client, fault: &Fault) -> Result<Answer, Refusal> {
-        let wish = Wish::read(form, client)?;
+    pub(super) fn token(
+        &self,
+        form: &Form,
+        client: &Client,
+        proven: &Result<Option<Proof>, ProofError>,
+        fault: &Fault,
+    ) -> Result<Answer, Refusal> {
+        let binding = self.binding(proven, client, fault)?;
+        let wish = Wish { binding, ..Wish::read(form, client)? };
         let life = self.settings.token_life;
         let claims = token::claims(&self.url, &client.client_id, wish, life, fault, self.now(), &*self.dice);
         let signed =
@@ -26,7 +36,7 @@ impl Desk {
             StatusCode::OK,
             &json!({
                 "access_token": signed.expose_str(),
-                "token_type": "Bearer",
+                "token_type": claims.token_type(),
                 "expires_in": claims.exp - claims.iat,
                 "scope": claims.scope,
             }),

@@ -3,11 +3,12 @@
 use serde_json::{Value, json};
 
 use super::{
+    binding::ALGORITHMS,
     desk::{Desk, Endpoint},
     faults::Fault,
     token::OTHER_ISSUER,
 };
-use crate::dev::http::NOTE;
+use crate::{dev::http::NOTE, jose::Algorithm};
 
 impl Desk {
     pub(super) fn metadata(&self, fault: &Fault) -> Value {
@@ -30,6 +31,7 @@ impl Desk {
             "revocation_endpoint_auth_signing_alg_values_supported": algorithms,
             "introspection_endpoint_auth_methods_supported": methods,
             "introspection_endpoint_auth_signing_alg_values_supported": algorithms,
+            "dpop_signing_alg_values_supported": ALGORITHMS.map(Algorithm::as_str),
             "keybearer_development": NOTE,
         })
     }
