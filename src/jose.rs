@@ -329,6 +329,27 @@ impl<'a> Unverified<'a> {
         }
         key.verify(algorithm, self.signed.as_bytes(), &self.signature)
     }
+
+    /// Checks the signature by the public key that the header itself brings as `jwk`, and hands that key out. This
+    /// proves that the sender has the key, and nothing about who the sender is: it is for proofs of possession, whose
+    /// key is then held against one that is known (RFC 9449 4.3).
+    ///
+    /// # Errors
+    /// [`JoseError::Header`] for `crit`, for no key, or for one that lies elsewhere, [`JoseError::Key`] for a private or
+    /// unusable one, [`JoseError::Algorithm`] or [`JoseError::Signature`].
+    pub fn verify_possession(&self, allowed: &[Algorithm]) -> Result<PublicKey, JoseError> {
+        if ["crit", "jku", "x5u", "x5c"].iter().any(|name| self.header.contains_key(*name)) {
+            return Err(JoseError::Header);
+        }
+        let key = PublicKey::from_jwk(self.header.get("jwk").ok_or(JoseError::Header)?)?;
+        let algorithm =
+            self.header_str("alg").and_then(|alg| alg.parse().ok()).ok_or(JoseError::Algorithm)?;
+        if !allowed.contains(&algorithm) {
+            return Err(JoseError::Algorithm);
+        }
+        key.verify(algorithm, self.signed.as_bytes(), &self.signature)?;
+        Ok(key)
+    }
 }
 
 /// What is wrong with a token or a key.

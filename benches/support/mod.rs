@@ -267,6 +267,7 @@ exception = {{ owner = "shop@example.com", reason = "a benchmark", until = "{unt
         keys: keys.iter().map(|jwk| (PublicKey::from_jwk(jwk).unwrap(), Algorithm::Es256)).collect(),
         scope: vec!["orders:read".into()],
         resources: vec!["https://orders.example".into()],
+        ..Client::default()
     };
     issuer.register(client).unwrap();
 }

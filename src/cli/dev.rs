@@ -97,6 +97,7 @@ impl Dev {
             keys,
             scope: vec!["orders:read".into(), "orders:write".into()],
             resources: vec![ORDERS.into()],
+            ..Client::default()
         };
         handle.register(client).map_err(|error| Exit::new(Exit::SOFTWARE, error.to_string()))?;
 

@@ -9,10 +9,16 @@
 mod api;
 mod http;
 mod issuer;
+mod nonce;
+mod once;
+mod possession;
+mod proof;
+mod target;
 
 pub use api::{DemoApi, DemoApiSettings};
 pub use issuer::{
-    Client, Counts, DevIssuer, DevIssuerSettings, Diary, DiaryEntry, Fault, FaultError, Handle, RegisterError,
+    Client, Counts, DevIssuer, DevIssuerSettings, Diary, DiaryEntry, DiaryProof, Fault, FaultError, Handle,
+    RegisterError,
 };
 
 /// Why a development server does not start, or had to stop.

@@ -179,6 +179,7 @@ pub fn register(issuer: &Handle, config: &Path) {
         keys: keys.collect(),
         scope: vec!["orders:read".into(), "orders:write".into()],
         resources: vec![RESOURCE.into()],
+        ..Client::default()
     };
     issuer.register(client).unwrap();
 }

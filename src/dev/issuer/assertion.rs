@@ -9,7 +9,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::register::Client;
-use crate::jose::{Algorithm, JoseError, Unverified};
+use crate::{
+    dev::once::Spent,
+    jose::{Algorithm, JoseError, Unverified},
+};
 
 /// The one value of `client_assertion_type` (PKJ-01).
 pub(super) const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
@@ -19,9 +22,6 @@ const SKEW: i64 = 15;
 
 /// The longest `jti` (PKJ-09).
 const MAX_JTI: usize = 64;
-
-/// How many one-time values are remembered; beyond that nobody gets in, rather than somebody twice.
-const MAX_SEEN: usize = 100_000;
 
 /// What an assertion is held against.
 #[derive(Clone, Copy, Debug)]
@@ -112,28 +112,6 @@ pub(super) fn check(
     Ok(Proof { client_id: claims.sub, jti, until: exp + SKEW })
 }
 
-/// The one-time values that were used and could still be replayed.
-#[derive(Debug, Default)]
-pub(super) struct Seen(BTreeMap<(String, String), i64>);
-
-impl Seen {
-    /// Uses up the one-time value of `proof`.
-    pub(super) fn burn(&mut self, proof: &Proof, now: i64) -> Result<(), AssertionError> {
-        if self.0.len() >= MAX_SEEN {
-            self.0.retain(|_, until| *until > now);
-        }
-        if self.0.len() >= MAX_SEEN {
-            return Err(AssertionError::Full);
-        }
-        let slot = (proof.client_id.clone(), proof.jti.clone());
-        if self.0.get(&slot).is_some_and(|until| *until > now) {
-            return Err(AssertionError::Replay);
-        }
-        self.0.insert(slot, proof.until);
-        Ok(())
-    }
-}
-
 /// The rule an assertion broke.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(super) enum AssertionError {
@@ -187,33 +165,11 @@ pub(super) enum AssertionError {
     Typ,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn proof(client: &str, jti: &str, until: i64) -> Proof {
-        Proof { client_id: client.into(), jti: jti.into(), until }
-    }
-
-    #[test]
-    fn a_one_time_value_is_the_clients_own_and_lasts_as_long_as_its_assertion() {
-        // PKJ-12
-        let mut seen = Seen::default();
-        assert_eq!(seen.burn(&proof("a", "1", 100), 50), Ok(()));
-        assert_eq!(seen.burn(&proof("a", "1", 100), 99), Err(AssertionError::Replay));
-        assert_eq!(seen.burn(&proof("b", "1", 100), 99), Ok(()));
-        assert_eq!(seen.burn(&proof("a", "1", 200), 100), Ok(()));
-    }
-
-    #[test]
-    fn a_full_memory_lets_nobody_in_until_something_expires() {
-        // PKJ-12: forgetting would open the door to a replay.
-        let mut seen = Seen::default();
-        for number in 0..MAX_SEEN {
-            assert_eq!(seen.burn(&proof("a", &number.to_string(), 100), 50), Ok(()));
+impl From<Spent> for AssertionError {
+    fn from(spent: Spent) -> Self {
+        match spent {
+            Spent::Before => Self::Replay,
+            Spent::Full => Self::Full,
         }
-        assert_eq!(seen.burn(&proof("a", "new", 100), 50), Err(AssertionError::Full));
-        assert_eq!(seen.burn(&proof("a", "new", 200), 100), Ok(()));
-        assert_eq!(seen.0.len(), 1);
     }
 }

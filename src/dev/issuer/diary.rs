@@ -1,10 +1,14 @@
 //! What was asked and how it ended. In goes every request to the issuer, before it is answered; out come the
-//! last thousand and the counts. Never a token, never an assertion: only the names in it.
+//! last thousand and the counts. Never a token, an assertion or a proof: only the
+//! names in it.
 
 use std::collections::{BTreeMap, VecDeque};
 
+use http::HeaderMap;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
+
+use crate::dev::proof::Glimpse;
 
 /// How many requests are kept.
 const KEPT: usize = 1000;
@@ -26,12 +30,27 @@ pub struct DiaryEntry {
     pub client_id: Option<String>,
     /// The one-time value of its assertion.
     pub jti: Option<String>,
+    /// The `grant_type`, if it is a token request.
+    pub grant: Option<String>,
+    /// What the DPoP proof of a token request says of itself; none came if it is empty.
+    pub proof: Option<DiaryProof>,
     /// The HTTP status of the answer; 0 while there is none.
     pub status: u16,
     /// `pending`, `ok`, the OAuth error, or `fault:` and its name.
     pub outcome: String,
     /// The rule that was broken, for people.
     pub detail: Option<String>,
+}
+
+/// The names in a DPoP proof; believed only if the request ended well.
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct DiaryProof {
+    /// The thumbprint of its key.
+    pub jkt: Option<String>,
+    /// Its one-time value.
+    pub jti: Option<String>,
+    /// The nonce in it.
+    pub nonce: Option<String>,
 }
 
 /// How often what happened.
@@ -73,6 +92,8 @@ impl Diary {
             path,
             client_id: None,
             jti: None,
+            grant: None,
+            proof: None,
             status: 0,
             outcome: "pending".into(),
             detail: None,
@@ -80,12 +101,31 @@ impl Diary {
         number
     }
 
-    /// Who the request says it is from.
-    pub(super) fn sign(&mut self, number: u64, client_id: Option<String>, jti: Option<String>) {
-        let short = |name: String| name.chars().take(MAX_NAME).collect();
+    /// Who the request says it is from, and what it is for.
+    pub(super) fn sign(
+        &mut self,
+        number: u64,
+        client_id: Option<String>,
+        jti: Option<String>,
+        grant: Option<String>,
+    ) {
         if let Some(entry) = self.entry(number) {
             entry.client_id = client_id.map(short);
             entry.jti = jti.map(short);
+            entry.grant = grant.map(short);
+        }
+    }
+
+    /// Which proof the request came with.
+    pub(super) fn show(&mut self, number: u64, headers: &HeaderMap) {
+        let Some(proof) = headers.get("dpop") else { return };
+        let glimpse = proof.to_str().map(Glimpse::of).unwrap_or_default();
+        if let Some(entry) = self.entry(number) {
+            entry.proof = Some(DiaryProof {
+                jkt: glimpse.jkt,
+                jti: glimpse.jti.map(short),
+                nonce: glimpse.nonce.map(short),
+            });
         }
     }
 
@@ -107,6 +147,10 @@ impl Diary {
     }
 }
 
+fn short(name: String) -> String {
+    name.chars().take(MAX_NAME).collect()
+}
+
 /// RFC 3339, as everywhere people read a time.
 fn as_text<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(at)
@@ -122,7 +166,7 @@ mod tests {
         for number in 0..1500 {
             assert_eq!(diary.open(Timestamp::UNIX_EPOCH, "/token"), number);
         }
-        diary.sign(1499, Some("x".repeat(1000)), Some("j".into()));
+        diary.sign(1499, Some("x".repeat(1000)), Some("j".into()), None);
         diary.close(1499, 200, "ok".into(), None);
         diary.close(0, 200, "ok".into(), None);
         assert_eq!((diary.requests("/token"), diary.entries.len()), (1500, KEPT));

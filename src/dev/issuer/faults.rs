@@ -12,9 +12,13 @@ use super::desk::Endpoint;
 use crate::dev::http::{Answer, NOTE, json, typed};
 
 /// A way to behave badly. Faults of the answer bite `/token`, `/revoke` and `/introspect`; faults of the token
-/// bite `/token` only.
+/// and of the nonce bite `/token` only.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Fault {
+    /// `DPoP-Nonce` with characters that no nonce has (RFC 9449 8.1).
+    BadNonce,
+    /// A token that is bound to somebody else's key (DPOP-05).
+    ForeignCnf,
     /// 200, and bytes that are not JSON under a JSON content type.
     Garbage,
     /// The connection stays open and no answer comes.
@@ -25,6 +29,8 @@ pub enum Fault {
     InvalidClient,
     /// A token that lives for a year.
     LongLife,
+    /// 400 `use_dpop_nonce` to whatever comes, and no `DPoP-Nonce` (DPOP-07).
+    NoNonceHeader,
     /// No fault: what is set is taken back.
     None,
     /// 429 with `Retry-After`.
@@ -47,8 +53,14 @@ pub enum Fault {
         /// How late.
         delay: Duration,
     },
+    /// 400 `use_dpop_nonce` to whatever comes, with another `DPoP-Nonce` each time (DPOP-07).
+    StubbornNonce,
+    /// Two `DPoP-Nonce` headers, of which the first would do (DPOP-09).
+    TwoNonces,
     /// 503.
     Unavailable,
+    /// A bearer token, whatever proof came: the issuer knows nothing of DPoP (DPOP-04).
+    Unbound,
     /// A token and an answer with `admin` in the scope, which nobody asked for.
     WiderScope,
     /// A token for somebody else.
@@ -61,17 +73,23 @@ impl Fault {
     /// As JSON and the diary write it.
     pub fn as_str(&self) -> &'static str {
         match self {
+            Self::BadNonce => "bad_nonce",
+            Self::ForeignCnf => "foreign_cnf",
             Self::Garbage => "garbage",
             Self::Hang => "hang",
             Self::Html => "html",
             Self::InvalidClient => "invalid_client",
             Self::LongLife => "long_life",
+            Self::NoNonceHeader => "no_nonce_header",
             Self::None => "none",
             Self::RateLimited { .. } => "rate_limited",
             Self::Redirect { .. } => "redirect",
             Self::ShortLife { .. } => "short_life",
             Self::Slow { .. } => "slow",
+            Self::StubbornNonce => "stubborn_nonce",
+            Self::TwoNonces => "two_nonces",
             Self::Unavailable => "unavailable",
+            Self::Unbound => "unbound",
             Self::WiderScope => "wider_scope",
             Self::WrongAudience => "wrong_audience",
             Self::WrongIssuer => "wrong_issuer",
@@ -88,17 +106,23 @@ impl Fault {
         let written: Written = serde_json::from_slice(body).map_err(|_| FaultError::Json)?;
         let seconds = |default: u32| Duration::from_secs(written.seconds.unwrap_or(default).into());
         let fault = match written.fault.as_str() {
+            "bad_nonce" => Self::BadNonce,
+            "foreign_cnf" => Self::ForeignCnf,
             "garbage" => Self::Garbage,
             "hang" => Self::Hang,
             "html" => Self::Html,
             "invalid_client" => Self::InvalidClient,
             "long_life" => Self::LongLife,
+            "no_nonce_header" => Self::NoNonceHeader,
             "none" => Self::None,
             "rate_limited" => Self::RateLimited { retry_after: seconds(3) },
             "redirect" => Self::Redirect { to: written.to.clone().ok_or(FaultError::Target)? },
             "short_life" => Self::ShortLife { life: seconds(5) },
             "slow" => Self::Slow { delay: seconds(2) },
+            "stubborn_nonce" => Self::StubbornNonce,
+            "two_nonces" => Self::TwoNonces,
             "unavailable" => Self::Unavailable,
+            "unbound" => Self::Unbound,
             "wider_scope" => Self::WiderScope,
             "wrong_audience" => Self::WrongAudience,
             "wrong_issuer" => Self::WrongIssuer,
@@ -130,11 +154,18 @@ impl Fault {
                 Some(answer)
             }
             Self::Unavailable => Some(error(StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable")),
-            Self::Hang
+            Self::NoNonceHeader | Self::StubbornNonce => {
+                Some(error(StatusCode::BAD_REQUEST, "use_dpop_nonce"))
+            }
+            Self::BadNonce
+            | Self::ForeignCnf
+            | Self::Hang
             | Self::LongLife
             | Self::None
             | Self::ShortLife { .. }
             | Self::Slow { .. }
+            | Self::TwoNonces
+            | Self::Unbound
             | Self::WiderScope
             | Self::WrongAudience
             | Self::WrongIssuer => None,
@@ -145,9 +176,15 @@ impl Fault {
         match self {
             Self::None => false,
             Self::WrongIssuer => matches!(endpoint, Endpoint::Metadata | Endpoint::Token),
-            Self::LongLife
+            Self::BadNonce
+            | Self::ForeignCnf
+            | Self::LongLife
+            | Self::NoNonceHeader
             | Self::Redirect { .. }
             | Self::ShortLife { .. }
+            | Self::StubbornNonce
+            | Self::TwoNonces
+            | Self::Unbound
             | Self::WiderScope
             | Self::WrongAudience => endpoint == Endpoint::Token,
             Self::Garbage
@@ -203,8 +240,9 @@ pub enum FaultError {
     Json,
     /// A fault nobody knows.
     #[error(
-        "fault must be one of none, garbage, hang, html, invalid_client, long_life, rate_limited, redirect, \
-         short_life, slow, unavailable, wider_scope, wrong_audience, wrong_issuer"
+        "fault must be one of none, bad_nonce, foreign_cnf, garbage, hang, html, invalid_client, long_life, \
+         no_nonce_header, rate_limited, redirect, short_life, slow, stubborn_nonce, two_nonces, unavailable, \
+         unbound, wider_scope, wrong_audience, wrong_issuer"
     )]
     Name,
     /// A redirect to nowhere.
@@ -250,16 +288,22 @@ mod tests {
     fn every_name_reads_back_as_itself() {
         for name in [
             "none",
+            "bad_nonce",
+            "foreign_cnf",
             "garbage",
             "hang",
             "html",
             "invalid_client",
             "long_life",
+            "no_nonce_header",
             "rate_limited",
             "redirect",
             "short_life",
             "slow",
+            "stubborn_nonce",
+            "two_nonces",
             "unavailable",
+            "unbound",
             "wider_scope",
             "wrong_audience",
             "wrong_issuer",

@@ -10,11 +10,18 @@
 //!  POST /introspect                               RFC 7662
 //! ```
 
+mod afterwards;
 mod assertion;
+mod binding;
 mod desk;
+mod develop;
 mod diary;
+mod entrance;
 mod faults;
 mod form;
+mod grants;
+mod metadata;
+mod refusal;
 mod register;
 mod token;
 
@@ -22,7 +29,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use serde_json::Value;
 
-pub use diary::{Counts, Diary, DiaryEntry};
+pub use diary::{Counts, Diary, DiaryEntry, DiaryProof};
 pub use faults::{Fault, FaultError};
 pub use register::{Client, RegisterError};
 
@@ -50,6 +57,8 @@ pub struct DevIssuerSettings {
     pub assertion_life: Duration,
     /// The host's environment; `prod` and `production` are refused.
     pub environment: String,
+    /// Whether a DPoP proof needs a nonce of the issuer's (RFC 9449 8); it does by default (DPOP-07).
+    pub dpop_nonces: bool,
 }
 
 impl Default for DevIssuerSettings {
@@ -59,6 +68,7 @@ impl Default for DevIssuerSettings {
             token_life: Duration::from_secs(300),
             assertion_life: Duration::from_secs(60),
             environment: "dev".into(),
+            dpop_nonces: true,
         }
     }
 }

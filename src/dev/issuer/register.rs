@@ -14,7 +14,7 @@ pub(super) const MAX_CLIENTS: usize = 1000;
 const SUBJECTS: &str = "user:";
 
 /// A registered client: what it may sign with, and what it may ask for.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Client {
     /// Its name: `iss` and `sub` of its assertions, `sub` of its tokens.
     pub client_id: String,
@@ -25,11 +25,13 @@ pub struct Client {
     /// For whom it may ask: absolute URIs without a fragment (RFC 8707). A token that is asked without a
     /// resource is for the issuer itself.
     pub resources: Vec<String>,
+    /// Whether it gets no token without a DPoP proof (RFC 9449 5.2, DPOP-15).
+    pub dpop_bound_access_tokens: bool,
 }
 
 impl Client {
-    /// Reads `{client_id, jwks: {keys: [..]}, scope, resources}`; `scope` is one string as in RFC 7591, or a
-    /// list. A JWK without `alg` gets the algorithm of its kind (RSA: PS256).
+    /// Reads `{client_id, jwks: {keys: [..]}, scope, resources, dpop_bound_access_tokens}`; `scope` is one string as
+    /// in RFC 7591, or a list. A JWK without `alg` gets the algorithm of its kind (RSA: PS256).
     ///
     /// # Errors
     /// [`RegisterError::Json`] or [`RegisterError::Key`]; the rest is [`Client::checked`].
@@ -40,7 +42,13 @@ impl Client {
             Scope::List(list) => list,
             Scope::Text(text) => text.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect(),
         };
-        Ok(Self { client_id: written.client_id, keys, scope, resources: written.resources })
+        Ok(Self {
+            client_id: written.client_id,
+            keys,
+            scope,
+            resources: written.resources,
+            dpop_bound_access_tokens: written.dpop_bound_access_tokens,
+        })
     }
 
     /// The client, if everything in it can be used; its scope sorted and without duplicates.
@@ -86,7 +94,9 @@ pub enum RegisterError {
     #[error("1000 clients are registered already: start the development issuer anew")]
     Full,
     /// Not the JSON that was expected.
-    #[error("send JSON {{client_id, jwks: {{keys: [..]}}, scope, resources}} and nothing else")]
+    #[error(
+        "send JSON {{client_id, jwks: {{keys: [..]}}, scope, resources, dpop_bound_access_tokens}} and nothing else"
+    )]
     Json,
     /// A key that cannot be used, or a private one.
     #[error("a key of jwks cannot be used: {0}")]
@@ -119,6 +129,8 @@ struct Written {
     scope: Scope,
     #[serde(default)]
     resources: Vec<String>,
+    #[serde(default)]
+    dpop_bound_access_tokens: bool,
 }
 
 #[derive(Deserialize)]
@@ -189,7 +201,7 @@ mod tests {
 
     fn client(client_id: &str) -> Client {
         let keys = vec![(key(), Algorithm::EdDsa)];
-        Client { client_id: client_id.into(), keys, scope: vec![], resources: vec![] }
+        Client { client_id: client_id.into(), keys, ..Client::default() }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{desk::Refusal, faults::Fault, form::Form, register::Client};
+use super::{faults::Fault, form::Form, refusal::Refusal, register::Client};
 use crate::{
     clock::Dice,
     jose::{self, Algorithm, Header, SignError, Signer, Unverified, b64},
@@ -29,6 +29,8 @@ pub(super) struct Wish {
     pub(super) scope: Vec<String>,
     /// The one resource, if one was named.
     pub(super) resource: Option<String>,
+    /// The thumbprint of the key that the token is bound to.
+    pub(super) binding: Option<String>,
 }
 
 impl Wish {
@@ -61,7 +63,7 @@ impl Wish {
                 words
             }
         };
-        Ok(Self { scope, resource: resource.map(str::to_owned) })
+        Ok(Self { scope, resource: resource.map(str::to_owned), binding: None })
     }
 }
 
@@ -76,6 +78,22 @@ pub(super) struct Claims {
     pub(super) iat: i64,
     pub(super) exp: i64,
     pub(super) jti: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cnf: Option<Confirmation>,
+}
+
+impl Claims {
+    /// How the token is used (RFC 9449 5, RFC 6750).
+    pub(super) fn token_type(&self) -> &'static str {
+        if self.cnf.is_some() { "DPoP" } else { "Bearer" }
+    }
+}
+
+/// Whose key a token needs (RFC 7800, RFC 9449 6).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) struct Confirmation {
+    /// The RFC 7638 thumbprint (DPOP-05).
+    pub(super) jkt: String,
 }
 
 /// The claims of a token for `client_id`, bent by `fault`.
@@ -99,6 +117,7 @@ pub(super) fn claims(
         iat: now,
         exp: now.saturating_add_unsigned(life.as_secs()),
         jti: b64(&jti),
+        cnf: wish.binding.map(|jkt| Confirmation { jkt }),
     };
     match fault {
         Fault::LongLife => made.exp = now + 365 * 24 * 3600,

@@ -2,7 +2,9 @@
 
 mod api;
 mod faults;
+mod holder;
 mod issuer;
+mod possession;
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,6 +16,8 @@ use tokio::{
     sync::oneshot,
     task::JoinHandle,
 };
+
+pub(in crate::dev) use holder::Holder;
 
 use super::*;
 use crate::{
@@ -31,6 +35,7 @@ struct Rig {
     issuer: Handle,
     api: String,
     key: Key,
+    holder: Holder,
     stop: Option<(oneshot::Sender<()>, oneshot::Sender<()>)>,
     tasks: Vec<JoinHandle<Result<(), DevError>>>,
 }
@@ -54,7 +59,8 @@ impl Rig {
             tokio::spawn(issuer.run(async { _ = first.1.await })),
             tokio::spawn(api.run(async { _ = second.1.await })),
         ];
-        Self { clock, issuer: handle, api: url, key, stop: Some((first.0, second.0)), tasks }
+        let holder = Holder::from_seed(1);
+        Self { clock, issuer: handle, api: url, key, holder, stop: Some((first.0, second.0)), tasks }
     }
 
     fn now(&self) -> i64 {
@@ -63,12 +69,16 @@ impl Rig {
 
     /// Good claims, with a `jti` nobody used before.
     fn claims(&self) -> Value {
-        let jti = crate::clock::uuid_v7(self.clock.wall(), &*crate::clock::SystemDice::shared());
         let now = self.now();
         json!({
             "iss": "shop", "sub": "shop", "aud": self.issuer.url(), "iat": now - 5, "exp": now + 55,
-            "jti": jti.to_string(),
+            "jti": self.jti(),
         })
+    }
+
+    /// A one-time value that nobody used before.
+    fn jti(&self) -> String {
+        crate::clock::uuid_v7(self.clock.wall(), &*crate::clock::SystemDice::shared()).to_string()
     }
 
     fn assertion(&self) -> String {
@@ -87,6 +97,19 @@ impl Rig {
     async fn token_with(&self, assertion: &str, more: &[(&str, &str)]) -> Reply {
         self.authenticated("/token", assertion, &[&[("grant_type", "client_credentials")], more].concat())
             .await
+    }
+
+    /// A good request for a token for the orders API, with `DPoP` headers.
+    async fn token_proved(&self, assertion: &str, proofs: &[String]) -> Reply {
+        let form = [
+            ("client_assertion_type", TYPE),
+            ("client_assertion", assertion),
+            ("grant_type", "client_credentials"),
+            ("resource", ORDERS),
+            ("scope", "orders.read"),
+        ];
+        let headers: String = proofs.iter().map(|proof| format!("DPoP: {proof}\r\n")).collect();
+        post(self.issuer.url(), "/token", &form, &headers).await
     }
 
     async fn authenticated(&self, path: &str, assertion: &str, more: &[(&str, &str)]) -> Reply {
@@ -113,6 +136,7 @@ fn client(name: &str, key: &Key) -> Client {
         keys: vec![(key.public().clone(), key.algorithm())],
         scope: vec!["orders.write".into(), "orders.read".into()],
         resources: vec![ORDERS.into(), "https://stock.test".into()],
+        ..Client::default()
     }
 }
 
@@ -156,11 +180,16 @@ struct Reply {
 
 impl Reply {
     fn header(&self, name: &str) -> Option<&str> {
+        self.headers(name).first().copied()
+    }
+
+    fn headers(&self, name: &str) -> Vec<&str> {
         self.head
             .lines()
             .skip(1)
             .filter_map(|line| line.split_once(": "))
-            .find_map(|(other, value)| other.eq_ignore_ascii_case(name).then_some(value))
+            .filter_map(|(other, value)| other.eq_ignore_ascii_case(name).then_some(value))
+            .collect()
     }
 
     fn json(&self) -> Value {
