@@ -67,6 +67,8 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         scope: ["ledger:read".into(), "ledger:write".into()].into(),
         binding: Binding::Bearer,
         proofs: Proofs::default(),
+        per: Per::Identity,
+        max_uses: None,
         max_ttl: Duration::from_secs(300),
         exception: Some(Exception {
             owner: "ops@example.com".into(),
