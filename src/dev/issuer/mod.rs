@@ -183,6 +183,11 @@ impl Handle {
         vec![(self.0.key.public().clone(), self.0.key.algorithm())]
     }
 
+    /// The dice it was given.
+    pub(in crate::dev) fn dice(&self) -> &dyn Dice {
+        &*self.0.dice
+    }
+
     /// Whether the token with this `jti` was revoked before its time.
     pub fn is_revoked(&self, jti: &str) -> bool {
         self.0.books().revoked.holds(jti)
