@@ -17,6 +17,7 @@ use super::{
     faults::{Fault, Knob},
     register::{Client, MAX_CLIENTS, RegisterError},
     token::Revoked,
+    trust::Trust,
 };
 use crate::{
     clock::{Clock, Dice},
@@ -74,6 +75,7 @@ pub(super) struct Desk {
 /// What changes while it runs.
 pub(super) struct Books {
     pub(super) clients: BTreeMap<String, Client>,
+    pub(super) trust: Trust,
     pub(super) used: Once,
     pub(super) possession: Possession,
     pub(super) revoked: Revoked,
@@ -91,6 +93,7 @@ impl Desk {
     ) -> Self {
         let books = Mutex::new(Books {
             clients: BTreeMap::new(),
+            trust: Trust::default(),
             used: Once::default(),
             possession: Possession::new(settings.dpop_nonces),
             revoked: Revoked::default(),

@@ -6,6 +6,7 @@ use super::{
     binding::ALGORITHMS,
     desk::{Desk, Endpoint},
     faults::Fault,
+    grants::GRANTS,
     token::OTHER_ISSUER,
 };
 use crate::{dev::http::NOTE, jose::Algorithm};
@@ -24,7 +25,7 @@ impl Desk {
             "introspection_endpoint": at(Endpoint::Introspect),
             // RFC 8414 2: required even of a server that has no authorization endpoint, and then empty.
             "response_types_supported": [],
-            "grant_types_supported": ["client_credentials"],
+            "grant_types_supported": GRANTS,
             "token_endpoint_auth_methods_supported": methods,
             "token_endpoint_auth_signing_alg_values_supported": algorithms,
             "revocation_endpoint_auth_methods_supported": methods,

@@ -84,7 +84,7 @@ impl Client {
     }
 }
 
-/// Why a client is not registered.
+/// Why a client is not registered, or an issuer not trusted.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RegisterError {
     /// Empty, too long, or not printable ASCII.
@@ -93,6 +93,9 @@ pub enum RegisterError {
     /// As many as fit are there.
     #[error("1000 clients are registered already: start the development issuer anew")]
     Full,
+    /// An issuer without a name that tokens could have.
+    #[error("issuer must begin with https://, http:// or spiffe:// and hold no space")]
+    Issuer,
     /// Not the JSON that was expected.
     #[error(
         "send JSON {{client_id, jwks: {{keys: [..]}}, scope, resources, dpop_bound_access_tokens}} and nothing else"
@@ -110,6 +113,12 @@ pub enum RegisterError {
     /// RFC 6749 3.3.
     #[error("scope {0:?} is not a scope word (printable ASCII without space, quote and backslash)")]
     Scope(String),
+    /// As many issuers as fit are there, or one has more keys than one has.
+    #[error("at most 100 issuers are trusted, with 32 keys each")]
+    TooMuchTrust,
+    /// Not the JSON that was expected.
+    #[error("send JSON {{issuer, jwks: {{keys: [..]}}}} and nothing else")]
+    TrustJson,
     /// BCP-06.
     #[error("client_id must not begin with \"user:\": that is how people are named")]
     Subject,
@@ -152,13 +161,19 @@ impl Default for Scope {
 }
 
 fn read_key(jwk: &Value) -> Result<(PublicKey, Algorithm), RegisterError> {
+    let (key, algorithm) = algorithm_of(jwk)?;
+    if jwk.get("kid").is_some_and(|kid| kid.as_str() != Some(&key.thumbprint())) {
+        return Err(RegisterError::Key("kid is not its RFC 7638 SHA-256 thumbprint"));
+    }
+    Ok((key, algorithm))
+}
+
+/// The key of a JWK and the one algorithm that it is for, whoever named it and how.
+pub(super) fn algorithm_of(jwk: &Value) -> Result<(PublicKey, Algorithm), RegisterError> {
     let key = PublicKey::from_jwk(jwk).map_err(|error| match error {
         JoseError::Key(why) => RegisterError::Key(why),
         _ => RegisterError::Key("it is no public JWK"),
     })?;
-    if jwk.get("kid").is_some_and(|kid| kid.as_str() != Some(&key.thumbprint())) {
-        return Err(RegisterError::Key("kid is not its RFC 7638 SHA-256 thumbprint"));
-    }
     let algorithm = match (jwk.get("alg"), &key) {
         (Some(alg), _) => {
             let named = alg.as_str().and_then(|alg| alg.parse().ok());

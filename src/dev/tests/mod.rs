@@ -3,6 +3,7 @@
 mod api;
 mod bound_api;
 mod faults;
+mod grants;
 mod holder;
 mod issuer;
 mod possession;
