@@ -174,6 +174,14 @@ impl Desk {
         if books.clients.len() >= MAX_CLIENTS && !books.clients.contains_key(&client.client_id) {
             return Err(RegisterError::Full);
         }
+        let same = |other: &&Client| {
+            other.client_id != client.client_id
+                && ((client.federated.is_some() && other.federated == client.federated)
+                    || (client.spiffe_id.is_some() && other.spiffe_id == client.spiffe_id))
+        };
+        if let Some(other) = books.clients.values().find(same) {
+            return Err(RegisterError::Taken(other.client_id.clone()));
+        }
         let client_id = client.client_id.clone();
         books.clients.insert(client_id.clone(), client);
         Ok(client_id)

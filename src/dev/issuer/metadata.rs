@@ -15,7 +15,7 @@ impl Desk {
     pub(super) fn metadata(&self, fault: &Fault) -> Value {
         let at = |endpoint: Endpoint| format!("{}{}", self.url, endpoint.path());
         let issuer = if *fault == Fault::WrongIssuer { OTHER_ISSUER } else { self.url.as_str() };
-        let methods = json!(["private_key_jwt"]);
+        let methods = json!(["private_key_jwt", "spiffe_jwt"]);
         let algorithms = json!(["ES256", "EdDSA", "PS256", "RS256"]);
         json!({
             "issuer": issuer,

@@ -26,8 +26,10 @@ mod grants;
 mod metadata;
 mod refusal;
 mod register;
+mod spiffe;
 mod token;
 mod trust;
+mod vouched;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -35,7 +37,7 @@ use serde_json::Value;
 
 pub use diary::{Counts, Diary, DiaryEntry, DiaryProof};
 pub use faults::{Fault, FaultError};
-pub use register::{Client, RegisterError};
+pub use register::{Client, Federated, RegisterError};
 
 pub(in crate::dev) use register::is_scope_token;
 

@@ -5,6 +5,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::spiffe;
 use crate::jose::{Algorithm, JoseError, PublicKey};
 
 /// More clients than a development host has.
@@ -27,11 +28,25 @@ pub struct Client {
     pub resources: Vec<String>,
     /// Whether it gets no token without a DPoP proof (RFC 9449 5.2, DPOP-15).
     pub dpop_bound_access_tokens: bool,
+    /// Whose JWTs are its client assertions, besides those that its own keys sign.
+    pub federated: Option<Federated>,
+    /// The SPIFFE ID whose JWT-SVIDs are its client assertions; a last segment `*` stands for any (DR-05).
+    pub spiffe_id: Option<String>,
+}
+
+/// A subject of another issuer, both to the letter.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Federated {
+    /// `iss`, which must be trusted for it to count.
+    pub issuer: String,
+    /// `sub`.
+    pub subject: String,
 }
 
 impl Client {
-    /// Reads `{client_id, jwks: {keys: [..]}, scope, resources, dpop_bound_access_tokens}`; `scope` is one string as
-    /// in RFC 7591, or a list. A JWK without `alg` gets the algorithm of its kind (RSA: PS256).
+    /// Reads `{client_id, jwks: {keys: [..]}, scope, resources, dpop_bound_access_tokens, federated: {issuer, subject},
+    /// spiffe_id}`; `scope` is one string as in RFC 7591, or a list. A JWK without `alg` gets the algorithm of its kind (RSA: PS256).
     ///
     /// # Errors
     /// [`RegisterError::Json`] or [`RegisterError::Key`]; the rest is [`Client::checked`].
@@ -48,6 +63,8 @@ impl Client {
             scope,
             resources: written.resources,
             dpop_bound_access_tokens: written.dpop_bound_access_tokens,
+            federated: written.federated,
+            spiffe_id: written.spiffe_id,
         })
     }
 
@@ -60,8 +77,14 @@ impl Client {
         if !printable || !(1..=256).contains(&self.client_id.len()) {
             return Err(RegisterError::ClientId);
         }
-        if self.keys.is_empty() {
+        if self.keys.is_empty() && self.federated.is_none() && self.spiffe_id.is_none() {
             return Err(RegisterError::NoKey);
+        }
+        if self.federated.as_ref().is_some_and(|named| named.issuer.is_empty() || named.subject.is_empty()) {
+            return Err(RegisterError::Federated);
+        }
+        if self.spiffe_id.as_ref().is_some_and(|pattern| !spiffe::is_pattern(pattern)) {
+            return Err(RegisterError::SpiffeId);
         }
         let mut kids: Vec<String> = self.keys.iter().map(|(key, _)| key.thumbprint()).collect();
         kids.sort();
@@ -90,6 +113,9 @@ pub enum RegisterError {
     /// Empty, too long, or not printable ASCII.
     #[error("client_id must be 1 to 256 printable ASCII characters")]
     ClientId,
+    /// A subject without an issuer, or the other way round.
+    #[error("federated must hold issuer and subject, as the JWTs of that issuer write them")]
+    Federated,
     /// As many as fit are there.
     #[error("1000 clients are registered already: start the development issuer anew")]
     Full,
@@ -98,14 +124,15 @@ pub enum RegisterError {
     Issuer,
     /// Not the JSON that was expected.
     #[error(
-        "send JSON {{client_id, jwks: {{keys: [..]}}, scope, resources, dpop_bound_access_tokens}} and nothing else"
+        "send JSON {{client_id, jwks: {{keys: [..]}}, scope, resources}} and, if wanted, dpop_bound_access_tokens, \
+         federated: {{issuer, subject}} and spiffe_id, and nothing else"
     )]
     Json,
     /// A key that cannot be used, or a private one.
     #[error("a key of jwks cannot be used: {0}")]
     Key(&'static str),
-    /// No key at all.
-    #[error("jwks must hold at least one public key")]
+    /// Nothing that it could prove itself with.
+    #[error("jwks must hold at least one public key for signing")]
     NoKey,
     /// RFC 8707 2.
     #[error("resource {0:?} is not an absolute URI without a fragment")]
@@ -113,6 +140,12 @@ pub enum RegisterError {
     /// RFC 6749 3.3.
     #[error("scope {0:?} is not a scope word (printable ASCII without space, quote and backslash)")]
     Scope(String),
+    /// DR-05.
+    #[error("spiffe_id must be spiffe://TRUST-DOMAIN/PATH, whose last segment may be *")]
+    SpiffeId,
+    /// Two clients for one subject: nobody could tell who asks.
+    #[error("{0:?} is registered for the same federated subject or spiffe_id: each has one client")]
+    Taken(String),
     /// As many issuers as fit are there, or one has more keys than one has.
     #[error("at most 100 issuers are trusted, with 32 keys each")]
     TooMuchTrust,
@@ -133,6 +166,7 @@ pub(in crate::dev) fn is_scope_token(word: &str) -> bool {
 #[serde(deny_unknown_fields)]
 struct Written {
     client_id: String,
+    #[serde(default)]
     jwks: Jwks,
     #[serde(default)]
     scope: Scope,
@@ -140,9 +174,11 @@ struct Written {
     resources: Vec<String>,
     #[serde(default)]
     dpop_bound_access_tokens: bool,
+    federated: Option<Federated>,
+    spiffe_id: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Jwks {
     keys: Vec<Value>,
 }
@@ -245,6 +281,14 @@ mod tests {
         for resource in ["orders", "/orders", "https://orders.test/#top", "https:", "https://a b"] {
             let asked = Client { resources: vec![resource.into()], ..client("a") };
             assert_eq!(asked.checked(), Err(RegisterError::Resource(resource.into())));
+        }
+        for pattern in ["spiffe://e", "spiffe://e/a*", "https://e/a"] {
+            let asked = Client { spiffe_id: Some(pattern.into()), ..client("a") };
+            assert_eq!(asked.checked(), Err(RegisterError::SpiffeId), "{pattern}");
+        }
+        for (issuer, subject) in [("", "job:7"), ("https://ci.test", "")] {
+            let federated = Some(Federated { issuer: issuer.into(), subject: subject.into() });
+            assert_eq!(Client { federated, ..client("a") }.checked(), Err(RegisterError::Federated));
         }
         for word in ["", "a b", "a\"b"] {
             let asked = Client { scope: vec![word.into()], ..client("a") };

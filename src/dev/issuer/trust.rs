@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::register::{RegisterError, algorithm_of};
+use super::{
+    register::{RegisterError, algorithm_of},
+    spiffe,
+};
 use crate::jose::{Algorithm, PublicKey, Unverified};
 
 /// How far an issuer's clock may be ahead of ours, in seconds.
@@ -98,12 +101,29 @@ impl Trust {
         Ok(())
     }
 
+    /// Whether an issuer of that name is believed.
+    pub(super) fn knows(&self, issuer: &str) -> bool {
+        self.0.contains_key(issuer)
+    }
+
     /// Holds a JWT, whose issuer is its `iss`, against `demands`.
     pub(super) fn check(&self, token: &str, demands: Demands<'_>) -> Result<Foreign, ForeignError> {
         let jws = Unverified::parse(token).map_err(|_| ForeignError::Form)?;
         let claims: Claims = jws.claims().map_err(|_| ForeignError::Form)?;
         let issuer = claims.iss.clone().ok_or(ForeignError::Form)?;
         self.judge(&jws, issuer, claims, demands)
+    }
+
+    /// Holds a JWT-SVID against `demands`: its issuer is the trust domain of its `sub`, and its header is closed (SPF-03).
+    pub(super) fn check_svid(&self, token: &str, demands: Demands<'_>) -> Result<Foreign, ForeignError> {
+        let jws = Unverified::parse(token).map_err(|_| ForeignError::Form)?;
+        let claims: Claims = jws.claims().map_err(|_| ForeignError::Form)?;
+        let closed = jws.header.keys().all(|name| ["alg", "kid", "typ"].contains(&name.as_str()));
+        if !closed || !matches!(jws.header_str("alg"), Some("ES256" | "PS256" | "RS256")) {
+            return Err(ForeignError::Svid);
+        }
+        let domain = spiffe::trust_domain(&claims.sub).ok_or(ForeignError::SpiffeId)?.to_owned();
+        self.judge(&jws, domain, claims, demands)
     }
 
     fn judge(
@@ -177,6 +197,8 @@ struct Written {
 pub(super) enum ForeignError {
     #[error("aud must be this issuer's identifier and nothing else")]
     Audience,
+    #[error("no client is registered for its subject: POST /dev/clients registers one")]
+    Client,
     #[error("it has expired")]
     Expired,
     #[error("it is not a compact JWS with iss, sub, aud and exp")]
@@ -200,8 +222,14 @@ pub(super) enum ForeignError {
     Replay,
     #[error("its signature or algorithm is not its issuer's")]
     Signature,
+    #[error("its sub is no SPIFFE ID with a path")]
+    SpiffeId,
     #[error("its sub is the name of a client here")]
     Subject,
+    #[error(
+        "the header of a JWT-SVID holds alg (ES256, PS256 or RS256), kid, typ (JWT or JOSE) and nothing else"
+    )]
+    Svid,
 }
 
 #[cfg(test)]
@@ -272,7 +300,7 @@ mod tests {
         let mut listed = good();
         listed["aud"] = json!([US]);
         assert!(judge("JWT", &listed).is_ok(), "one value in a list is one value");
-        for typ in ["at+jwt", "dpop+jwt", "client-authentication+jwt", ""] {
+        for typ in ["at+jwt", "dpop+jwt", "JOSE", "client-authentication+jwt", ""] {
             assert_eq!(judge(typ, &good()), Err(ForeignError::Kind), "{typ}");
         }
     }
@@ -295,6 +323,58 @@ mod tests {
         trust.add(THEM, &json!({"keys": [named(&other, key.kid())]})).unwrap();
         assert_eq!(trust.check(&signed(&key, "JWT", &good()), demands()), Err(ForeignError::Signature));
         assert_eq!(trust.check("a.b", demands()), Err(ForeignError::Form));
+    }
+
+    #[test]
+    fn a_jwt_svid_is_of_its_trust_domain_and_has_a_closed_header() {
+        // DR-05, SPF-03
+        let key = Key::generate(Algorithm::Es256).unwrap();
+        let mut trust = Trust::default();
+        let mut jwk = key.public().jwk(Algorithm::Es256);
+        jwk["use"] = json!("jwt-svid");
+        let x509 = json!({"kty": "EC", "crv": "P-384", "use": "x509-svid"});
+        trust.add("spiffe://example.org", &json!({"keys": [x509, jwk]})).unwrap();
+        let demands = Demands { kinds: &[None, Some("JWT"), Some("JOSE")], ..demands() };
+        let good = json!({"sub": "spiffe://example.org/shop", "aud": [US], "exp": NOW + 300});
+        for typ in ["JWT", "JOSE"] {
+            let read = trust.check_svid(&signed(&key, typ, &good), demands).unwrap();
+            assert_eq!(
+                (read.issuer.as_str(), read.subject.as_str()),
+                ("spiffe://example.org", "spiffe://example.org/shop")
+            );
+        }
+        let wrong = trust.check_svid(&signed(&key, "client-authentication+jwt", &good), demands);
+        assert_eq!(wrong, Err(ForeignError::Kind));
+        for (name, value, error) in [
+            ("sub", json!("spiffe://other.test/shop"), ForeignError::Issuer),
+            ("sub", json!("spiffe://example.org"), ForeignError::SpiffeId),
+            ("sub", json!("shop"), ForeignError::SpiffeId),
+            ("aud", json!([US, "https://other.test"]), ForeignError::Audience),
+            ("exp", json!(NOW), ForeignError::Expired),
+        ] {
+            let mut claims = good.clone();
+            claims[name] = value;
+            assert_eq!(trust.check_svid(&signed(&key, "JWT", &claims), demands), Err(error), "{claims}");
+        }
+        // Anything more in the header, or an algorithm that SVIDs do not have.
+        let forged = |header: Value| {
+            let part = |value: &Value| jose::b64(value.to_string().as_bytes());
+            format!("{}.{}.c2ln", part(&header), part(&good))
+        };
+        for header in [
+            json!({"alg": "ES256", "kid": key.kid(), "typ": "JWT", "cty": "JWT"}),
+            json!({"alg": "ES256", "jku": "https://other.test"}),
+            json!({"alg": "EdDSA", "kid": key.kid()}),
+            json!({"alg": "none", "kid": key.kid()}),
+        ] {
+            assert_eq!(
+                trust.check_svid(&forged(header.clone()), demands),
+                Err(ForeignError::Svid),
+                "{header}"
+            );
+        }
+        let unsigned = forged(json!({"alg": "ES256"}));
+        assert_eq!(trust.check_svid(&unsigned, demands), Err(ForeignError::Signature));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod grants;
 mod holder;
 mod issuer;
 mod possession;
+mod vouched;
 
 use std::{sync::Arc, time::Duration};
 
