@@ -51,6 +51,9 @@ impl Desk {
         if let Some(urn) = issued.as_urn() {
             body["issued_token_type"] = Value::from(urn);
         }
+        if let Some(details) = claims.authorization_details {
+            body["authorization_details"] = details;
+        }
         Ok(json(StatusCode::OK, &body))
     }
 

@@ -1,5 +1,7 @@
 //! What the issuer says about itself (RFC 8414). In goes the fault that is set; out comes the document.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -17,6 +19,13 @@ impl Desk {
         let issuer = if *fault == Fault::WrongIssuer { OTHER_ISSUER } else { self.url.as_str() };
         let methods = json!(["private_key_jwt", "spiffe_jwt"]);
         let algorithms = json!(["ES256", "EdDSA", "PS256", "RS256"]);
+        let types: BTreeSet<String> = self
+            .books()
+            .clients
+            .values()
+            .flat_map(|client| &client.authorization_details_types)
+            .cloned()
+            .collect();
         json!({
             "issuer": issuer,
             "token_endpoint": at(Endpoint::Token),
@@ -32,6 +41,7 @@ impl Desk {
             "revocation_endpoint_auth_signing_alg_values_supported": algorithms,
             "introspection_endpoint_auth_methods_supported": methods,
             "introspection_endpoint_auth_signing_alg_values_supported": algorithms,
+            "authorization_details_types_supported": types,
             "dpop_signing_alg_values_supported": ALGORITHMS.map(Algorithm::as_str),
             "keybearer_development": NOTE,
         })

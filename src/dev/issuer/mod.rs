@@ -16,6 +16,7 @@ mod assertion;
 mod binding;
 mod chaining;
 mod desk;
+mod details;
 mod develop;
 mod diary;
 mod entrance;

@@ -32,6 +32,8 @@ pub struct Client {
     pub federated: Option<Federated>,
     /// The SPIFFE ID whose JWT-SVIDs are its client assertions; a last segment `*` stands for any (DR-05).
     pub spiffe_id: Option<String>,
+    /// The `type` values it may ask for in `authorization_details` (RFC 9396 10).
+    pub authorization_details_types: Vec<String>,
 }
 
 /// A subject of another issuer, both to the letter.
@@ -46,7 +48,7 @@ pub struct Federated {
 
 impl Client {
     /// Reads `{client_id, jwks: {keys: [..]}, scope, resources, dpop_bound_access_tokens, federated: {issuer, subject},
-    /// spiffe_id}`; `scope` is one string as in RFC 7591, or a list. A JWK without `alg` gets the algorithm of its kind (RSA: PS256).
+    /// spiffe_id, authorization_details_types}`; `scope` is one string as in RFC 7591, or a list. A JWK without `alg` gets the algorithm of its kind (RSA: PS256).
     ///
     /// # Errors
     /// [`RegisterError::Json`] or [`RegisterError::Key`]; the rest is [`Client::checked`].
@@ -65,6 +67,7 @@ impl Client {
             dpop_bound_access_tokens: written.dpop_bound_access_tokens,
             federated: written.federated,
             spiffe_id: written.spiffe_id,
+            authorization_details_types: written.authorization_details_types,
         })
     }
 
@@ -125,7 +128,7 @@ pub enum RegisterError {
     /// Not the JSON that was expected.
     #[error(
         "send JSON {{client_id, jwks: {{keys: [..]}}, scope, resources}} and, if wanted, dpop_bound_access_tokens, \
-         federated: {{issuer, subject}} and spiffe_id, and nothing else"
+         federated: {{issuer, subject}}, spiffe_id and authorization_details_types, and nothing else"
     )]
     Json,
     /// A key that cannot be used, or a private one.
@@ -176,6 +179,8 @@ struct Written {
     dpop_bound_access_tokens: bool,
     federated: Option<Federated>,
     spiffe_id: Option<String>,
+    #[serde(default)]
+    authorization_details_types: Vec<String>,
 }
 
 #[derive(Default, Deserialize)]

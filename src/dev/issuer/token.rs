@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{faults::Fault, form::Form, refusal::Refusal, register::Client};
+use super::{details, faults::Fault, form::Form, refusal::Refusal, register::Client};
 use crate::{
     clock::Dice,
     jose::{self, Algorithm, Header, SignError, Signer, Unverified, b64},
@@ -67,6 +67,8 @@ pub(super) struct Wish {
     pub(super) resource: Option<String>,
     /// The thumbprint of the key that the token is bound to.
     pub(super) binding: Option<String>,
+    /// What it asks for beyond scope (RFC 9396).
+    pub(super) details: Option<Value>,
 }
 
 impl Wish {
@@ -101,7 +103,14 @@ impl Wish {
                 words
             }
         };
-        Ok(Self { subject, issued, scope, resource: resource.map(str::to_owned), binding: None })
+        Ok(Self {
+            subject,
+            issued,
+            scope,
+            resource: resource.map(str::to_owned),
+            binding: None,
+            details: details::read(form, client)?,
+        })
     }
 }
 
@@ -120,6 +129,8 @@ pub(super) struct Claims {
     pub(super) cnf: Option<Confirmation>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) act: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) authorization_details: Option<Value>,
 }
 
 impl Claims {
@@ -159,6 +170,7 @@ pub(super) fn claims(
         jti: b64(&jti),
         cnf: wish.binding.map(|jkt| Confirmation { jkt }),
         act: wish.subject.act,
+        authorization_details: details::granted(wish.details, fault),
     };
     match fault {
         Fault::LongLife => made.exp = now + 365 * 24 * 3600,

@@ -2,6 +2,7 @@
 
 mod api;
 mod bound_api;
+mod details;
 mod faults;
 mod grants;
 mod holder;
