@@ -290,13 +290,17 @@ impl Drop for TestAgent {
 
 /// The attacker, where anybody may run it.
 pub fn attacker(agent: &TestAgent) -> PathBuf {
-    let built = std::env::current_exe().unwrap();
-    let built = built.parent().unwrap().parent().unwrap().join("examples/attacker");
     let copy = agent.dir.path().join("attacker");
     if !copy.exists() {
-        install(&built, &copy);
+        install(&built("attacker"), &copy);
     }
     copy
+}
+
+/// A program, or a shared object to be loaded into one, that was built for these tests.
+pub fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().join("examples").join(name)
 }
 
 /// Copies a program by a process of its own: a descriptor that is open for writing here would be inherited by whatever
