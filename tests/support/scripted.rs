@@ -1,12 +1,13 @@
 //! An issuer that says exactly what a test wants, byte by byte, and counts what it was asked. Its metadata are in order
 //! unless the test says otherwise.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -33,7 +34,7 @@ struct Shared {
     token: Says,
     asked: AtomicUsize,
     waiting: AtomicUsize,
-    skew: i64,
+    skew: AtomicI64,
 }
 
 impl Scripted {
@@ -47,7 +48,7 @@ impl Scripted {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let metadata = Mutex::new(Says::Bytes(json(200, &metadata(&url))));
         let (asked, waiting) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shared = Arc::new(Shared { metadata, token, asked, waiting, skew });
+        let shared = Arc::new(Shared { metadata, token, asked, waiting, skew: AtomicI64::new(skew) });
         let serving = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -60,6 +61,11 @@ impl Scripted {
 
     pub fn metadata_is(&self, metadata: Says) {
         *self.shared.metadata.lock().unwrap() = metadata;
+    }
+
+    /// From now on its `Date` is off by so many seconds.
+    pub fn skewed_by(&self, skew: i64) {
+        self.shared.skew.store(skew, Ordering::SeqCst);
     }
 
     /// How many token requests came.
@@ -84,7 +90,7 @@ impl Shared {
         };
         match says {
             Says::Bytes(bytes) => {
-                let now = SystemClock::shared().wall().as_second() + self.skew;
+                let now = SystemClock::shared().wall().as_second() + self.skew.load(Ordering::SeqCst);
                 let date = jiff::Timestamp::from_second(now)
                     .unwrap()
                     .strftime("%a, %d %b %Y %H:%M:%S GMT")
