@@ -309,6 +309,13 @@ pub fn install(program: &Path, at: &Path) {
     assert!(Command::new("install").args(["-m", "755"]).args([program, at]).status().unwrap().success());
 }
 
+/// The beginning of any JWT that stands in a text.
+pub fn jwt_in(text: &str) -> Option<&str> {
+    let mut words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
+    let jwt = words.find(|word| word.starts_with("eyJ") && word.matches('.').count() == 2)?;
+    Some(jwt.get(..20).unwrap_or(jwt))
+}
+
 /// One HTTP/1.1 exchange on a Unix socket: status and whole answer.
 pub fn http(socket: &Path, request: &str) -> (u16, String) {
     use std::io::Write as _;
