@@ -269,6 +269,11 @@ impl TestAgent {
         (status.code(), self.log_text())
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Ends it at once, as a crash would.
     pub fn kill(mut self) -> String {
         self.child.kill().unwrap();
