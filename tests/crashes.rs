@@ -74,7 +74,8 @@ async fn killed_at_any_moment_it_has_recorded_every_answer() {
 async fn out_of_memory_it_ends_and_has_recorded_every_answer() {
     // AUD-02, AUD-22, TM-20: a flood of requests that never end, and hardly more memory than the agent has already.
     let issuer = issuer(300);
-    let setup = Setup::new(issuer.handle.url()).and("\n[limits]\nconnections_per_uid = 1000\nfirst_request_within = \"60s\"\n");
+    let setup = Setup::new(issuer.handle.url())
+        .and("\n[limits]\nconnections_per_uid = 1000\nfirst_request_within = \"60s\"\n");
     let mut agent = setup.start(Some(&issuer.handle));
     assert_eq!(get(&agent.socket("http.sock"), "/v1/credentials/orders").0, 200, "the control");
     let limit = memory(&agent) + ROOM;
