@@ -2,6 +2,7 @@
 //! the ledger and to an operator, never to the caller. Pure, and deny by default: nothing here reads a file or a
 //! clock.
 
+mod door;
 mod identity;
 mod index;
 mod lint;
@@ -13,6 +14,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use jiff::Timestamp;
 
+pub use door::{Door, Export, Exports};
 pub use identity::{Assurance, CredentialRule, Exception, Identity, OWNER_FORM, name_is_sound};
 use index::Index;
 pub use lint::Problem;
@@ -27,28 +29,39 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Policy {
     identities: BTreeMap<Arc<str>, Arc<Identity>>,
+    exports: Exports,
     index: Index,
 }
 
 impl Policy {
-    /// Takes the identities over, if they are sound at `now`.
+    /// Takes the identities over, and which of them count at which exported socket, if they are sound at `now`.
     ///
     /// # Errors
     /// Every [`Problem`] at once: the lint rows, and each pair of identities that one process could
     /// both be.
-    pub fn new(identities: Vec<Identity>, environment: &str, now: Timestamp) -> Result<Self, Vec<Problem>> {
-        let problems = lint::problems(&identities, environment, now);
+    pub fn new(
+        identities: Vec<Identity>,
+        exports: Exports,
+        environment: &str,
+        now: Timestamp,
+    ) -> Result<Self, Vec<Problem>> {
+        let problems = lint::problems(&identities, &exports, environment, now);
         if !problems.is_empty() {
             return Err(problems);
         }
         let identities: BTreeMap<_, _> =
             identities.into_iter().map(|identity| (Arc::clone(&identity.name), Arc::new(identity))).collect();
-        Ok(Self { index: Index::over(identities.values()), identities })
+        Ok(Self { index: Index::over(identities.values()), identities, exports })
     }
 
     /// The identities, by name.
     pub fn identities(&self) -> impl Iterator<Item = &Identity> {
         self.identities.values().map(|identity| &**identity)
+    }
+
+    /// The exported sockets, and which identities count there.
+    pub fn exports(&self) -> &Exports {
+        &self.exports
     }
 
     /// What evidence these identities ask for.
@@ -81,16 +94,16 @@ impl Policy {
         }
     }
 
-    /// Who `workload` is and what it may have: the whole of its entitlement.
+    /// Who `workload` is and what it may have at this socket: the whole of its entitlement.
     ///
     /// # Errors
     /// A [`Denial`] if it is nobody.
-    pub fn describe(&self, workload: &Workload, now: Timestamp) -> Result<Entitlement, Denial> {
+    pub fn describe(&self, workload: &Workload, door: &Door, now: Timestamp) -> Result<Entitlement, Denial> {
         let mut explanation = Explanation::of(workload.evidence());
-        match self.identify(workload.evidence(), &mut explanation) {
+        match self.identify(workload.evidence(), door, &mut explanation) {
             Ok(identity) => {
                 let usable = |rule: &&Arc<CredentialRule>| {
-                    let wish = Wish { credential: &rule.name, scope: &[] };
+                    let wish = Wish { credential: &rule.name, scope: &[], door };
                     self.judge(workload.evidence(), &wish, now).0.is_ok()
                 };
                 let credentials = identity.credentials.values().filter(usable).cloned().collect();
@@ -124,7 +137,7 @@ impl Policy {
         now: Timestamp,
     ) -> (Judged<'a>, Explanation) {
         let mut explanation = Explanation::of(evidence);
-        let judged = self.identify(evidence, &mut explanation).and_then(|identity| {
+        let judged = self.identify(evidence, wish.door, &mut explanation).and_then(|identity| {
             let rule = identity.credentials.get(wish.credential).ok_or(Reason::NoCredential)?;
             explanation.credential = Some(Arc::clone(&rule.name));
             let needs = identity.assurance.level();
@@ -155,7 +168,12 @@ impl Policy {
         (judged, explanation)
     }
 
-    fn identify(&self, evidence: &Evidence, explanation: &mut Explanation) -> Result<&Arc<Identity>, Reason> {
+    fn identify(
+        &self,
+        evidence: &Evidence,
+        door: &Door,
+        explanation: &mut Explanation,
+    ) -> Result<&Arc<Identity>, Reason> {
         let mut found: Option<&Arc<Identity>> = None;
         for identity in self.index.candidates(evidence) {
             // Overlap is refused at load, but two paths may have become one file since.
@@ -171,6 +189,10 @@ impl Policy {
             return Err(Reason::NoIdentity);
         };
         explanation.identity = Some(Arc::clone(&identity.name));
+        if !door.is_for(&identity.name, &self.exports) {
+            explanation.missed.push(format!("{} is not served at this socket", identity.name));
+            return Err(Reason::NotAtThisSocket);
+        }
         Ok(identity)
     }
 
@@ -196,6 +218,8 @@ pub struct Wish<'a> {
     pub credential: &'a str,
     /// A narrower scope than policy grants; empty for all of it.
     pub scope: &'a [String],
+    /// The socket that it asks at.
+    pub door: &'a Door,
 }
 
 /// Policy's yes. Only [`Policy::decide`] makes one.
@@ -282,6 +306,8 @@ pub enum Reason {
     NoCredential,
     /// No identity matches.
     NoIdentity,
+    /// Its identity is not one of those that count at this exported socket (ATT-23).
+    NotAtThisSocket,
     /// More scope than policy grants (OA-20).
     Scope,
     /// Somebody traces the process (ATT-19).
@@ -297,6 +323,7 @@ impl Reason {
             Self::Level => "LEVEL",
             Self::NoCredential => "NO_CREDENTIAL",
             Self::NoIdentity => "NO_IDENTITY",
+            Self::NotAtThisSocket => "NOT_AT_THIS_SOCKET",
             Self::Scope => "SCOPE",
             Self::Traced => "TRACED",
         }
@@ -313,6 +340,9 @@ impl Reason {
             }
             Self::NoIdentity => {
                 "add an identity that matches this evidence, or mend the one that nearly does"
+            }
+            Self::NotAtThisSocket => {
+                "have it ask at a socket that is for it, or add it to [exports.NAME] identities on purpose"
             }
             Self::Scope => "ask for less, or add the scope to the credential",
             Self::Traced => "detach the debugger",
