@@ -24,7 +24,7 @@ use crate::{
     config::{IssuerSettings, Mistake, Settings, load},
     issuer::{Issuer, Order, http::HttpError, oauth::OAuth},
     journey::{Journey, Rules},
-    keys::{FileError, KeyError, Keyring, SealingKey},
+    keys::{FileError, KeyError, Keyring, Now, SealingKey},
     policy::{Door, Policy},
     serve::{
         self, grpc,
@@ -98,7 +98,8 @@ impl Daemon {
         clock: Arc<dyn Clock>,
         dice: Arc<dyn Dice>,
     ) -> Result<Self, BuildError> {
-        let keys = Keyring::open(&settings.keys, &Keyring::default()).map_err(BuildError::Keys)?;
+        let keys =
+            Keyring::open(&settings.keys, &Keyring::default(), now(&*clock)).map_err(BuildError::Keys)?;
         let books = books(&settings, &keys, &clock, &dice)?;
         let agent = AgentPart {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -319,7 +320,7 @@ impl Reloader {
     fn try_reload(&mut self) -> Result<Vec<String>, Vec<String>> {
         let words = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>();
         let settings = load(&self.origin.path, &self.origin.environment, self.clock.wall()).map_err(words)?;
-        let keys = Keyring::open(&settings.keys, &self.keys)
+        let keys = Keyring::open(&settings.keys, &self.keys, now(&*self.clock))
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let books =
             books(&settings, &keys, &self.clock, &self.dice).map_err(|error| vec![error.to_string()])?;
@@ -341,6 +342,10 @@ impl Reloader {
         (self.settings, self.keys) = (settings, keys);
         Ok(changes)
     }
+}
+
+fn now(clock: &dyn Clock) -> Now {
+    Now { wall: clock.wall(), boot: clock.boot() }
 }
 
 fn changes(old: &Policy, new: &Policy) -> Vec<String> {
