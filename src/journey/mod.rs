@@ -5,7 +5,10 @@
 mod account;
 mod session;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use tokio::{task::spawn_blocking, time::timeout};
@@ -19,7 +22,7 @@ use crate::{
     policy::{Denial, Entitlement, Explanation, Grant, Policy, Reason, Wish},
 };
 use account::Account;
-pub use session::Session;
+pub use session::{Call, Session};
 
 /// How long a process may take to answer the challenge: clients do it on their own, in a fraction of a millisecond.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -32,6 +35,7 @@ pub struct Journey {
     rules: ArcSwap<Rules>,
     broker: Broker,
     ledger: Ledger,
+    calls: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
 }
@@ -126,6 +130,7 @@ impl Journey {
             rules: ArcSwap::from_pointee(rules),
             broker,
             ledger,
+            calls: Arc::default(),
             clock,
             dice,
         }
@@ -153,7 +158,8 @@ impl Journey {
 
     /// Somebody connected: its evidence is taken at once, before it can become somebody else (ATT-16).
     pub async fn begin(&self, peer: Arc<Peer>, socket: Arc<str>) -> Session {
-        let session = Session::new(peer, socket, Challenge::new(&*self.dice));
+        let calls = Arc::clone(&self.calls);
+        let session = Session::new(peer, socket, Challenge::new(&*self.dice), calls);
         // An error is kept like a success: whoever asks on this connection gets it, on record.
         let _ = self.read_evidence(&session, &self.rules.load_full()).await;
         session
@@ -163,8 +169,8 @@ impl Journey {
     ///
     /// # Errors
     /// A [`Refusal`], on record.
-    pub async fn fulfil(&self, session: &Session, request: &Request) -> Result<Answer, Refusal> {
-        let _call = session.enter();
+    pub async fn fulfil(&self, call: &Call, request: &Request) -> Result<Answer, Refusal> {
+        let session: &Session = call;
         let rules = self.rules.load_full();
         let (account, workload, grant) = self.admit(session, request, &rules).await?;
         let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
@@ -176,7 +182,10 @@ impl Journey {
         }
         let Fetched { credential, source } = fetched;
         let line = account.released(&workload, &grant, &credential, &source);
-        let receipt = self.ledger.record(line).await?;
+        let receipt = match call.is_alone() {
+            true => self.ledger.record_alone(line).await?,
+            false => self.ledger.record(line).await?,
+        };
         Ok(Answer { credential, receipt })
     }
 
@@ -202,7 +211,8 @@ impl Journey {
     ///
     /// # Errors
     /// A [`Refusal`], on record.
-    pub async fn watch(&self, session: &Session, request: &Request) -> Result<(Answer, Watching), Refusal> {
+    pub async fn watch(&self, call: &Call, request: &Request) -> Result<(Answer, Watching), Refusal> {
+        let session: &Session = call;
         let rules = self.rules.load_full();
         // Listening begins before the first answer, so that no rotation falls between the two.
         let listening = match self.attest(session, &rules).await {
@@ -212,7 +222,7 @@ impl Journey {
             },
             Err(_) => None,
         };
-        let answer = self.fulfil(session, request).await?;
+        let answer = self.fulfil(call, request).await?;
         match listening {
             Some(mut listening) => {
                 listening.catch_up();
@@ -228,7 +238,7 @@ impl Journey {
     /// A [`Refusal`], on record, when the right has ended.
     pub async fn next(
         &self,
-        session: &Session,
+        session: &Arc<Session>,
         request: &Request,
         watching: &mut Watching,
     ) -> Result<Answer, Refusal> {
@@ -236,7 +246,11 @@ impl Journey {
             // Trouble too is walked through: the policy may have changed, and then the answer is a denial.
             let _ = watching.0.changed().await;
             // Boxed: the way is long, and nearly all the time one who listens only waits.
-            match Box::pin(self.fulfil(session, request)).await {
+            let fulfilled = Box::pin(async {
+                let call = session.enter_with_others();
+                self.fulfil(&call, request).await
+            });
+            match fulfilled.await {
                 Err(Refusal::Unavailable(_, failure)) if failure != Failure::Closed => {
                     let wait = match &failure {
                         Failure::Issue { retry_after: Some(wait), .. } => *wait,

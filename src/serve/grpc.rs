@@ -27,7 +27,7 @@ use crate::{
     audit::Receipt,
     clock::Clock,
     credential::Credential,
-    journey::{self, Answer, Journey, Session, trace_id},
+    journey::{self, Answer, Call, Journey, Session, trace_id},
     policy::name_is_sound,
     proto::v1::{
         AccessToken, Caller, Credential as Wire, DESCRIPTORS, DescribeRequest, DescribeResponse, GetRequest,
@@ -62,8 +62,12 @@ impl Service<http::Request<Body>> for Workloads {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         if request.uri().path().starts_with(CREDENTIALS) {
+            // The accept loop put it there; a call without it never came over our sockets.
+            if let Some(session) = request.extensions_mut().remove::<Arc<Session>>() {
+                request.extensions_mut().insert(Arc::new(session.enter()));
+            }
             return self.credentials.call(request);
         }
         Box::pin(self.others.call(request))
@@ -112,17 +116,13 @@ pub struct Face {
 
 impl Face {
     /// Who calls, if the call keeps the rules.
-    async fn session<T>(&self, request: &Request<T>) -> Result<Arc<Session>, Status> {
-        // The accept loop puts it there; a call without it never came over our sockets.
-        let session = request
-            .extensions()
-            .get::<Arc<Session>>()
-            .cloned()
-            .ok_or_else(|| invalid("no session").status())?;
+    async fn call<T>(&self, request: &Request<T>) -> Result<Arc<Call>, Status> {
+        let call =
+            request.extensions().get::<Arc<Call>>().cloned().ok_or_else(|| invalid("no session").status())?;
         if request.metadata().get("keybearer").is_some_and(|value| value == "v1") {
-            return Ok(session);
+            return Ok(call);
         }
-        Err(self.broke(&session, "every call carries the metadata `keybearer: v1`").await)
+        Err(self.broke(&call, "every call carries the metadata `keybearer: v1`").await)
     }
 
     /// A call that breaks the rules is answered so, and is on record.
@@ -199,10 +199,10 @@ impl Credentials for Face {
         &self,
         request: Request<DescribeRequest>,
     ) -> Result<Response<DescribeResponse>, Status> {
-        let session = self.session(&request).await?;
+        let call = self.call(&request).await?;
         let (workload, entitlement, receipt) = self
             .journey
-            .describe(&session, &journey::Request::default())
+            .describe(&call, &journey::Request::default())
             .await
             .map_err(|no| told(&no).status())?;
         let seen = workload.evidence();
@@ -229,10 +229,10 @@ impl Credentials for Face {
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let session = self.session(&request).await?;
+        let call = self.call(&request).await?;
         let (metadata, _, GetRequest { name, scope, min_ttl }) = request.into_parts();
-        let asked = self.asked(&session, &metadata, name, scope, min_ttl).await?;
-        let answer = self.journey.fulfil(&session, &asked).await.map_err(|no| told(&no).status())?;
+        let asked = self.asked(&call, &metadata, name, scope, min_ttl).await?;
+        let answer = self.journey.fulfil(&call, &asked).await.map_err(|no| told(&no).status())?;
         let response = GetResponse { credential: Some(self.wire(&asked.name, answer.credential())) };
         Ok(receipted(response, answer.receipt()))
     }
@@ -240,13 +240,12 @@ impl Credentials for Face {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let session = self.session(&request).await?;
+        let call = self.call(&request).await?;
         let (metadata, _, WatchRequest { name, scope }) = request.into_parts();
-        let mut asked = self.asked(&session, &metadata, name, scope, None).await?;
+        let mut asked = self.asked(&call, &metadata, name, scope, None).await?;
         // A deadline of the stream is not one of each fetch in it.
         asked.patience = PATIENCE;
-        let (first, watching) =
-            self.journey.watch(&session, &asked).await.map_err(|no| told(&no).status())?;
+        let (first, watching) = self.journey.watch(&call, &asked).await.map_err(|no| told(&no).status())?;
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let face = Self {
             journey: Arc::clone(&self.journey),
@@ -254,6 +253,7 @@ impl Credentials for Face {
             stop: self.stop.clone(),
         };
         let response_receipt = first.receipt().exchange().to_string();
+        let session = Arc::<Session>::clone(&call);
         tokio::spawn(async move { face.push(session, asked, first, watching, sender).await });
         let stream: Self::WatchStream = Box::pin(ReceiverStream::new(receiver).map(|message| *message));
         let mut response = Response::new(stream);
@@ -264,11 +264,11 @@ impl Credentials for Face {
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
-        let session = self.session(&request).await?;
+        let call = self.call(&request).await?;
         let (metadata, _, ReleaseRequest { name, scope }) = request.into_parts();
-        let asked = self.asked(&session, &metadata, name, scope, None).await?;
+        let asked = self.asked(&call, &metadata, name, scope, None).await?;
         let (revoked, receipt) =
-            self.journey.release(&session, &asked).await.map_err(|no| told(&no).status())?;
+            self.journey.release(&call, &asked).await.map_err(|no| told(&no).status())?;
         Ok(receipted(ReleaseResponse { revoked }, &receipt))
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::status::{EXCHANGE, Told, invalid, told};
 use crate::{
     clock::Clock,
-    journey::{self, Answer, Journey, Session, trace_id},
+    journey::{self, Answer, Call, Journey, Session, trace_id},
     policy::name_is_sound,
 };
 
@@ -46,7 +46,7 @@ impl Face {
             _ => match path.strip_prefix("/v1/credentials/") {
                 Some(name) => {
                     let (headers, query) = (request.headers(), request.uri().query().unwrap_or_default());
-                    match self.credential(&session, name, query, headers).await {
+                    match self.credential(&session.enter(), name, query, headers).await {
                         Ok(response) => response,
                         Err(no) => refused(&no),
                     }
@@ -62,11 +62,12 @@ impl Face {
 
     async fn credential(
         &self,
-        session: &Session,
+        call: &Call,
         name: &str,
         query: &str,
         headers: &HeaderMap,
     ) -> Result<Response<Full<Bytes>>, Told> {
+        let session: &Session = call;
         // ATT-28: a gadget that can make somebody fetch a URL cannot set a header.
         if headers.get("keybearer").is_none_or(|value| value != "v1") {
             return Err(self
@@ -89,7 +90,7 @@ impl Face {
             patience: Duration::from_secs(30),
             trace_id: traceparent.and_then(trace_id),
         };
-        let answer = self.journey.fulfil(session, &asked).await.map_err(|no| told(&no))?;
+        let answer = self.journey.fulfil(call, &asked).await.map_err(|no| told(&no))?;
         let exchange = answer.receipt().exchange().to_string();
         Ok(json_response(StatusCode::OK, Some(&exchange), &self.shown(&asked.name, &answer)))
     }
