@@ -54,17 +54,29 @@ async fn compare(rounds: usize) {
     println!("{:<46} {:>10} {:>10}   agent / tonic, median (min - max)", "", "agent", "tonic");
     let (agent_at, bare_at) = ((agent_socket.as_path(), agent.0.id()), (bare_socket.as_path(), bare.0.id()));
 
-    let one_after_another = pairs(rounds, agent_at, bare_at, one_after_another).await;
-    row("one after another: p50, us", &one_after_another, |sample| sample.p50_us);
-    row("one after another: server CPU us/call", &one_after_another, |sample| sample.cpu_us);
-    let one = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 1)).await;
-    row("64 in flight, 1 connection: calls/s", &one, |sample| sample.rate);
-    row("64 in flight, 1 connection: server CPU us/call", &one, |sample| sample.cpu_us);
-    let sixteen = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 16)).await;
-    row("64 in flight, 16 connections: calls/s", &sixteen, |sample| sample.rate);
-    row("64 in flight, 16 connections: server CPU us/call", &sixteen, |sample| sample.cpu_us);
-    let fresh = pairs(rounds, agent_at, bare_at, fresh_connections).await;
-    row("new connection per call: p50, us", &fresh, |sample| sample.p50_us);
+    // One kind of load alone, for a look at where its time goes: `--only 1` to `--only 4`.
+    let only = argument("--only", 0);
+    let wanted = |kind| only == 0 || only == kind;
+    if wanted(1) {
+        let one_after_another = pairs(rounds, agent_at, bare_at, one_after_another).await;
+        row("one after another: p50, us", &one_after_another, |sample| sample.p50_us);
+        row("one after another: server CPU us/call", &one_after_another, |sample| sample.cpu_us);
+    }
+    if wanted(2) {
+        let one = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 1)).await;
+        row("64 in flight, 1 connection: calls/s", &one, |sample| sample.rate);
+        row("64 in flight, 1 connection: server CPU us/call", &one, |sample| sample.cpu_us);
+    }
+    if wanted(3) {
+        let sixteen = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 16)).await;
+        row("64 in flight, 16 connections: calls/s", &sixteen, |sample| sample.rate);
+        row("64 in flight, 16 connections: server CPU us/call", &sixteen, |sample| sample.cpu_us);
+    }
+    if wanted(4) {
+        let fresh = pairs(rounds, agent_at, bare_at, fresh_connections).await;
+        row("new connection per call: p50, us", &fresh, |sample| sample.p50_us);
+        row("new connection per call: server CPU us/call", &fresh, |sample| sample.cpu_us);
+    }
     println!("idle resident memory of the agent before load: {} KiB, of tonic: {} KiB", agent.1, bare.1);
 }
 
