@@ -27,9 +27,11 @@ use crate::{
     keys::{KeyError, Keyring},
     policy::Policy,
     serve::{
-        self, grpc,
+        Speaks,
+        grpc::Workloads,
         http::Face as HttpFace,
-        operator::{Face as OperatorFace, Facts, Reload},
+        operator::{Face as OperatorFace, Facts, Operators, Reload},
+        serve_on,
     },
     wire::{Listener, WireError},
 };
@@ -188,23 +190,22 @@ impl Daemon {
         let http_face =
             HttpFace { journey: Arc::clone(&journey), clock: Arc::clone(&clock), stop: stopped.clone() };
         let drain = settings.drain;
-        let workloads = grpc::workloads(
+        let workloads = Workloads::new(
             Arc::clone(&journey),
             Arc::clone(&clock),
             stopped.clone(),
             settings.listen.reflection,
         );
+        let operators = Operators::new(operator_face);
         let mut faces = JoinSet::new();
-        faces.spawn(serve::grpc_on(workload, Arc::clone(&journey), workloads, stopped.clone(), drain));
-        faces.spawn(serve::grpc_on(
-            operator,
-            Arc::clone(&journey),
-            operator_face.routes().prepare(),
-            stopped.clone(),
-            drain,
-        ));
+        let answer = move |session, request| workloads.answer(session, request);
+        let (way, stops) = (Arc::clone(&journey), stopped.clone());
+        faces.spawn(serve_on(workload, Speaks::Grpc, way, answer, stops, drain));
+        let answer = move |session, request| operators.answer(session, request);
+        let (way, stops) = (Arc::clone(&journey), stopped.clone());
+        faces.spawn(serve_on(operator, Speaks::Grpc, way, answer, stops, drain));
         let answer = move |session, request| http_face.clone().answer(session, request);
-        faces.spawn(serve::http_on(http, Arc::clone(&journey), answer, stopped, drain));
+        faces.spawn(serve_on(http, Speaks::Http, Arc::clone(&journey), answer, stopped, drain));
 
         let mut reloader =
             Reloader { journey: Arc::clone(&journey), settings, keys, origin, facts, clock, dice };

@@ -99,6 +99,7 @@ impl Issuer for FakeIssuer {
                         scope: vec![],
                         audience: None,
                         jti: None,
+                        form: crate::credential::Form::default(),
                     })
                 }
             };
