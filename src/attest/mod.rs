@@ -288,14 +288,27 @@ pub struct Interests {
 pub struct Attestor {
     proc: Proc,
     own: Result<Process, AttestError>,
+    own_namespaces: OwnNamespaces,
     sources: Sources,
     digests: Arc<Digests>,
+}
+
+/// The agent's own namespaces. It never leaves them, so they are looked at once.
+#[derive(Debug)]
+struct OwnNamespaces {
+    mount: Result<u64, Missing>,
+    user: Result<u64, Missing>,
 }
 
 impl Attestor {
     /// An attestor over this host's /proc, cgroups and service manager.
     pub fn new(proc: Proc, sources: Sources) -> Self {
-        Self { own: proc.open(std::process::id()), proc, sources, digests: Arc::default() }
+        let own = proc.open(std::process::id());
+        let namespace =
+            |handle| own.as_ref().map_err(|_| Missing::Exited).and_then(|own| own.namespace(handle));
+        let own_namespaces =
+            OwnNamespaces { mount: namespace(Namespace::Mount), user: namespace(Namespace::User) };
+        Self { own, own_namespaces, proc, sources, digests: Arc::default() }
     }
 
     /// Takes all evidence about `peer` (ATT-16, the first time).
@@ -307,7 +320,7 @@ impl Attestor {
         let process = peer.process();
         let image = process.image();
         let ids = peer.ids()?;
-        let mut evidence = self.read(process, peer.pid(), peer.hold(), interests)?;
+        let mut evidence = self.read(process, peer.pid(), peer.start(), peer.hold(), interests)?;
         evidence.exec = image.held();
         if !peer.alive() {
             return Err(AttestError::PeerExited);
@@ -333,7 +346,7 @@ impl Attestor {
     /// [`AttestError`] if the process is gone or /proc cannot be read.
     pub fn evidence(&self, pid: u32, hold: Hold, interests: &Interests) -> Result<Evidence, AttestError> {
         let process = self.proc.open(pid)?;
-        let evidence = self.read(&process, pid, hold, interests)?;
+        let evidence = self.read(&process, pid, process.start_time()?, hold, interests)?;
         Ok(Evidence { exec: process.image().held(), answered: Ok(()), ..evidence })
     }
 
@@ -341,16 +354,16 @@ impl Attestor {
         &self,
         process: &Process,
         pid: u32,
+        start: u64,
         hold: Hold,
         interests: &Interests,
     ) -> Result<Evidence, AttestError> {
         let own = self.own.as_ref().map_err(Clone::clone)?;
-        let start = process.start_time()?;
         let status = process.status()?;
         let cgroup = process.cgroup()?;
         let exe = Executable::of(process);
         let mount_namespace = process.namespace(Namespace::Mount);
-        let exe_paths = match (&exe, &mount_namespace, own.namespace(Namespace::Mount)) {
+        let exe_paths = match (&exe, &mount_namespace, self.own_namespaces.mount) {
             (Err(missing), ..) | (_, Err(missing), _) => Err(*missing),
             (.., Err(missing)) => Err(missing),
             (_, Ok(theirs), Ok(ours)) if *theirs != ours => Err(Missing::MountNamespace),
@@ -373,7 +386,7 @@ impl Attestor {
             exec: Err(Missing::NotAsked),
             answered: Err(Missing::NotAsked),
             unit: self.sources.unit(&cgroup),
-            same_user_namespace: process.shares_user_namespace(own),
+            same_user_namespace: process.shares_user_namespace(own, self.own_namespaces.user),
             status,
             exe,
             exe_paths,
