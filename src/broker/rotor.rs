@@ -310,7 +310,7 @@ mod tests {
         clock: Arc<PausedClock>,
         broker: Broker,
         rotor: Rotor,
-        told: mpsc::UnboundedReceiver<super::super::Revoked>,
+        told: mpsc::UnboundedReceiver<crate::broker::Revoked>,
     }
 
     fn bound() -> Order {
@@ -364,7 +364,7 @@ mod tests {
         let (telling, told) = mpsc::unbounded_channel();
         let dice = SeededDice::from_seed(3);
         let books = Books { issuers, keys: keys.clone() };
-        let (broker, keeper) = super::super::new(books, Arc::clone(&clock) as _, dice, telling, None);
+        let (broker, keeper) = crate::broker::new(books, Arc::clone(&clock) as _, dice, telling, None);
         tokio::spawn(keeper.run());
         let rotor = Rotor::new(keys, policy(), broker.clone(), Arc::clone(&clock) as _);
         let stage = Stage { issuer, clock, broker, rotor, told };

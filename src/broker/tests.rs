@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use super::*;
 use crate::{
     clock::SeededDice,
-    credential::{Binding, Bound, Window},
+    credential::{Binding, Bound, Form, Window},
     issuer::{Instance, Pending},
     jose::Algorithm,
     keys::{Custody, KeySettings, Now},
@@ -156,6 +156,7 @@ pub(super) fn minted(token: &str, from: Boot, wall: Timestamp, life: Duration) -
         scope: vec![],
         audience: None,
         jti: None,
+        form: Form::default(),
     }
 }
 

@@ -30,9 +30,11 @@ use crate::{
     keys::{FileError, KeyError, Keyring, Now, SealingKey},
     policy::Door,
     serve::{
-        self, grpc,
+        Speaks,
+        grpc::Workloads,
         http::Face as HttpFace,
-        operator::{Face as OperatorFace, Facts, Ordered},
+        operator::{Face as OperatorFace, Facts, Operators, Ordered},
+        serve_on,
     },
     wire::{Listener, WireError},
 };
@@ -222,37 +224,27 @@ impl Daemon {
         let http_face =
             HttpFace { journey: Arc::clone(&journey), clock: Arc::clone(&clock), stop: stopped.clone() };
         let drain = settings.drain;
-        let workloads = grpc::workloads(
+        let workloads = Workloads::new(
             Arc::clone(&journey),
             Arc::clone(&clock),
             stopped.clone(),
             settings.listen.reflection,
         );
+        let operators = Operators::new(operator_face);
         let mut faces = JoinSet::new();
-        for listener in exports {
-            let door = Door::Export(listener.settings().path.as_path().into());
-            let (journey, workloads) = (Arc::clone(&journey), workloads.clone());
-            faces.spawn(serve::grpc_on(listener, door, journey, workloads, stopped.clone(), drain));
+        // What holds the journey is moved: the ledger is closed when the last of it is gone.
+        for (listener, door) in [(workload, Door::Own)].into_iter().chain(exports.into_iter().map(exported)) {
+            let workloads = workloads.clone();
+            let answer = move |session, request| workloads.answer(session, request);
+            let (way, stops) = (Arc::clone(&journey), stopped.clone());
+            faces.spawn(serve_on(listener, door, Speaks::Grpc, way, answer, stops, drain));
         }
-        // Moved, like all that holds the journey: the ledger is closed when the last of them is gone.
-        faces.spawn(serve::grpc_on(
-            workload,
-            Door::Own,
-            Arc::clone(&journey),
-            workloads,
-            stopped.clone(),
-            drain,
-        ));
-        faces.spawn(serve::grpc_on(
-            operator,
-            Door::Own,
-            Arc::clone(&journey),
-            operator_face.routes().prepare(),
-            stopped.clone(),
-            drain,
-        ));
+        drop(workloads);
+        let answer = move |session, request| operators.answer(session, request);
+        let (way, stops) = (Arc::clone(&journey), stopped.clone());
+        faces.spawn(serve_on(operator, Door::Own, Speaks::Grpc, way, answer, stops, drain));
         let answer = move |session, request| http_face.clone().answer(session, request);
-        faces.spawn(serve::http_on(http, Arc::clone(&journey), answer, stopped, drain));
+        faces.spawn(serve_on(http, Door::Own, Speaks::Http, Arc::clone(&journey), answer, stopped, drain));
 
         let rotor =
             Rotor::new(keys, Arc::clone(&settings.policy), journey.broker().clone(), Arc::clone(&clock));
@@ -327,6 +319,12 @@ fn rules(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>) -> Rules {
         Arc::new(settings.policy.without(steward::names(disabled)))
     };
     Rules::new(policy, settings.environment.clone(), settings.digest.clone())
+}
+
+/// An exported socket, and what it is to policy.
+fn exported(listener: Listener) -> (Listener, Door) {
+    let door = Door::Export(listener.settings().path.as_path().into());
+    (listener, door)
 }
 
 fn now(clock: &dyn Clock) -> Now {

@@ -1,14 +1,19 @@
 //! `keybearer.v1.Operator`: what the agent tells whoever runs it. In goes a question on the operators' socket; out comes how
 //! things are and why. No call here hands out a credential.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use hyper::body::Incoming;
 use prost_types::Timestamp;
 use tokio::sync::{mpsc, oneshot};
-use tonic::{Request, Response, Status, service::Routes};
+use tonic::{Request, Response, Status, body::Body, service::Routes};
+use tower::Service as _;
 
-use super::status::told;
+use super::{
+    framed::{Framed, foreign},
+    status::told,
+};
 use crate::{
     broker::Health,
     clock::{Boot, Clock},
@@ -107,12 +112,30 @@ pub struct Face {
     pub started: Boot,
 }
 
-impl Face {
-    /// Everything on the operators' socket.
-    pub fn routes(self) -> Routes {
-        Routes::new(OperatorServer::new(self).max_decoding_message_size(64 << 10))
+/// Everything on the operators' socket.
+#[derive(Clone, Debug)]
+pub struct Operators(Routes);
+
+impl Operators {
+    /// The services of the operators' socket.
+    pub fn new(face: Face) -> Self {
+        Self(Routes::new(OperatorServer::new(face).max_decoding_message_size(64 << 10)).prepare())
     }
 
+    /// Answers one call.
+    pub fn answer(
+        &self,
+        session: Arc<Session>,
+        request: http::Request<Incoming>,
+    ) -> impl Future<Output = http::Response<Framed>> + Send + use<> {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(session);
+        let answered = self.0.clone().call(request);
+        async move { foreign(answered.await) }
+    }
+}
+
+impl Face {
     fn issuer(&self, name: &str, url: &str, health: Option<&Health>, now: Boot) -> IssuerStatus {
         let health = health.cloned().unwrap_or_default();
         let state = match (&health.last_ok, health.failures) {
