@@ -70,6 +70,7 @@ impl Books {
             require_aud: rule.require_aud,
             max_ttl: rule.max_ttl,
             binding: rule.binding,
+            terms: Arc::clone(&rule.terms),
         })
     }
 
@@ -77,7 +78,10 @@ impl Books {
     fn placed(&self, order: &Order) -> Result<(Arc<dyn Issuer>, Signers), IssueError> {
         let issuer = self.issuers.get(&order.issuer).ok_or_else(|| absent(&order.identity, "issuer"))?;
         let key = |purpose| self.keys.signer(&order.identity, purpose);
-        let client = key(Purpose::ClientAuth).ok_or_else(|| absent(&order.identity, "key"))?;
+        let client = key(Purpose::ClientAuth);
+        if client.is_none() && order.terms.client_auth.needs_key() {
+            return Err(absent(&order.identity, "key"));
+        }
         let dpop = key(Purpose::Dpop(Arc::clone(&order.issuer)));
         Ok((Arc::clone(issuer), Signers { client, before: None, dpop }))
     }

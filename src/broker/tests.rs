@@ -134,8 +134,12 @@ fn refused() -> IssueError {
 }
 
 fn keys() -> Keyring {
-    let settings =
-        KeySettings { custody: Custody::Memory, algorithm: Algorithm::EdDsa, dpop: ["corp".into()].into() };
+    let settings = KeySettings {
+        custody: Custody::Memory,
+        algorithm: Algorithm::EdDsa,
+        client: true,
+        dpop: ["corp".into()].into(),
+    };
     Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default()).unwrap()
 }
 
@@ -150,6 +154,7 @@ fn order(issuer: &str, credential: &str) -> Order {
         require_aud: false,
         max_ttl: Duration::from_secs(3600),
         binding: Binding::Bearer,
+        terms: Arc::default(),
     }
 }
 

@@ -55,6 +55,8 @@ pub struct KeySettings {
     pub custody: Custody,
     /// What it signs with.
     pub algorithm: Algorithm,
+    /// Whether it proves who asks with a key of its own: where nothing does, none is made.
+    pub client: bool,
     /// The issuers whose tokens it wants bound by DPoP.
     pub dpop: BTreeSet<Arc<str>>,
 }
@@ -83,18 +85,22 @@ impl Keyring {
                 .0
                 .get(&slot)
                 .filter(|kept| settings.custody == Custody::Memory && kept.algorithm() == settings.algorithm);
-            let opened: Result<Arc<dyn Signer>, FileError> = match (&settings.custody, kept) {
-                (Custody::Memory, Some(kept)) => Ok(Arc::clone(kept)),
-                (Custody::Memory, None) => Key::generate(settings.algorithm).map(|key| Arc::new(key) as _),
-                (Custody::File { path }, _) => {
-                    file::open_or_make(path, settings.algorithm).map(|key| Arc::new(key) as _)
-                }
-            };
+            let opened: Option<Result<Arc<dyn Signer>, FileError>> =
+                settings.client.then(|| match (&settings.custody, kept) {
+                    (Custody::Memory, Some(kept)) => Ok(Arc::clone(kept)),
+                    (Custody::Memory, None) => {
+                        Key::generate(settings.algorithm).map(|key| Arc::new(key) as _)
+                    }
+                    (Custody::File { path }, _) => {
+                        file::open_or_make(path, settings.algorithm).map(|key| Arc::new(key) as _)
+                    }
+                });
             match opened {
-                Ok(key) => {
+                Some(Ok(key)) => {
                     ring.insert(slot, key);
                 }
-                Err(error) => errors.push(KeyError { identity: Arc::clone(identity), error }),
+                Some(Err(error)) => errors.push(KeyError { identity: Arc::clone(identity), error }),
+                None => {}
             }
             for issuer in &settings.dpop {
                 let slot = (Arc::clone(identity), Purpose::Dpop(Arc::clone(issuer)));

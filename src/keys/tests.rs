@@ -9,7 +9,12 @@ fn wanted(entries: &[(&str, Custody, Algorithm)]) -> BTreeMap<Arc<str>, KeySetti
         .map(|(name, custody, algorithm)| {
             (
                 Arc::from(*name),
-                KeySettings { custody: custody.clone(), algorithm: *algorithm, dpop: BTreeSet::new() },
+                KeySettings {
+                    custody: custody.clone(),
+                    algorithm: *algorithm,
+                    client: true,
+                    dpop: BTreeSet::new(),
+                },
             )
         })
         .collect()

@@ -4,7 +4,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Assurance, CredentialRule, Identity, Proofs, identity::OWNER_FORM};
-use crate::{credential::Binding, proof::Target};
+use crate::{credential::Binding, issuer::terms, proof::Target};
 
 /// A mistake in the settings, and where.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -142,6 +142,9 @@ fn of_credential(
     }
     if rule.client_id.is_empty() || rule.client_id.chars().any(char::is_control) {
         add(problems, format!("{key}.client_id"), "name the client that the issuer knows this identity by");
+    }
+    for (under, message) in terms::problems(&rule.terms, rule.binding != Binding::Bearer) {
+        add(problems, format!("{key}.{under}"), message);
     }
     if identity.assurance == Assurance::High && rule.binding == Binding::Bearer {
         let message = "\"high\" is only for credentials that a key binds, whatever the exception (S39, MT-12): binding = \"dpop\"";

@@ -84,6 +84,7 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         require_aud: false,
         scope: ["read".into(), "write".into()].into(),
         binding: Binding::Bearer,
+        terms: Arc::default(),
         proofs: Proofs::default(),
         max_ttl: Duration::from_secs(300),
         exception: Some(super::Exception {

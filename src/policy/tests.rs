@@ -66,6 +66,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         require_aud: true,
         scope: ["ledger:read".into(), "ledger:write".into()].into(),
         binding: Binding::Bearer,
+        terms: Arc::default(),
         proofs: Proofs::default(),
         max_ttl: Duration::from_secs(300),
         exception: Some(Exception {
