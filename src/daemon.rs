@@ -19,12 +19,12 @@ use uuid::Uuid;
 use crate::{
     attest::{Attestor, Evidence, Hold, Interests, Level, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
-    broker::{self, Books, Broker, Keeper},
+    broker::{self, Books, Broker, Keeper, PendingFile, Revoked},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Mistake, Settings, load},
     issuer::{Issuer, Order, http::HttpError, oauth::OAuth},
     journey::{Journey, Rules},
-    keys::{KeyError, Keyring},
+    keys::{FileError, KeyError, Keyring, SealingKey},
     policy::Policy,
     serve::{
         self, grpc,
@@ -46,6 +46,9 @@ pub enum BuildError {
     /// The ledger cannot be written.
     #[error("{0}")]
     Ledger(#[from] LedgerError),
+    /// The sealing key cannot be had.
+    #[error("the key that seals what is kept for the next start: {0}")]
+    Sealing(FileError),
     /// A socket cannot be made.
     #[error("{0}")]
     Wire(#[from] WireError),
@@ -69,6 +72,7 @@ pub struct Origin {
 pub struct Daemon {
     journey: Arc<Journey>,
     keeper: Keeper,
+    revoked: mpsc::UnboundedReceiver<Revoked>,
     scribe: Scribe,
     workload: Listener,
     operator: Listener,
@@ -108,7 +112,10 @@ impl Daemon {
             Arc::clone(&clock),
             Arc::clone(&dice),
         )?;
-        let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice));
+        let (told, revoked) = mpsc::unbounded_channel();
+        let sealing = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
+        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
+        let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let probed = attestor.evidence(std::process::id(), Hold::Socket, &Interests::default()).ok();
         let rules = rules(&settings);
@@ -117,6 +124,7 @@ impl Daemon {
         Ok(Self {
             journey: Arc::new(journey),
             keeper,
+            revoked,
             scribe,
             workload: Listener::bind(settings.listen.workload.clone())?,
             operator: Listener::bind(settings.listen.operator.clone())?,
@@ -149,6 +157,7 @@ impl Daemon {
         let Self {
             journey,
             keeper,
+            revoked,
             scribe,
             workload,
             operator,
@@ -163,6 +172,10 @@ impl Daemon {
         } = self;
         let scribe = tokio::spawn(scribe.run());
         let keeper = tokio::spawn(keeper.run());
+        tokio::spawn({
+            let journey = Arc::clone(&journey);
+            async move { journey.write_down(revoked).await }
+        });
         record(&journey, EventType::AgentStart, format!("environment {}", settings.environment)).await?;
         for (identity, purpose, key) in keys.iter() {
             record(

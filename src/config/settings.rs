@@ -24,7 +24,7 @@ use crate::{
     issuer::oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
     jose::Algorithm,
     keys::{Custody, KeySettings},
-    policy::{Assurance, CredentialRule, Exception, Identity, Named, Policy, Proofs, Selectors},
+    policy::{Assurance, CredentialRule, Exception, Identity, Named, Per, Policy, Proofs, Selectors},
     proof::Target,
     wire::ListenSettings,
 };
@@ -50,6 +50,19 @@ pub struct Settings {
     pub log: Log,
     /// How long calls under way may take at the end.
     pub drain: Duration,
+    /// Where what has to survive a restart is kept.
+    pub kept: Kept,
+}
+
+/// Where what has to survive a restart is kept.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Kept {
+    /// Revocations that wait, sealed; in the runtime directory, so gone with the host's power.
+    pub revocations: PathBuf,
+    /// The key that seals; in the state directory.
+    pub sealing_key: PathBuf,
+    /// The identities that an operator has switched off.
+    pub disabled: PathBuf,
 }
 
 /// The sockets.
@@ -129,6 +142,11 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
             policy: Arc::new(policy),
             log,
             drain,
+            kept: Kept {
+                revocations: runtime.join("revocations"),
+                sealing_key: state.join("keys/sealing.pem"),
+                disabled: state.join("disabled.json"),
+            },
         }),
         Ok(_) => Err(mistakes),
         Err(problems) => {
@@ -444,6 +462,11 @@ fn credential(
         binding,
         terms: Arc::new(terms(&mut reader)),
         proofs,
+        per: reader.word("per", Per::Identity, &[("identity", Per::Identity), ("process", Per::Process)]),
+        max_uses: reader
+            .has("max_uses")
+            .then(|| reader.integer("max_uses", 1, 1..=1_000_000))
+            .and_then(|uses| u32::try_from(uses).ok()),
         max_ttl: reader.duration("max_ttl", assurance.max_ttl()),
         exception: reader.table("exception").and_then(exception),
     };

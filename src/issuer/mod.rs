@@ -50,6 +50,19 @@ pub struct Order {
     pub binding: Binding,
     /// How it is asked for.
     pub terms: Arc<Terms>,
+    /// How often it may be handed out, if that is limited (S29).
+    pub max_uses: Option<u32>,
+    /// The one process it is for, if it dies with it.
+    pub instance: Option<Instance>,
+}
+
+/// One run of one process: a pid alone is given to others afterwards.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Instance {
+    /// Its process id.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub start: u64,
 }
 
 /// The keys that an order is placed with, as they are at that moment.
@@ -63,20 +76,24 @@ pub struct Signers {
     pub dpop: Option<Arc<dyn Signer>>,
 }
 
-type Key<'a> = (&'a str, &'a str, &'a str, &'a str, Option<&'a str>, &'a [Arc<str>], bool, Duration, Binding);
+/// What it is, and how it is to be used.
+type Key<'a> = (
+    (&'a str, &'a str, &'a str, &'a str, Option<&'a str>, &'a [Arc<str>]),
+    (bool, Duration, Binding, Option<u32>, Option<Instance>),
+);
 
 impl Order {
     fn key(&self) -> Key<'_> {
         (
-            &self.identity,
-            &self.credential,
-            &self.issuer,
-            &self.client_id,
-            self.resource.as_deref(),
-            &self.scope,
-            self.require_aud,
-            self.max_ttl,
-            self.binding,
+            (
+                &self.identity,
+                &self.credential,
+                &self.issuer,
+                &self.client_id,
+                self.resource.as_deref(),
+                &self.scope,
+            ),
+            (self.require_aud, self.max_ttl, self.binding, self.max_uses, self.instance),
         )
     }
 }

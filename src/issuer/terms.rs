@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{spiffe, token_file::TokenFile, token_type::TokenType};
@@ -65,7 +66,7 @@ pub struct Brought {
 }
 
 /// How the issuer learns who asks.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub enum ClientAuth {
     /// An assertion signed with the identity's own key (RFC 7523 2.2).
     #[default]
@@ -93,7 +94,7 @@ impl ClientAuth {
 }
 
 /// Where a JWT-SVID comes from.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub enum SvidSource {
     /// A file that a SPIFFE helper writes.
     File(TokenFile),

@@ -12,6 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{
@@ -24,7 +25,7 @@ use crate::secret::Secret;
 pub const MAX_FILE: usize = 16 * 1024;
 
 /// A file with a token in it, and what the token has to say.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub struct TokenFile {
     /// The file; links are followed.
     pub path: PathBuf,

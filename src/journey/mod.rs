@@ -3,6 +3,7 @@
 //! is no other way to a credential.
 
 mod account;
+mod lives;
 mod pace;
 mod prove;
 mod session;
@@ -13,18 +14,19 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 
 use crate::{
     attest::{AttestError, Attestor, Challenge, Hold, Interests, Missing, Peer, Turns, Workload},
     audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
-    broker::{Broker, Failure, Fetched, Subscription},
+    broker::{Broker, Failure, Fetched, Revoked, Subscription},
     clock::{Clock, Dice, uuid_v7},
     credential::Credential,
     policy::{Denial, Entitlement, Explanation, Grant, Policy, Reason, Wish},
     proof::Nonces,
 };
 use account::Account;
+use lives::Lives;
 use pace::Pace;
 pub use prove::{Proved, Proving};
 pub use session::Session;
@@ -43,6 +45,7 @@ pub struct Journey {
     /// What APIs want to see in the next proof, as callers handed it back.
     nonces: Mutex<Nonces>,
     pace: Mutex<Pace>,
+    lives: Lives,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
 }
@@ -145,6 +148,7 @@ impl Journey {
             ledger,
             nonces: Mutex::default(),
             pace: Mutex::default(),
+            lives: Lives::default(),
             clock,
             dice,
         }
@@ -213,10 +217,16 @@ impl Journey {
             Err(error) => return Err(self.unattested(account, &error).await?),
         };
         let wish = Wish { proof: proving.map(Proving::wanted), ..wish(request) };
-        match rules.policy.decide(&workload, &wish, self.clock.wall()) {
-            Ok(grant) => Ok((account, workload, grant)),
-            Err(denial) => Err(self.denied(account, &workload, &denial).await?),
+        let grant = match rules.policy.decide(&workload, &wish, self.clock.wall()) {
+            Ok(grant) => grant,
+            Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
+        };
+        if let Some(instance) = grant.instance()
+            && let Err(error) = self.lives.watch(instance, session.peer(), &self.broker)
+        {
+            return Err(self.unattested(account, &error).await?);
         }
+        Ok((account, workload, grant))
     }
 
     /// One credential now, and a way to wait for the next.
@@ -361,6 +371,19 @@ impl Journey {
         // Nobody is answered, so nothing is held back if it cannot be written; the ledger's health says so.
         if let Err(error) = self.ledger.record(entry).await {
             tracing::error!(%error, reason, "a cut connection could not be recorded");
+        }
+    }
+
+    /// Writes down what became of credentials that had to die before their time, until nobody tells any more.
+    pub async fn write_down(&self, mut told: mpsc::UnboundedReceiver<Revoked>) {
+        while let Some(revoked) = told.recv().await {
+            let outcome = if revoked.error.is_none() { Outcome::Success } else { Outcome::Failed };
+            let entry = self.entry(EventType::CredentialRevoke, outcome);
+            let entry = account::revoked(entry, &revoked, &self.rules.load().environment);
+            // Nobody is answered, so nothing is held back if it cannot be written; the ledger's health says so.
+            if let Err(error) = self.ledger.record(entry).await {
+                tracing::error!(%error, "a revocation could not be recorded");
+            }
         }
     }
 

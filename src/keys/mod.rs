@@ -4,6 +4,7 @@
 mod file;
 mod memory;
 mod note;
+mod seal;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,6 +16,7 @@ use std::{
 pub use file::FileError;
 pub use memory::Key;
 pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
+pub use seal::SealingKey;
 
 use crate::jose::{Algorithm, Signer};
 

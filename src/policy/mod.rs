@@ -9,12 +9,16 @@ mod lint;
 pub(crate) mod properties;
 mod selector;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
 pub use identity::{
-    Assurance, CredentialRule, Exception, Identity, OWNER_FORM, Proofs, Proving, name_is_sound,
+    Assurance, CredentialRule, Exception, Identity, OWNER_FORM, Per, Proofs, Proving, name_is_sound,
 };
 use index::Index;
 pub use lint::Problem;
@@ -23,7 +27,7 @@ pub use selector::{Named, Selectors};
 use crate::{
     attest::{Evidence, Interests, Level, Workload},
     credential::Binding,
-    issuer::Scope,
+    issuer::{Instance, Scope},
 };
 
 /// All identities of this host, proved not to overlap.
@@ -31,6 +35,8 @@ use crate::{
 pub struct Policy {
     identities: BTreeMap<Arc<str>, Arc<Identity>>,
     index: Index,
+    /// Those that an operator has switched off.
+    disabled: BTreeSet<Arc<str>>,
 }
 
 impl Policy {
@@ -46,12 +52,24 @@ impl Policy {
         }
         let identities: BTreeMap<_, _> =
             identities.into_iter().map(|identity| (Arc::clone(&identity.name), Arc::new(identity))).collect();
-        Ok(Self { index: Index::over(identities.values()), identities })
+        Ok(Self { index: Index::over(identities.values()), identities, disabled: BTreeSet::new() })
     }
 
     /// The identities, by name.
     pub fn identities(&self) -> impl Iterator<Item = &Identity> {
         self.identities.values().map(|identity| &**identity)
+    }
+
+    /// The same, with these identities switched off, whether or not they are in it (GA-10).
+    #[must_use]
+    pub fn without(&self, disabled: BTreeSet<Arc<str>>) -> Self {
+        let identities = self.identities.clone();
+        Self { index: Index::over(identities.values()), identities, disabled }
+    }
+
+    /// Those that are switched off.
+    pub fn disabled(&self) -> &BTreeSet<Arc<str>> {
+        &self.disabled
     }
 
     /// What evidence these identities ask for.
@@ -76,6 +94,8 @@ impl Policy {
             (Ok((identity, rule, scope)), explanation) => Ok(Grant {
                 identity: Arc::clone(identity),
                 level: workload.evidence().level(),
+                instance: (rule.per == Per::Process)
+                    .then(|| Instance { pid: workload.peer().pid(), start: workload.peer().start() }),
                 rule: Arc::clone(rule),
                 scope,
                 explanation,
@@ -184,6 +204,10 @@ impl Policy {
             return Err(Reason::NoIdentity);
         };
         explanation.identity = Some(Arc::clone(&identity.name));
+        if self.disabled.contains(&identity.name) {
+            explanation.missed.push("an operator has disabled it".into());
+            return Err(Reason::Disabled);
+        }
         Ok(identity)
     }
 
@@ -218,6 +242,7 @@ pub struct Wish<'a> {
 pub struct Grant {
     identity: Arc<Identity>,
     level: Level,
+    instance: Option<Instance>,
     rule: Arc<CredentialRule>,
     scope: Scope,
     explanation: Explanation,
@@ -242,6 +267,11 @@ impl Grant {
     /// How strongly the workload was attested.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    /// The process that the credential is for and dies with, if it is not shared.
+    pub fn instance(&self) -> Option<Instance> {
+        self.instance
     }
 
     /// The credential it may have.
@@ -289,6 +319,8 @@ pub struct Denial {
 pub enum Reason {
     /// Two identities match.
     Ambiguous,
+    /// An operator has switched the identity off.
+    Disabled,
     /// Its dated exception is over (S36).
     ExceptionExpired,
     /// The method is none that a proof is made for (DPOP-21).
@@ -314,6 +346,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ambiguous => "AMBIGUOUS",
+            Self::Disabled => "DISABLED",
             Self::ExceptionExpired => "EXCEPTION_EXPIRED",
             Self::HtmNotAllowed => "HTM_NOT_ALLOWED",
             Self::HtuNotAllowed => "HTU_NOT_ALLOWED",
@@ -335,6 +368,7 @@ impl Reason {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Ambiguous => "make the selectors of these identities exclude each other",
+            Self::Disabled => "keybearer enable IDENTITY, once it may have credentials again",
             Self::ExceptionExpired => "bind the credential, or have its owner renew the exception",
             Self::HtmNotAllowed => "use one of the credential's methods, or add this one to them",
             Self::HtuNotAllowed => {

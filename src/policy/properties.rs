@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use jiff::Timestamp;
 
 use super::{
-    Assurance, CredentialRule, Identity, Named, Policy, Proofs, Reason, Selectors, Wish, index::Index,
+    Assurance, CredentialRule, Identity, Named, Per, Policy, Proofs, Reason, Selectors, Wish, index::Index,
 };
 use crate::{
     attest::{Evidence, Executable, Hold, Manager, Missing, Status, Unit},
@@ -86,6 +86,8 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         binding: Binding::Bearer,
         terms: Arc::default(),
         proofs: Proofs::default(),
+        per: Per::Identity,
+        max_uses: None,
         max_ttl: Duration::from_secs(300),
         exception: Some(super::Exception {
             owner: "team@example.com".into(),

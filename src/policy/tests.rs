@@ -68,6 +68,8 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         binding: Binding::Bearer,
         terms: Arc::default(),
         proofs: Proofs::default(),
+        per: Per::Identity,
+        max_uses: None,
         max_ttl: Duration::from_secs(300),
         exception: Some(Exception {
             owner: "ops@example.com".into(),

@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use super::{
-    OAuth,
+    OAuth, details,
     metadata::Metadata,
     refusal,
     reply::{self, Moment},
@@ -85,6 +85,10 @@ fn check(
             reason: Reason::AudMismatch,
             detail: "the token is for others beside the resource: have the issuer honour resource".into(),
         });
+    }
+    let detailed = said.get("authorization_details");
+    if detailed.is_some() {
+        details::check(detailed, &order.terms.details)?;
     }
     reply::jwt_life(&said, now).map(drop)
 }

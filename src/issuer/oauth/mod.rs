@@ -138,7 +138,7 @@ impl OAuth {
         let bound = dpop::bound(order.binding, signers, &metadata)?;
         let (sent, response) = self.ask(order, signers, &bound, &metadata.token_endpoint, facts).await?;
         if response.status != 200 {
-            return Err(self.refused(&response, facts));
+            return Err(request::meant(order, self.refused(&response, facts)));
         }
         let no_store = response.header(header::CACHE_CONTROL).is_some_and(|value| value.contains("no-store"));
         if !no_store {
@@ -202,7 +202,7 @@ impl OAuth {
                     (client, fell_back) = (Some(before), true);
                 }
                 // ER-03: whoever writes the file may have written another one since; the same again is of no use.
-                (Some("invalid_grant"), _) if may_bring_again => {
+                (Some(code), _) if may_bring_again && request::is_refused_grant(order, code) => {
                     may_bring_again = false;
                     let again = Asked::gather(order, self.now()?).await?;
                     if again.brings() == asked.brings() {

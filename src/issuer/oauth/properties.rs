@@ -136,6 +136,8 @@ fn order() -> Order {
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
         terms: std::sync::Arc::default(),
+        max_uses: None,
+        instance: None,
     }
 }
 

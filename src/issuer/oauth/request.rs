@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     issuer::{
-        IssueError, Order,
+        IssueError, Order, Reason,
         conditions::Form,
         terms::{Brought, GrantType, Terms},
         token_file::TokenFile,
@@ -83,6 +83,25 @@ impl Asked {
     /// Which tokens are brought: the same again would be refused again (ER-03).
     pub(super) fn brings(&self) -> [Option<Fingerprint>; 2] {
         [&self.subject, &self.actor].map(|secret| secret.as_ref().map(Secret::fingerprint))
+    }
+}
+
+/// Whether an error code is about the grant: what the subject of an exchange lacks is told as if the request were wrong
+/// (RFC 8693 2.2.2).
+pub(super) fn is_refused_grant(order: &Order, code: &str) -> bool {
+    let exchange = matches!(order.terms.grant, GrantType::TokenExchange(_));
+    code == "invalid_grant" || exchange && code == "invalid_request"
+}
+
+/// What a refusal means for this order: not everything that is called our fault is (ER-01, ER-03).
+pub(super) fn meant(order: &Order, error: IssueError) -> IssueError {
+    match error {
+        IssueError::Refused { reason: Reason::AgentBugRequest, detail }
+            if matches!(order.terms.grant, GrantType::TokenExchange(_)) =>
+        {
+            IssueError::Refused { reason: Reason::GrantRejected, detail }
+        }
+        error => error,
     }
 }
 

@@ -227,7 +227,7 @@ async fn a_grant_that_is_refused_is_read_anew_and_asked_with_once() {
         Answer::After(Box::new(move || drop(write(&path, jti))), Box::new(answer))
     };
     stage.script.will([
-        rotates("2", error(400, "invalid_grant")),
+        rotates("2", error(400, "invalid_request")),
         rotates("3", error(400, "invalid_grant")),
         rotates("4", error(503, "temporarily_unavailable")),
         Answer::json(200, exchanged("jwt")),
@@ -245,9 +245,18 @@ async fn a_grant_that_is_refused_is_read_anew_and_asked_with_once() {
         .collect();
     assert_eq!(brought, [json!("1"), json!("1"), json!("2"), json!("3"), json!("4")]);
 
+    // RFC 8693 2.2.2, ER-01: for an exchange it is the token that is wrong, for others it is we.
+    stage.script.will([error(400, "invalid_request")]);
+    assert_eq!(stage.reason().await, Reason::GrantRejected);
+
     // A grant that brings nothing has nothing to bring anew.
     let stage = Stage::new().await;
-    stage.script.will([Answer::json(200, stage.metadata()), error(400, "invalid_grant")]);
+    stage.script.will([
+        Answer::json(200, stage.metadata()),
+        error(400, "invalid_grant"),
+        error(400, "invalid_request"),
+    ]);
     assert_eq!(stage.reason().await, Reason::GrantRejected);
-    assert_eq!(stage.script.posts().len(), 1);
+    assert_eq!(stage.reason().await, Reason::AgentBugRequest);
+    assert_eq!(stage.script.posts().len(), 2);
 }

@@ -61,6 +61,7 @@ async fn what_the_issuer_says_of_it_has_to_fit() {
         ("aud", json!(["https://api.example/v1?x=1", "https://other.example"]), Some(Reason::AudMismatch)),
         ("aud", Value::Null, Some(Reason::AudMismatch)),
         ("iss", json!("https://other.example"), Some(Reason::IssuerMismatch)),
+        ("authorization_details", json!([{"type": "account"}]), Some(Reason::RarEscalated)),
         ("exp", json!(NOW), Some(Reason::IssuerProtocol)),
     ] {
         let stage = Stage::looking(true).await;

@@ -99,6 +99,8 @@ fn order() -> Order {
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
         terms: Arc::default(),
+        max_uses: None,
+        instance: None,
     }
 }
 
