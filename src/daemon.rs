@@ -25,7 +25,7 @@ use crate::{
     issuer::{Issuer, Order, http::HttpError, oauth::OAuth},
     journey::{Journey, Rules},
     keys::{FileError, KeyError, Keyring, SealingKey},
-    policy::Policy,
+    policy::{Door, Policy},
     serve::{
         self, grpc,
         http::Face as HttpFace,
@@ -77,6 +77,7 @@ pub struct Daemon {
     workload: Listener,
     operator: Listener,
     http: Listener,
+    exports: Vec<Listener>,
     settings: Settings,
     keys: Keyring,
     origin: Origin,
@@ -121,6 +122,7 @@ impl Daemon {
         let rules = rules(&settings);
         let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
         let facts = facts(&settings, &keys, probed.as_ref());
+        let exports = settings.exports.values().cloned().map(Listener::bind).collect::<Result<_, _>>()?;
         Ok(Self {
             journey: Arc::new(journey),
             keeper,
@@ -129,6 +131,7 @@ impl Daemon {
             workload: Listener::bind(settings.listen.workload.clone())?,
             operator: Listener::bind(settings.listen.operator.clone())?,
             http: Listener::bind(settings.listen.http.clone())?,
+            exports,
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             started: clock.boot(),
             settings,
@@ -162,6 +165,7 @@ impl Daemon {
             workload,
             operator,
             http,
+            exports,
             settings,
             keys,
             origin,
@@ -188,8 +192,8 @@ impl Daemon {
 
         let (stop, stopped) = watch::channel(false);
         let (reload, mut reloads) = mpsc::channel::<Reload>(1);
-        let admissions =
-            [&workload, &operator, &http].map(|listener| Arc::clone(listener.admission())).to_vec();
+        let listeners = [&workload, &operator, &http].into_iter().chain(&exports);
+        let admissions = listeners.map(|listener| Arc::clone(listener.admission())).collect();
         let operator_face = OperatorFace {
             journey: Arc::clone(&journey),
             facts: Arc::clone(&facts),
@@ -208,9 +212,23 @@ impl Daemon {
             settings.listen.reflection,
         );
         let mut faces = JoinSet::new();
-        faces.spawn(serve::grpc_on(workload, Arc::clone(&journey), workloads, stopped.clone(), drain));
+        for listener in exports {
+            let door = Door::Export(listener.settings().path.as_path().into());
+            let (journey, workloads) = (Arc::clone(&journey), workloads.clone());
+            faces.spawn(serve::grpc_on(listener, door, journey, workloads, stopped.clone(), drain));
+        }
+        // Moved, like all that holds the journey: the ledger is closed when the last of them is gone.
+        faces.spawn(serve::grpc_on(
+            workload,
+            Door::Own,
+            Arc::clone(&journey),
+            workloads,
+            stopped.clone(),
+            drain,
+        ));
         faces.spawn(serve::grpc_on(
             operator,
+            Door::Own,
             Arc::clone(&journey),
             operator_face.routes().prepare(),
             stopped.clone(),
@@ -309,7 +327,9 @@ impl Reloader {
         // From here on nothing can fail.
         let mut changes = changes(&self.settings.policy, &settings.policy);
         if settings.listen_differs(&self.settings) {
-            changes.push("[listen], [limits] and [audit] change at the next restart".into());
+            let message =
+                "[listen], [limits], [audit] and the sockets of [exports] change at the next restart";
+            changes.push(message.into());
         }
         self.journey.ledger().use_config(&settings.digest);
         self.journey.follow(rules(&settings));
@@ -334,6 +354,16 @@ fn changes(old: &Policy, new: &Policy) -> Vec<String> {
     for identity in new.identities() {
         if old.identities().any(|other| other.name == identity.name && other != identity) {
             changes.push(format!("identity {} was changed", identity.name));
+        }
+    }
+    for (name, export) in old.exports() {
+        match new.exports().get(name) {
+            None => changes.push(format!("export {name} is for nobody from now on")),
+            Some(now) if now.path != export.path => {
+                changes.push(format!("export {name} moves: where it is now, it is for nobody from now on"))
+            }
+            Some(now) if now != export => changes.push(format!("export {name} is for others than before")),
+            Some(_) => {}
         }
     }
     changes.sort();
