@@ -142,10 +142,12 @@ async fn a_platforms_token_proves_who_asks_and_no_key_is_made() {
         platform.path(),
     ));
     let agent = setup.start(None);
-    assert_eq!(ask(&agent).unwrap()["sub"], "shop");
+    let claims = ask(&agent).unwrap();
+    assert_eq!(claims["sub"], "shop");
     assert!(!keys(&agent).exists(), "none is needed, so none is made");
     // Given back with the same proof (PKJ-16).
     agent.client().await.release("orders", &[]).await.unwrap();
+    assert!(platform.issuer.handle.is_revoked(claims["jti"].as_str().unwrap()));
     platform.write(json!({"sub": "system:serviceaccount:shop:other"}));
     assert_eq!(ask(&agent), Err("SOURCE_TOKEN_UNFIT".into()));
     assert_eq!(platform.made(), 1);

@@ -277,6 +277,22 @@ identities = ["payments"]"#;
 }
 
 #[test]
+fn two_identities_never_show_the_same_subject() {
+    // NHI-9, WIM-03
+    let first = GOOD.replace(
+        "scope =",
+        "client_auth = \"spiffe_jwt\"\nassertion = { socket = \"/s\", subject = \"spiffe://e.org/a\" }\nscope =",
+    );
+    let second = first[first.find("[identities").unwrap()..]
+        .replace("identities.payments", "identities.billing")
+        .replace("\"payments\"", "\"billing\"")
+        .replace("1000", "1001");
+    let told = mistakes(&format!("{first}{second}"));
+    assert!(told.iter().any(|line| line.contains("shows the same subject")), "{told:?}");
+    Desk::with(&format!("{first}{}", second.replace("e.org/a", "e.org/b"))).load(&[]).unwrap();
+}
+
+#[test]
 fn interim_needs_a_ledger_that_denies() {
     // S40
     let told = mistakes(&format!("{GOOD}\n[audit]\non_failure = \"allow\"\n"));

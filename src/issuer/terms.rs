@@ -87,6 +87,15 @@ impl ClientAuth {
         }
     }
 
+    /// Whom the assertion of others speaks of; `None` where the identity makes its own.
+    pub fn subject(&self) -> Option<&str> {
+        match self {
+            Self::PrivateKeyJwt => None,
+            Self::FederatedJwt(file) | Self::SpiffeJwt(SvidSource::File(file)) => Some(subject_of(file)),
+            Self::SpiffeJwt(SvidSource::WorkloadApi { spiffe_id, .. }) => Some(spiffe_id),
+        }
+    }
+
     /// Whether a key of the identity's own proves who asks.
     pub fn needs_key(&self) -> bool {
         matches!(self, Self::PrivateKeyJwt)
@@ -138,7 +147,7 @@ pub fn problems(terms: &Terms, bound: bool) -> Vec<(&'static str, String)> {
     match &terms.client_auth {
         ClientAuth::PrivateKeyJwt => {}
         ClientAuth::FederatedJwt(file) => {
-            if subject_of(file).is_empty() {
+            if terms.client_auth.subject().is_none_or(str::is_empty) {
                 let what =
                     "name whom the token has to speak of: subject = \"system:serviceaccount:NAMESPACE:NAME\"";
                 found.push(("assertion.subject", what.into()));
@@ -146,14 +155,10 @@ pub fn problems(terms: &Terms, bound: bool) -> Vec<(&'static str, String)> {
             of_claims(&mut found, "assertion", file);
         }
         ClientAuth::SpiffeJwt(source) => {
-            let id = match source {
-                SvidSource::File(file) => {
-                    of_claims(&mut found, "assertion", file);
-                    subject_of(file)
-                }
-                SvidSource::WorkloadApi { spiffe_id, .. } => spiffe_id,
-            };
-            if !spiffe::is_id(id) {
+            if let SvidSource::File(file) = source {
+                of_claims(&mut found, "assertion", file);
+            }
+            if !terms.client_auth.subject().is_some_and(spiffe::is_id) {
                 let what = "name the one SPIFFE ID that the issuer knows: subject = \"spiffe://example.org/payments\" (SPF-01)";
                 found.push(("assertion.subject", what.into()));
             }
