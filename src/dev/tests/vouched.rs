@@ -94,7 +94,7 @@ async fn a_jwt_svid_stands_for_the_client_of_its_spiffe_id() {
     // DR-05, SPF-03
     let rig = Rig::start().await;
     let domain = trusted(&rig, DOMAIN);
-    for (name, pattern) in [("any", "/*"), ("some", "/shop/*"), ("one", "/shop/till")] {
+    for (name, pattern) in [("whole", "/*"), ("some", "/shop/*"), ("one", "/shop/till")] {
         let spiffe_id = Some(format!("{DOMAIN}{pattern}"));
         rig.issuer.register(Client { spiffe_id, ..keyless(name) }).unwrap();
     }
@@ -104,7 +104,7 @@ async fn a_jwt_svid_stands_for_the_client_of_its_spiffe_id() {
     };
     let of = |path: &str| svid(&domain, "JWT", &format!("{DOMAIN}{path}"), &json!([us]));
     for (path, client) in
-        [("/shop/till", "one"), ("/shop/till/1", "some"), ("/shop/cellar", "some"), ("/shops", "any")]
+        [("/shop/till", "one"), ("/shop/till/1", "some"), ("/shop/cellar", "some"), ("/shops", "whole")]
     {
         assert_eq!(client_of(&ask(&rig, SPIFFE_TYPE, &of(path), &[]).await), client, "{path}");
     }
