@@ -169,10 +169,10 @@ done
 if [ -n "$endpoints" ] && [ -z "$got" ]; then ok "no proof for any of the $(echo "$endpoints" | wc -l) endpoints of oidc-provider"; else no "no proof for any endpoint of oidc-provider" "$got"; fi
 
 # --- what the provider saw, thrown back at it -------------------------------------------------------------------------
-request() { # ASSERTION PROOF -> status and error
+request() { # ASSERTION PROOF [ENDPOINT] [MORE OF CURL] -> status and error
   curl -sS -o "$stage/why" -D "$stage/answered" -w '%{http_code}' --cacert "$certs/ca.pem" ${2:+-H "DPoP: $2"} -d grant_type=client_credentials -d scope=read \
     -d resource=https://api.example.test/jwt -d client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer \
-    --data-urlencode "client_assertion=$1" "$issuer/token"
+    --data-urlencode "client_assertion=$1" "${@:4}" "${3:-$issuer/token}"
   member error < "$stage/why" | sed 's/^/ /'
 }
 # The first that was granted, which was to this client.

@@ -2,7 +2,7 @@
 //   node prover.mjs jkt PROOF                                 -> the thumbprint of the proof's key (RFC 7638)
 //   node prover.mjs says TOKEN                                -> the thumbprint that the token names
 //   node prover.mjs fresh METHOD URL [TOKEN] [NONCE]          -> a proof by a key made now
-//   node prover.mjs assertion ISSUER PKCS8_FILE JWKS_FILE CLIENT -> a fresh assertion by the agent's own key
+//   node prover.mjs assertion ISSUER PKCS8_FILE JWKS_FILE CLIENT -> a fresh assertion by the agent's own key for the audience ISSUER
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import * as jose from 'jose';
@@ -31,4 +31,5 @@ const verbs = {
       .setJti(crypto.randomUUID()).setIssuedAt().setExpirationTime('50s').sign(await jose.importPKCS8(pem, jwk.alg));
   },
 };
-console.log(await verbs[what](...rest));
+// A failure has a line that is like no other's, so that two of them are never taken for the same answer.
+console.log(await Promise.resolve().then(() => verbs[what](...rest)).catch((error) => `${what} failed: ${error.message}`));
