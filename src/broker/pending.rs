@@ -18,7 +18,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::revocations::{Cause, Revocation};
 use crate::{
     clock::{Boot, Clock, Dice},
-    credential::{Binding, Bound, Credential, Window},
+    credential::{Binding, Bound, Credential, Form, Window},
     issuer::Order,
     keys::SealingKey,
     secret::Secret,
@@ -150,6 +150,7 @@ fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credentia
         scope: vec![],
         audience: None,
         jti: None,
+        form: Form::default(),
     };
     Some((order, credential, Cause::named(&kept.cause)?))
 }

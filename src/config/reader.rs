@@ -110,20 +110,27 @@ impl<'a> Reader<'a> {
         u32::try_from(id).ok().filter(|id| *id != u32::MAX)
     }
 
-    /// A length of time: whole seconds, or words such as "90s", "5m", "1h 30m".
+    /// A length of time: whole seconds, or words such as "90s", "5m", "1h 30m", "30d".
     pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
         let read = match self.value(key).map(|value| &value.kind) {
             None => return default,
             Some(ValueKind::I64(seconds)) => u64::try_from(*seconds).ok().map(Duration::from_secs),
             Some(ValueKind::String(words)) => {
-                words.parse::<jiff::SignedDuration>().ok().and_then(|length| Duration::try_from(length).ok())
+                let days = words.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
+                match days {
+                    Some(days) => Some(Duration::from_secs(u64::from(days) * 24 * 60 * 60)),
+                    None => words
+                        .parse::<jiff::SignedDuration>()
+                        .ok()
+                        .and_then(|length| Duration::try_from(length).ok()),
+                }
             }
             Some(other) => {
                 return self.not_a(key, "a length of time such as \"60s\"", other).unwrap_or(default);
             }
         };
         read.unwrap_or_else(|| {
-            self.wrong(key, "it has to be a length of time, such as \"60s\", \"5m\" or \"1h\"");
+            self.wrong(key, "it has to be a length of time, such as \"60s\", \"5m\", \"1h\" or \"30d\"");
             default
         })
     }

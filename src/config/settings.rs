@@ -21,7 +21,7 @@ use crate::{
     credential::Binding,
     issuer::oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
     jose::Algorithm,
-    keys::{Custody, KeySettings},
+    keys::{Custody, KeySettings, RotationSettings, rotation::MAX_AGE},
     policy::{
         Assurance, CredentialRule, Exception, Export, Exports, Identity, Named, Per, Policy, Proofs,
         Selectors,
@@ -449,7 +449,8 @@ fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeyS
     let default = state.join("keys").join(format!("{identity}.client-auth.pem"));
     let Some(mut reader) = reader.table("key") else {
         let custody = Custody::File { path: default };
-        return KeySettings { custody, algorithm: Algorithm::Es256, dpop: BTreeSet::new() };
+        let rotation = RotationSettings::default();
+        return KeySettings { custody, algorithm: Algorithm::Es256, rotation, dpop: BTreeSet::new() };
     };
     let algorithms = [
         ("ES256", Algorithm::Es256),
@@ -464,9 +465,23 @@ fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeyS
     if in_memory && path.is_some() {
         reader.wrong("path", "a key in memory has no path");
     }
+    let usual = RotationSettings::default();
+    let rotation = RotationSettings {
+        every: reader.duration("rotate_every", usual.every),
+        propagation: reader.duration("propagation", usual.propagation),
+    };
+    if !(Duration::from_secs(3600)..=MAX_AGE).contains(&rotation.every) {
+        reader.wrong(
+            "rotate_every",
+            "it has to be from 1h to 365d: a key that never rotates is no key (KEY-08, S51)",
+        );
+    }
+    if rotation.propagation > Duration::from_secs(7 * 24 * 3600) {
+        reader.wrong("propagation", "it has to be at most 7d");
+    }
     reader.finish();
     let custody = if in_memory { Custody::Memory } else { Custody::File { path: path.unwrap_or(default) } };
-    KeySettings { custody, algorithm, dpop: BTreeSet::new() }
+    KeySettings { custody, algorithm, rotation, dpop: BTreeSet::new() }
 }
 
 fn credential(

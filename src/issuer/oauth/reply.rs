@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::refusal;
 use crate::{
     clock::Boot,
-    credential::{Bound, Credential, Window},
+    credential::{Bound, Credential, Form, Window},
     issuer::{IssueError, IssueFacts, Order, Reason, http::Response, json},
     jose::Unverified,
     secret::{Fingerprint, Secret},
@@ -95,6 +95,7 @@ pub(super) fn accept(
             .collect(),
         audience: order.resource.as_deref().map(str::to_owned),
         jti,
+        form: Form::default(),
     })
 }
 
