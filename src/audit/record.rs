@@ -366,6 +366,15 @@ pub struct IssuerPart {
     /// Whether it took only the key before (KEY-06).
     #[serde(default)]
     pub key_fallback: bool,
+    /// Whether it sent a refresh token, which was thrown away (OA-29).
+    #[serde(default)]
+    pub refresh_token_ignored: bool,
+    /// Whether it said that a one-time value of this agent had been used before (ER-10).
+    #[serde(default)]
+    pub one_time_reuse: bool,
+    /// Whether its metadata are not those that are pinned (OA-05).
+    #[serde(default)]
+    pub metadata_changed: bool,
 }
 
 impl Record {

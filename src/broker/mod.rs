@@ -81,6 +81,7 @@ impl Books {
             require_aud: rule.require_aud,
             max_ttl: rule.max_ttl,
             binding: rule.binding,
+            terms: Arc::clone(&rule.terms),
         })
     }
 
@@ -88,7 +89,10 @@ impl Books {
     fn placed(&self, order: &Order) -> Result<Placed, IssueError> {
         let issuer = self.issuers.get(&order.issuer).ok_or_else(|| absent(&order.identity, "issuer"))?;
         let key = |purpose| self.keys.signer(&order.identity, purpose);
-        let client = key(Purpose::ClientAuth).ok_or_else(|| absent(&order.identity, "key"))?;
+        let client = key(Purpose::ClientAuth);
+        if client.is_none() && order.terms.client_auth.needs_key() {
+            return Err(absent(&order.identity, "key"));
+        }
         let dpop = key(Purpose::Dpop(Arc::clone(&order.issuer)));
         Ok((Arc::clone(issuer), Signers { client, before: self.keys.before(&order.identity), dpop }))
     }
@@ -317,7 +321,7 @@ impl Broker {
             Err(_) => return Err(absent(identity, "issuer")),
         };
         let (issuer, signers) = books.placed(&order)?;
-        let signers = Signers { client: Arc::clone(next), before: None, ..signers };
+        let signers = Signers { client: Some(Arc::clone(next)), before: None, ..signers };
         let credential = issuer.issue(&order, &signers).await.result?;
         let _ = self.sender.send(Request::Revoke(order, Arc::new(credential), Cause::Unclaimed));
         Ok(())

@@ -184,7 +184,7 @@ impl Rotor {
         let rules: Vec<Arc<CredentialRule>> = rules
             .into_iter()
             .flat_map(|known| known.credentials.values())
-            .filter(|rule| issuers.insert(Arc::clone(&rule.issuer)))
+            .filter(|rule| rule.terms.client_auth.needs_key() && issuers.insert(Arc::clone(&rule.issuer)))
             .cloned()
             .collect();
         let (broker, identity) = (self.broker.clone(), Arc::clone(identity));
@@ -277,8 +277,9 @@ mod tests {
                 if cache.1.is_empty() || now.since(cache.0) >= Duration::from_secs(600) {
                     *cache = (now, self.published.lock().unwrap().clone());
                 }
-                let result = if cache.1.contains(signers.client.kid()) {
-                    let token = format!("{}-{}", signers.client.kid(), now.as_nanos());
+                let kid = signers.client.as_ref().unwrap().kid();
+                let result = if cache.1.contains(kid) {
+                    let token = format!("{kid}-{}", now.as_nanos());
                     let minted = minted(&token, now, self.clock.wall(), Duration::from_secs(300));
                     let bound = Bound::Dpop(Arc::clone(signers.dpop.as_ref().unwrap()));
                     Ok(Credential { bound, ..minted })
@@ -332,6 +333,7 @@ mod tests {
             max_uses: None,
             max_ttl: order.max_ttl,
             exception: None,
+            terms: order.terms,
         };
         let identity = Identity {
             name: "payments".into(),
@@ -349,6 +351,7 @@ mod tests {
         let settings = KeySettings {
             custody: Custody::Memory,
             algorithm: Algorithm::Es256,
+            client: true,
             rotation: Default::default(),
             dpop: ["corp".into()].into(),
         };

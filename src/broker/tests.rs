@@ -136,6 +136,7 @@ fn keys() -> Keyring {
     let settings = KeySettings {
         custody: Custody::Memory,
         algorithm: Algorithm::EdDsa,
+        client: true,
         rotation: Default::default(),
         dpop: ["corp".into()].into(),
     };
@@ -171,6 +172,7 @@ pub(super) fn order(issuer: &str, credential: &str) -> Order {
         require_aud: false,
         max_ttl: Duration::from_secs(3600),
         binding: Binding::Bearer,
+        terms: Arc::default(),
         max_uses: None,
         instance: None,
     }

@@ -196,6 +196,37 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A table of texts whose names somebody else chose.
+    pub(super) fn texts(&mut self, key: &'static str) -> BTreeMap<String, String> {
+        let Some(inner) = self.table(key) else { return BTreeMap::new() };
+        let mut texts = BTreeMap::new();
+        for (name, value) in inner.table {
+            match &value.kind {
+                ValueKind::String(text) => drop(texts.insert(name.clone(), text.clone())),
+                ValueKind::Boolean(_) | ValueKind::I64(_) => {
+                    drop(texts.insert(name.clone(), value.to_string()))
+                }
+                other => inner.wrong(name, format!("it has to be a string, not {}", kind(other))),
+            }
+        }
+        texts
+    }
+
+    /// A list of tables that are passed on as JSON objects.
+    pub(super) fn objects(&mut self, key: &'static str) -> Vec<serde_json::Value> {
+        let items = match self.value(key).map(|value| &value.kind) {
+            None => return vec![],
+            Some(ValueKind::Array(items)) => items,
+            Some(other) => return self.not_a(key, "a list of tables", other).unwrap_or_default(),
+        };
+        for item in items {
+            if !matches!(item.kind, ValueKind::Table(_)) {
+                return self.not_a(key, "a list of tables", &item.kind).unwrap_or_default();
+            }
+        }
+        items.iter().map(|item| as_json(&item.kind)).collect()
+    }
+
     /// Tables whose names the operator chose.
     pub(super) fn named_tables(&mut self, key: &'static str) -> BTreeMap<String, Reader<'a>> {
         let Some(outer) = self.table(key) else { return BTreeMap::new() };
@@ -257,6 +288,24 @@ fn kind(value: &ValueKind) -> &'static str {
         ValueKind::String(_) => "a string",
         ValueKind::Table(_) => "a table",
         ValueKind::Array(_) => "a list",
+    }
+}
+
+fn as_json(value: &ValueKind) -> serde_json::Value {
+    match value {
+        ValueKind::Nil => serde_json::Value::Null,
+        ValueKind::Boolean(flag) => (*flag).into(),
+        ValueKind::I64(number) => (*number).into(),
+        ValueKind::U64(number) => (*number).into(),
+        // TOML has no such numbers; an override in the environment could.
+        ValueKind::I128(number) => number.to_string().into(),
+        ValueKind::U128(number) => number.to_string().into(),
+        ValueKind::Float(number) => (*number).into(),
+        ValueKind::String(text) => text.as_str().into(),
+        ValueKind::Table(table) => {
+            table.iter().map(|(name, value)| (name.clone(), as_json(&value.kind))).collect()
+        }
+        ValueKind::Array(items) => items.iter().map(|item| as_json(&item.kind)).collect(),
     }
 }
 

@@ -14,7 +14,9 @@ use nix::unistd::{Group, User};
 
 use super::{
     file::Written,
+    pins::pins,
     reader::{Mistakes, Reader},
+    terms::terms,
 };
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
@@ -353,6 +355,7 @@ fn oauth_issuer(reader: &mut Reader<'_>, name: &Arc<str>, environment: &str) -> 
         assertion_life: reader.duration("assertion_life", Duration::from_secs(60)),
         assertion_typ: reader.word("assertion_typ", AssertionTyp::ClientAuthentication, &typ),
         send_client_id: reader.boolean("send_client_id", false),
+        pins: pins(reader),
         timeout: reader.duration("timeout", Duration::from_secs(10)),
     };
     if settings.dev && ["prod", "production"].contains(&environment) {
@@ -392,6 +395,7 @@ fn identities(
             .collect();
         let bound = credentials.values().filter(|rule| rule.binding == Binding::Dpop);
         settings.dpop = bound.map(|rule| Arc::clone(&rule.issuer)).collect();
+        settings.client = credentials.values().any(|rule| rule.terms.client_auth.needs_key());
         keys.insert(Arc::clone(&name), settings);
         reader.finish();
         identities.push(Identity { name, owner, assurance, selectors, credentials });
@@ -450,7 +454,13 @@ fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeyS
     let Some(mut reader) = reader.table("key") else {
         let custody = Custody::File { path: default };
         let rotation = RotationSettings::default();
-        return KeySettings { custody, algorithm: Algorithm::Es256, rotation, dpop: BTreeSet::new() };
+        return KeySettings {
+            custody,
+            algorithm: Algorithm::Es256,
+            client: true,
+            rotation,
+            dpop: BTreeSet::new(),
+        };
     };
     let algorithms = [
         ("ES256", Algorithm::Es256),
@@ -481,7 +491,7 @@ fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeyS
     }
     reader.finish();
     let custody = if in_memory { Custody::Memory } else { Custody::File { path: path.unwrap_or(default) } };
-    KeySettings { custody, algorithm, rotation, dpop: BTreeSet::new() }
+    KeySettings { custody, algorithm, client: true, rotation, dpop: BTreeSet::new() }
 }
 
 fn credential(
@@ -495,7 +505,6 @@ fn credential(
         reader.wrong("issuer", "there is no [issuers.NAME] of that name");
     }
     let client_id = reader.required("client_id", "client_id = \"payments\"").unwrap_or_default().into();
-    reader.word("client_auth", (), &[("private_key_jwt", ())]);
     // Bound unless somebody says otherwise (BCP-01).
     let binding =
         reader.word("binding", Binding::Dpop, &[("dpop", Binding::Dpop), ("bearer", Binding::Bearer)]);
@@ -513,6 +522,7 @@ fn credential(
         resource,
         scope: scope.into(),
         binding,
+        terms: Arc::new(terms(&mut reader)),
         proofs,
         per: reader.word("per", Per::Identity, &[("identity", Per::Identity), ("process", Per::Process)]),
         max_uses: reader
@@ -597,7 +607,7 @@ fn mode(reader: &mut Reader<'_>, key: &'static str, default: u32) -> u32 {
     }
 }
 
-fn parse_sha256(text: &str) -> Option<[u8; 32]> {
+pub(super) fn parse_sha256(text: &str) -> Option<[u8; 32]> {
     let digits = text.as_bytes();
     let mut sum = [0; 32];
     if digits.len() != 64 {

@@ -341,5 +341,8 @@ fn issuer(facts: &IssueFacts, attempts: Option<u32>) -> IssuerPart {
         date_skew_ms: facts.date_skew_ms,
         cut_life_from_s: facts.cut_life_from.map(|life| life.as_secs()),
         key_fallback: facts.key_fallback,
+        refresh_token_ignored: facts.refresh_token_ignored,
+        one_time_reuse: facts.one_time_reuse,
+        metadata_changed: facts.metadata_changed,
     }
 }

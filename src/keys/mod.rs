@@ -66,6 +66,8 @@ pub struct KeySettings {
     pub algorithm: Algorithm,
     /// When it makes room for another.
     pub rotation: RotationSettings,
+    /// Whether it proves who asks with a key of its own: where nothing does, none is made.
+    pub client: bool,
     /// The issuers whose tokens it wants bound by DPoP.
     pub dpop: BTreeSet<Arc<str>>,
 }
@@ -115,20 +117,20 @@ impl Keyring {
             let kept = before.held.get(&client).filter(|kept| {
                 settings.custody == Custody::Memory && kept.signing.algorithm() == settings.algorithm
             });
-            let opened = match (&settings.custody, kept) {
+            let opened = settings.client.then(|| match (&settings.custody, kept) {
                 (Custody::Memory, Some(kept)) => Ok(kept.clone()),
                 (Custody::Memory, None) => {
                     Key::generate(settings.algorithm).map(|key| Held::fresh(Arc::new(key), now))
                 }
                 (Custody::File { path }, _) => Held::open(path, settings, now),
-            };
+            });
             let proofs = settings.dpop.iter().map(|issuer| {
                 let slot = (Arc::clone(identity), Purpose::Dpop(Arc::clone(issuer)));
                 let kept = before.held.get(&slot).cloned();
                 let held = kept.map_or_else(|| proof_key().map(|key| Held::fresh(key, now)), Ok);
                 (slot, held)
             });
-            for (slot, opened) in std::iter::once((client, opened)).chain(proofs) {
+            for (slot, opened) in opened.map(|opened| (client, opened)).into_iter().chain(proofs) {
                 match opened {
                     Ok(key) => drop(held.insert(slot, key)),
                     Err(error) => errors.push(KeyError { identity: Arc::clone(identity), error }),

@@ -13,6 +13,7 @@ fn wanted(entries: &[(&str, Custody, Algorithm)]) -> BTreeMap<Arc<str>, KeySetti
                     custody: custody.clone(),
                     algorithm: *algorithm,
                     rotation: RotationSettings::default(),
+                    client: true,
                     dpop: BTreeSet::new(),
                 },
             )
