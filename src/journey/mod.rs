@@ -327,10 +327,14 @@ impl Journey {
     pub async fn release(&self, session: &Session, request: &Request) -> Result<(bool, Receipt), Refusal> {
         let rules = self.rules.load_full();
         let (account, workload, grant) = self.admit(session, request, None, &rules).await?;
+        // Whoever is not who it was ends nobody's credential.
+        if let Err(error) = session.confirm(&workload).await {
+            return Err(self.unattested(account, &error).await?);
+        }
         let (revoked, detail) = match self.broker.release(&grant).await {
             Ok(true) => (true, "revoked at the issuer".to_owned()),
             Ok(false) => (false, "there was none".to_owned()),
-            Err(failure) => (false, format!("forgotten here, but not revoked: {failure}")),
+            Err(failure) => (false, format!("forgotten here, and tried again until it ends: {failure}")),
         };
         let receipt = self.ledger.record(account.returned(&workload, &grant, revoked, &detail)).await?;
         Ok((revoked, receipt))
