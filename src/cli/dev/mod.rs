@@ -3,8 +3,10 @@
 //! happened from the ledger, and stays up to be played with. Nothing of it is for production.
 
 mod call;
+mod drill;
 mod stage;
 mod story;
+mod thief;
 mod workload;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -12,8 +14,11 @@ use std::{future::Future, sync::Arc, time::Duration};
 use clap::Args;
 use tokio::{sync::watch, task::JoinHandle};
 
-use self::stage::{ORDERS, Stage};
 pub(super) use self::workload::Workload;
+use self::{
+    drill::Drill,
+    stage::{ORDERS, Stage},
+};
 use super::{
     Exit,
     agent::{begin_log, told_to_stop, unbuilt},
@@ -31,6 +36,9 @@ pub(super) struct Dev {
     /// Tell the story and end, with an exit code that says whether all of it came true.
     #[arg(long)]
     once: bool,
+    /// Instead of the story: steal whatever there is to steal, try to use it, tell how long it was of use, and end.
+    #[arg(long, conflicts_with = "once")]
+    drill: bool,
     /// The issuer's port; 0 for any that is free.
     #[arg(long, default_value_t = 0)]
     port: u16,
@@ -67,7 +75,12 @@ impl Dev {
         let handle = issuer.handle();
         let first = api(&handle, clock)?;
         let (api_origin, api_url) = (first.url(), format!("{}/orders", first.url()));
-        let settings = stage.write_settings(handle.url(), &api_origin, "", &**clock)?;
+        // Another API that takes the same tokens: what is proved to the one is not proved to the other.
+        let other = api(&handle, clock)?;
+        let other_url = format!("{}/orders", other.url());
+
+        let more = if self.drill { drill::settings(&**clock)? } else { String::new() };
+        let settings = stage.write_settings(handle.url(), &api_origin, &more, &**clock)?;
         let origin = Origin { path: stage.file("agent.toml"), environment: environment() };
         let daemon = Daemon::build(settings, origin, Arc::clone(clock), Arc::clone(dice)).map_err(unbuilt)?;
         let shops = daemon.keys().to_register().filter(|(identity, _)| *identity == "demo-shop");
@@ -78,19 +91,25 @@ impl Dev {
             resources: vec![ORDERS.into()],
             ..Client::default()
         };
-        handle.register(client).map_err(|error| Exit::new(Exit::SOFTWARE, error.to_string()))?;
+        handle.register(client.clone()).map_err(|error| Exit::new(Exit::SOFTWARE, error.to_string()))?;
 
         let journey = Arc::clone(daemon.journey());
         let running = [
             served(issuer.run(stop_told(&stopped))),
             served(first.run(stop_told(&stopped))),
+            served(other.run(stop_told(&stopped))),
             served(daemon.run(stop_told(&stopped))),
         ];
-        let told = stage.tell(&journey, handle.url(), &api_url).await;
-        if told.is_ok() && !self.once {
-            stage.invite(handle.url(), &api_url)?;
-            told_to_stop().await;
-        }
+        let told = if self.drill {
+            Drill::new(stage, &journey, handle, client, clock, dice).run(&api_url, &other_url).await
+        } else {
+            let told = stage.tell(&journey, handle.url(), &api_url).await;
+            if told.is_ok() && !self.once {
+                stage.invite(handle.url(), &api_url)?;
+                told_to_stop().await;
+            }
+            told
+        };
         drop(journey);
         let _ = stop.send(true);
         for task in running {

@@ -125,7 +125,7 @@ origins = ["{api}"]
         let gone = || Exit::new(Exit::SOFTWARE, "the workload has no standard input and output");
         let orders = child.stdin.take().ok_or_else(gone)?;
         let told = BufReader::new(child.stdout.take().ok_or_else(gone)?).lines();
-        Ok(Running { _child: child, orders, told })
+        Ok(Running { child, orders, told })
     }
 
     /// The last record of its kind.
@@ -138,7 +138,7 @@ origins = ["{api}"]
 
 /// A program that came on. It is ended when it is dropped.
 pub(super) struct Running {
-    _child: Child,
+    child: Child,
     orders: ChildStdin,
     told: Lines<BufReader<ChildStdout>>,
 }
@@ -149,6 +149,11 @@ impl Running {
         self.orders.write_all(format!("{order}\n").as_bytes()).await?;
         let told = self.told.next_line().await?.and_then(|line| serde_json::from_str(&line).ok());
         told.ok_or_else(|| Exit::new(Exit::SOFTWARE, format!("the workload said nothing to {order:?}")))
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id().unwrap_or_default()
     }
 }
 
