@@ -223,6 +223,11 @@ exception = {{ owner = "{name}@example.com", reason = "a test", until = "{until:
 
 /// Makes the key, exports its public half with the real command, and registers it.
 pub fn register(issuer: &Handle, config: &Path) {
+    register_as(issuer, config, "shop");
+}
+
+/// The same for a client of another name.
+pub fn register_as(issuer: &Handle, config: &Path, client_id: &str) {
     let exported = Command::new(BINARY).args(["keys", "export", "--config"]).arg(config).output().unwrap();
     assert!(exported.status.success(), "{exported:?}");
     let jwks: Value = serde_json::from_slice(&exported.stdout).unwrap();
@@ -231,7 +236,7 @@ pub fn register(issuer: &Handle, config: &Path) {
         (PublicKey::from_jwk(jwk).unwrap(), algorithm)
     });
     let client = Client {
-        client_id: "shop".into(),
+        client_id: client_id.into(),
         keys: keys.collect(),
         scope: vec!["orders:read".into(), "orders:write".into()],
         resources: vec![RESOURCE.into()],
