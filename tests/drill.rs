@@ -53,7 +53,7 @@ fn what_is_stolen_is_of_no_use_but_for_what_the_drill_says() {
     let seconds = |of_use: &str| of_use.strip_suffix(" s, until it ends").unwrap().parse::<u64>().unwrap();
     assert_eq!(row(&text, "token and unused proof", "the request it is for"), ("200", "1 request"));
     assert!((200..=300).contains(&seconds(row(&text, "bearer token", "as it is").1)), "{text}");
-    let copied = row(&text, "state directory", "custody = \"file\": be the client elsewhere");
+    let copied = row(&text, "state directory", "custody = \"file\": run an agent on a copy");
     assert_eq!(copied, ("200, with a token of its own", "until the key is replaced"));
     assert!(seconds(row(&text, "state directory", "the token got with it before that").1) <= 300);
     let hung_up =

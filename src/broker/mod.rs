@@ -3,6 +3,7 @@
 
 mod pending;
 mod revocations;
+mod rotor;
 mod shelf;
 mod timing;
 
@@ -22,6 +23,7 @@ use tokio::{
 pub use pending::PendingFile;
 pub use revocations::{Cause, Revoked};
 use revocations::{Placed, Revocation, Revocations};
+pub use rotor::{Rotor, Turn, Turned};
 use shelf::{Action, Event, Shelf, WaiterId};
 pub use shelf::{Failure, Fetched, Health, Live, Source, Which};
 
@@ -29,6 +31,7 @@ use crate::{
     clock::{Boot, Clock, Dice, fraction},
     credential::Credential,
     issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope, Signers},
+    jose::Signer,
     keys::{Keyring, Purpose},
     policy::{CredentialRule, Grant},
     proof::Target,
@@ -78,6 +81,7 @@ impl Books {
             require_aud: rule.require_aud,
             max_ttl: rule.max_ttl,
             binding: rule.binding,
+            terms: Arc::clone(&rule.terms),
         })
     }
 
@@ -85,9 +89,12 @@ impl Books {
     fn placed(&self, order: &Order) -> Result<Placed, IssueError> {
         let issuer = self.issuers.get(&order.issuer).ok_or_else(|| absent(&order.identity, "issuer"))?;
         let key = |purpose| self.keys.signer(&order.identity, purpose);
-        let client = key(Purpose::ClientAuth).ok_or_else(|| absent(&order.identity, "key"))?;
+        let client = key(Purpose::ClientAuth);
+        if client.is_none() && order.terms.client_auth.needs_key() {
+            return Err(absent(&order.identity, "key"));
+        }
         let dpop = key(Purpose::Dpop(Arc::clone(&order.issuer)));
-        Ok((Arc::clone(issuer), Signers { client, before: None, dpop }))
+        Ok((Arc::clone(issuer), Signers { client, before: self.keys.before(&order.identity), dpop }))
     }
 }
 
@@ -297,6 +304,29 @@ impl Broker {
     /// From now on, orders are placed with these keys. What is live stays.
     pub fn rekey(&self, keys: Keyring) {
         self.shared.books.rcu(|books| Books { issuers: books.issuers.clone(), keys: keys.clone() });
+    }
+
+    /// Whether the issuer of `rule` takes `next` as the key of `identity`: it is asked for a credential, which is given back.
+    ///
+    /// # Errors
+    /// What the issuer said instead.
+    async fn try_key(
+        &self,
+        identity: &Arc<str>,
+        rule: &CredentialRule,
+        next: &Arc<dyn Signer>,
+    ) -> Result<(), IssueError> {
+        let books = self.shared.books.load_full();
+        let order = match books.order_for(identity, rule, Arc::clone(&rule.scope)) {
+            Ok(order) => order,
+            Err(Failure::Issue { error, .. }) => return Err(error),
+            Err(_) => return Err(absent(identity, "issuer")),
+        };
+        let (issuer, signers) = books.placed(&order)?;
+        let signers = Signers { client: Some(Arc::clone(next)), before: None, ..signers };
+        let credential = issuer.issue(&order, &signers).await.result?;
+        let _ = self.sender.send(Request::Revoke(order, Arc::new(credential), Cause::Unclaimed));
+        Ok(())
     }
 
     /// How things are.

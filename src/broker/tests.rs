@@ -9,25 +9,25 @@ use tokio::time::{Instant, timeout};
 use super::*;
 use crate::{
     clock::SeededDice,
-    credential::{Binding, Bound, Window},
+    credential::{Binding, Bound, Form, Window},
     issuer::{Instance, Pending},
     jose::Algorithm,
-    keys::{Custody, KeySettings},
+    keys::{Custody, KeySettings, Now},
 };
 
 /// Time since boot that is tokio's paused time. The wall goes where it is pushed.
 #[derive(Debug)]
-struct PausedClock {
+pub(super) struct PausedClock {
     start: Instant,
     wall: Mutex<Timestamp>,
 }
 
 impl PausedClock {
-    fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { start: Instant::now(), wall: Mutex::new("2026-01-01T00:00:00Z".parse().unwrap()) })
     }
 
-    fn seconds(&self) -> f64 {
+    pub(super) fn seconds(&self) -> f64 {
         self.start.elapsed().as_secs_f64()
     }
 }
@@ -132,16 +132,22 @@ fn refused() -> IssueError {
 }
 
 fn keys() -> Keyring {
-    let settings =
-        KeySettings { custody: Custody::Memory, algorithm: Algorithm::EdDsa, dpop: ["corp".into()].into() };
-    Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default()).unwrap()
+    let now = Now { wall: Timestamp::UNIX_EPOCH, boot: Boot::from_nanos(0) };
+    let settings = KeySettings {
+        custody: Custody::Memory,
+        algorithm: Algorithm::EdDsa,
+        client: true,
+        rotation: Default::default(),
+        dpop: ["corp".into()].into(),
+    };
+    Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default(), now).unwrap()
 }
 
 pub(super) fn credential(from: Boot, life: Duration) -> Credential {
     minted("token", from, "2026-01-01T00:00:00Z".parse().unwrap(), life)
 }
 
-fn minted(token: &str, from: Boot, wall: Timestamp, life: Duration) -> Credential {
+pub(super) fn minted(token: &str, from: Boot, wall: Timestamp, life: Duration) -> Credential {
     let token = crate::secret::Secret::new(token);
     Credential {
         fingerprint: token.fingerprint(),
@@ -151,6 +157,7 @@ fn minted(token: &str, from: Boot, wall: Timestamp, life: Duration) -> Credentia
         scope: vec![],
         audience: None,
         jti: None,
+        form: Form::default(),
     }
 }
 
@@ -165,6 +172,7 @@ pub(super) fn order(issuer: &str, credential: &str) -> Order {
         require_aud: false,
         max_ttl: Duration::from_secs(3600),
         binding: Binding::Bearer,
+        terms: Arc::default(),
         max_uses: None,
         instance: None,
     }
@@ -418,6 +426,21 @@ async fn what_the_settings_dropped_is_forgotten_and_revoked() {
     let revoked = house.told.recv().await.unwrap();
     assert_eq!((&*revoked.order.credential, revoked.cause, revoked.error), ("b", Cause::Settings, None));
     assert_eq!(house.corp.revoked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_while_an_issuer_is_left_alone_hears_the_cause() {
+    let house = house();
+    let clock = IssueError::Retry { reason: Reason::ClockUntrusted, detail: "an hour".into(), after: None };
+    house.corp.down(Some(clock));
+    let reason = |failure: Failure| match failure {
+        Failure::Issue { error, .. } => error.reason(),
+        other => panic!("{other}"),
+    };
+    assert_eq!(reason(house.get_within("a", 60).await.unwrap_err()), Reason::ClockUntrusted);
+    let asked = house.corp.diary().len();
+    assert_eq!(reason(house.get_within("b", 1).await.unwrap_err()), Reason::ClockUntrusted);
+    assert_eq!(house.corp.diary().len(), asked, "it is left alone");
 }
 
 /// An order of one process.

@@ -35,7 +35,7 @@ pub(super) fn mistaken(mistakes: Vec<Mistake>) -> Exit {
 pub(super) fn unbuilt(error: BuildError) -> Exit {
     let code = match &error {
         BuildError::Issuer(..) | BuildError::Keys(_) | BuildError::Sealing(_) => Exit::CONFIG,
-        BuildError::Ledger(_) => Exit::IO,
+        BuildError::Disabled(..) | BuildError::Ledger(_) => Exit::IO,
         BuildError::Wire(_) => Exit::UNAVAILABLE,
     };
     Exit::new(code, error.to_string())

@@ -8,7 +8,7 @@ use crate::{
     clock::SystemClock,
     config::load,
     jose::Signer,
-    keys::{Custody, Keyring, Purpose},
+    keys::{Custody, Keyring, Now, Purpose},
 };
 
 #[derive(Args, Debug)]
@@ -86,10 +86,12 @@ impl Keys {
 
 /// The keys in files: those in memory are the running agent's alone, and `status` names them.
 fn open(file: &ConfigFile) -> Result<Keyring, Exit> {
-    let settings = load(&file.config, &environment(), SystemClock::shared().wall()).map_err(mistaken)?;
+    let clock = SystemClock::shared();
+    let now = Now { wall: clock.wall(), boot: clock.boot() };
+    let settings = load(&file.config, &environment(), now.wall).map_err(mistaken)?;
     let in_files =
         settings.keys.into_iter().filter(|(_, key)| matches!(key.custody, Custody::File { .. })).collect();
-    Keyring::open(&in_files, &Keyring::default()).map_err(|errors| {
+    Keyring::open(&in_files, &Keyring::default(), now).map_err(|errors| {
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Exit::new(Exit::CONFIG, lines.join("\n"))
     })

@@ -3,8 +3,10 @@
 //! for `keybearer check`, at start and at reload, so a file that passes one passes all.
 
 mod file;
+mod pins;
 mod reader;
 mod settings;
+mod terms;
 
 use std::{
     collections::BTreeMap,

@@ -110,20 +110,27 @@ impl<'a> Reader<'a> {
         u32::try_from(id).ok().filter(|id| *id != u32::MAX)
     }
 
-    /// A length of time: whole seconds, or words such as "90s", "5m", "1h 30m".
+    /// A length of time: whole seconds, or words such as "90s", "5m", "1h 30m", "30d".
     pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
         let read = match self.value(key).map(|value| &value.kind) {
             None => return default,
             Some(ValueKind::I64(seconds)) => u64::try_from(*seconds).ok().map(Duration::from_secs),
             Some(ValueKind::String(words)) => {
-                words.parse::<jiff::SignedDuration>().ok().and_then(|length| Duration::try_from(length).ok())
+                let days = words.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
+                match days {
+                    Some(days) => Some(Duration::from_secs(u64::from(days) * 24 * 60 * 60)),
+                    None => words
+                        .parse::<jiff::SignedDuration>()
+                        .ok()
+                        .and_then(|length| Duration::try_from(length).ok()),
+                }
             }
             Some(other) => {
                 return self.not_a(key, "a length of time such as \"60s\"", other).unwrap_or(default);
             }
         };
         read.unwrap_or_else(|| {
-            self.wrong(key, "it has to be a length of time, such as \"60s\", \"5m\" or \"1h\"");
+            self.wrong(key, "it has to be a length of time, such as \"60s\", \"5m\", \"1h\" or \"30d\"");
             default
         })
     }
@@ -189,6 +196,37 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A table of texts whose names somebody else chose.
+    pub(super) fn texts(&mut self, key: &'static str) -> BTreeMap<String, String> {
+        let Some(inner) = self.table(key) else { return BTreeMap::new() };
+        let mut texts = BTreeMap::new();
+        for (name, value) in inner.table {
+            match &value.kind {
+                ValueKind::String(text) => drop(texts.insert(name.clone(), text.clone())),
+                ValueKind::Boolean(_) | ValueKind::I64(_) => {
+                    drop(texts.insert(name.clone(), value.to_string()))
+                }
+                other => inner.wrong(name, format!("it has to be a string, not {}", kind(other))),
+            }
+        }
+        texts
+    }
+
+    /// A list of tables that are passed on as JSON objects.
+    pub(super) fn objects(&mut self, key: &'static str) -> Vec<serde_json::Value> {
+        let items = match self.value(key).map(|value| &value.kind) {
+            None => return vec![],
+            Some(ValueKind::Array(items)) => items,
+            Some(other) => return self.not_a(key, "a list of tables", other).unwrap_or_default(),
+        };
+        for item in items {
+            if !matches!(item.kind, ValueKind::Table(_)) {
+                return self.not_a(key, "a list of tables", &item.kind).unwrap_or_default();
+            }
+        }
+        items.iter().map(|item| as_json(&item.kind)).collect()
+    }
+
     /// Tables whose names the operator chose.
     pub(super) fn named_tables(&mut self, key: &'static str) -> BTreeMap<String, Reader<'a>> {
         let Some(outer) = self.table(key) else { return BTreeMap::new() };
@@ -250,6 +288,24 @@ fn kind(value: &ValueKind) -> &'static str {
         ValueKind::String(_) => "a string",
         ValueKind::Table(_) => "a table",
         ValueKind::Array(_) => "a list",
+    }
+}
+
+fn as_json(value: &ValueKind) -> serde_json::Value {
+    match value {
+        ValueKind::Nil => serde_json::Value::Null,
+        ValueKind::Boolean(flag) => (*flag).into(),
+        ValueKind::I64(number) => (*number).into(),
+        ValueKind::U64(number) => (*number).into(),
+        // TOML has no such numbers; an override in the environment could.
+        ValueKind::I128(number) => number.to_string().into(),
+        ValueKind::U128(number) => number.to_string().into(),
+        ValueKind::Float(number) => (*number).into(),
+        ValueKind::String(text) => text.as_str().into(),
+        ValueKind::Table(table) => {
+            table.iter().map(|(name, value)| (name.clone(), as_json(&value.kind))).collect()
+        }
+        ValueKind::Array(items) => items.iter().map(|item| as_json(&item.kind)).collect(),
     }
 }
 

@@ -11,7 +11,13 @@ use std::{
 use jiff::Timestamp;
 
 use super::{Reason, Selectors};
-use crate::{attest::Level, credential::Binding, issuer::Scope, proof::Target, secret::scrubbed};
+use crate::{
+    attest::Level,
+    credential::Binding,
+    issuer::{Scope, terms::Terms},
+    proof::Target,
+    secret::scrubbed,
+};
 
 /// What an owner looks like, for messages.
 pub const OWNER_FORM: &str = "a mail address or team name, 3 to 128 printable characters";
@@ -48,6 +54,8 @@ pub struct CredentialRule {
     pub scope: Scope,
     /// What binds it.
     pub binding: Binding,
+    /// How it is asked for.
+    pub terms: Arc<Terms>,
     /// Where proofs for it may go, by origin, and with which methods (DPOP-19, DPOP-21).
     pub proofs: Proofs,
     /// Who shares it.

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use super::{
     call::{Heard, call},
     stage::{ORDERS, Running, Stage, expect},
-    thief::{Thief, copy_keys},
+    thief::Thief,
 };
 use crate::{
     audit::{EventType, read},
     cli::{Exit, paint},
-    clock::{Clock, Dice},
+    clock::{Boot, Clock, Dice},
     dev::{Client, Handle},
     jose::{Algorithm, Signer as _},
     journey::Journey,
@@ -29,7 +29,7 @@ const NONE: &str = "0 s";
 
 /// What the drill has in agent.toml beside the story's: a bearer token to compare with, and a key that is in no file.
 pub(super) fn settings(clock: &dyn Clock) -> Result<String, Exit> {
-    let tomorrow = jiff::Timestamp::from_second(clock.wall().as_second() + 86_400)
+    let until = jiff::Timestamp::from_second(clock.wall().as_second() + 60 * 86_400)
         .map_err(|error| Exit::new(Exit::SOFTWARE, error.to_string()))?;
     let nobodys_program = "0".repeat(64);
     Ok(format!(
@@ -40,7 +40,7 @@ client_id = "demo-shop"
 resource = "{ORDERS}"
 scope = ["orders:read"]
 binding = "bearer"
-exception = {{ owner = "you@localhost", reason = "to compare with", until = "{tomorrow:.0}" }}
+exception = {{ owner = "you@localhost", reason = "to compare with", until = "{until:.0}" }}
 
 [identities.demo-memory]
 owner = "you@localhost"
@@ -208,9 +208,7 @@ impl<'a> Drill<'a> {
         let bearer = format!("Bearer {}", text(&legacy["token"]));
         let heard = call("GET", api, Some(&bearer), None).await?;
         expect(heard.status == 200, "a bearer token should be good", &json!(heard.body))?;
-        let left = legacy["left"].as_u64().unwrap_or_default();
-        let left = left.saturating_sub(self.clock.boot().since(got).as_secs());
-        self.row("bearer token", "as it is", heard.in_short(), format!("{left} s, until it ends"));
+        self.row("bearer token", "as it is", heard.in_short(), self.left(&legacy, got));
         let returned = shop.ask("release legacy").await?;
         expect(returned["revoked"] == true, "the token should have been revoked", &returned)?;
         let heard = call("GET", api, Some(&bearer), None).await?;
@@ -220,31 +218,18 @@ impl<'a> Drill<'a> {
     /// The key files, as whoever is root, or has a backup, can copy them.
     async fn keys(&mut self, thief: &Thief, api: &str) -> Result<(), Exit> {
         let stolen = "state directory";
-        let copies = copy_keys(&self.stage.file("state/keys"), &self.stage.elsewhere.join("keys"))?;
-        let of = |identity: &str| {
-            copies.iter().find(|copy| {
-                copy.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(identity))
-            })
-        };
-        expect(of("demo-memory").is_none(), "a key in memory should be in no file", &json!(copies.len()))?;
-        let none = format!("not among the {} files there", copies.len());
-        self.row(stolen, "custody = \"memory\": look for the key", none, NONE);
-        let Some(key) = of("demo-shop") else {
-            return Err(Exit::new(Exit::SOFTWARE, "the key file of demo-shop is not in the state directory"));
-        };
+        let origin = api.trim_end_matches("/orders");
         let stolen_at = self.clock.boot();
-        let got = thief.pass_for(key, self.issuer.url()).await?;
-        let got =
-            got.map_err(|error| Exit::new(Exit::SOFTWARE, format!("a copied key should be good: {error}")))?;
-        let heard = thief.spend_own(&got, api).await?;
-        expect(heard.status == 200, "a token by a copied key should be good", &json!(heard.body))?;
-        let tried = "custody = \"file\": be the client elsewhere";
-        self.row(
-            stolen,
-            tried,
-            format!("{}, with a token of its own", heard.in_short()),
-            "until the key is replaced",
-        );
+        let mut copy = thief.run_on_copy(self.stage, self.issuer.url(), origin)?;
+        let of_memory = copy.files.iter().any(|name| name.starts_with("demo-memory"));
+        expect(!of_memory, "a key in memory should be in no file", &json!(copy.files))?;
+        let none = format!("not among the {} files there", copy.files.len());
+        self.row(stolen, "custody = \"memory\": look for the key", none, NONE);
+        let got = copy.workload.ask(&format!("errand {api}")).await?;
+        let taken = self.clock.boot();
+        expect(got["api_statuses"] == json!([401, 200]), "an agent on copied keys should be served", &got)?;
+        let tried = "custody = \"file\": run an agent on a copy";
+        self.row(stolen, tried, "200, with a token of its own", "until the key is replaced");
 
         // What an operator does about it; the agent's own key is out of use from here on, too.
         let fresh =
@@ -252,21 +237,25 @@ impl<'a> Drill<'a> {
         let client = Client { keys: vec![(fresh.public().clone(), Algorithm::Es256)], ..self.client.clone() };
         self.issuer.register(client).map_err(|error| Exit::new(Exit::SOFTWARE, error.to_string()))?;
         let after = self.clock.boot().since(stolen_at).as_millis();
-        let Err(refusal) = thief.pass_for(key, self.issuer.url()).await? else {
-            return Err(Exit::new(Exit::SOFTWARE, "a key that was replaced should be of no use"));
-        };
-        let tried = "the same, once the key is replaced";
-        self.row(stolen, tried, format!("{}, {after} ms after the theft", refusal.reason()), NONE);
-        let heard = thief.spend_own(&got, api).await?;
+        let refused = copy.workload.ask("get orders").await?;
+        expect(refused["error"] == "CLIENT_AUTH_REJECTED", "a replaced key should be of no use", &refused)?;
+        let came = format!("{}, {after} ms after the theft", text(&refused["error"]));
+        self.row(stolen, "the same, once the key is replaced", came, NONE);
+
+        let order = format!("prove orders {} GET {api}", text(&got["fingerprint"]));
+        let proof = copy.workload.ask(&order).await?;
+        let authorization = format!("DPoP {}", text(&got["token"]));
+        let heard = call("GET", api, Some(&authorization), proof["proof"].as_str()).await?;
         expect(heard.status == 200, "a token is good until it ends", &json!(heard.body))?;
-        let left = got.window.left(self.clock.boot()).as_secs();
-        self.row(
-            stolen,
-            "the token got with it before that",
-            heard.in_short(),
-            format!("{left} s, until it ends"),
-        );
-        Ok(())
+        let left = self.left(&got, taken);
+        self.row(stolen, "the token got with it before that", heard.in_short(), left);
+        copy.end().await
+    }
+
+    /// How long a token is of use that was told at `then`, and that nobody ends.
+    fn left(&self, told: &Value, then: Boot) -> String {
+        let left = told["left"].as_u64().unwrap_or_default();
+        format!("{} s, until it ends", left.saturating_sub(self.clock.boot().since(then).as_secs()))
     }
 
     fn close(&self) -> Result<(), Exit> {

@@ -28,6 +28,7 @@ use crate::{
 pub(super) const ORDERS: &str = "https://orders.example";
 
 /// Two directories: the agent's, 0700, and one that others can read, for programs that run as others.
+#[derive(Clone)]
 pub(super) struct Stage {
     pub(super) directory: PathBuf,
     pub(super) elsewhere: PathBuf,

@@ -6,9 +6,9 @@ use std::time::Duration;
 use http::{HeaderMap, Uri, header};
 use serde_json::Value;
 
-use super::{Audience, OAuthSettings, WellKnown};
+use super::{Audience, OAuthSettings, WellKnown, pins};
 use crate::{
-    issuer::{IssueError, Reason, http::is_loopback, json},
+    issuer::{IssueError, Reason, http::is_loopback, json, terms::ClientAuth},
     jose::Algorithm,
     proof::Target,
     secret::scrubbed,
@@ -24,18 +24,22 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) struct Metadata {
     pub(super) token_endpoint: String,
     pub(super) revocation_endpoint: Option<String>,
+    pub(super) introspection_endpoint: Option<String>,
+    /// Whether they are not those that are pinned, and may be used all the same (OA-05).
+    pub(super) changed: bool,
     /// All endpoints that are the issuer's own business, this agent's and others': no workload gets a proof for one (DPOP-20).
     pub(super) endpoints: Vec<Target>,
     algorithms: Option<Vec<String>>,
     methods: Option<Vec<String>>,
     proof_algorithms: Option<Vec<String>>,
+    details: Option<Vec<String>>,
 }
 
 impl Metadata {
     /// Reads a document and holds it against the settings (OA-02, OA-03, OA-04, PKJ-05).
-    pub(super) fn read(document: &[u8], settings: &OAuthSettings) -> Result<Self, IssueError> {
+    pub(super) fn read(bytes: &[u8], settings: &OAuthSettings) -> Result<Self, IssueError> {
         let document =
-            json::parse(document).map_err(|error| broken(format!("the issuer's metadata: {error}")))?;
+            json::parse(bytes).map_err(|error| broken(format!("the issuer's metadata: {error}")))?;
         let named = document.get("issuer").and_then(Value::as_str).unwrap_or_default();
         if named != settings.issuer {
             return Err(IssueError::Misconfigured {
@@ -69,35 +73,61 @@ impl Metadata {
         Ok(Self {
             token_endpoint,
             revocation_endpoint: endpoint("revocation_endpoint")?,
+            introspection_endpoint: endpoint("introspection_endpoint")?,
+            changed: pins::check(bytes, &document, settings)?,
             endpoints: endpoints(&document),
             algorithms: names(&document, "token_endpoint_auth_signing_alg_values_supported"),
             methods: names(&document, "token_endpoint_auth_methods_supported"),
             proof_algorithms: names(&document, "dpop_signing_alg_values_supported"),
+            details: names(&document, "authorization_details_types_supported"),
         })
     }
 
-    /// Whether the issuer takes assertions signed with `algorithm` (PKJ-10). Where it does not say, it may.
-    pub(super) fn accepts(&self, algorithm: Algorithm) -> Result<(), IssueError> {
-        let refusal = |detail| Err(IssueError::Misconfigured { reason: Reason::IssuerConfig, detail });
+    /// Whether the issuer learns who asks by `method`, and takes assertions that our key signs with `algorithm` (PKJ-10).
+    /// Where it does not say, it may.
+    pub(super) fn accepts(
+        &self,
+        method: &ClientAuth,
+        algorithm: Option<Algorithm>,
+    ) -> Result<(), IssueError> {
+        // An issuer that takes assertions of others lists the same method as for a client's own; a JWT-SVID has a name of
+        // its own since not long (DR-05).
+        let names: &[&str] = match method {
+            ClientAuth::PrivateKeyJwt | ClientAuth::FederatedJwt(_) => &["private_key_jwt"],
+            ClientAuth::SpiffeJwt(_) => &["spiffe_jwt", "private_key_jwt"],
+        };
         if let Some(methods) = &self.methods
-            && !methods.iter().any(|method| method == "private_key_jwt")
+            && !methods.iter().any(|method| names.contains(&method.as_str()))
         {
-            return refusal(format!(
-                "the issuer does not list private_key_jwt among its client authentication methods ({}): \
-                     switch it on there",
+            return Err(misconfigured(format!(
+                "the issuer does not list {} among its client authentication methods ({}): switch it on there",
+                names[0],
                 listing(methods),
-            ));
+            )));
         }
-        if let Some(algorithms) = &self.algorithms
-            && !algorithms.iter().any(|name| name.parse() == Ok(algorithm))
-        {
-            return refusal(format!(
-                "this identity's key signs with {algorithm}, the issuer takes {}: set key.algorithm to one of \
-                     these",
-                listing(algorithms),
-            ));
+        match (&self.algorithms, algorithm) {
+            (Some(known), Some(ours)) if !known.iter().any(|name| name.parse() == Ok(ours)) => {
+                Err(misconfigured(format!(
+                    "this identity's key signs with {ours}, the issuer takes {}: set key.algorithm to one of these",
+                    listing(known),
+                )))
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Whether the issuer knows the types of `details` (OA-27). Where it does not say, it may.
+    pub(super) fn accepts_details(&self, details: &[Value]) -> Result<(), IssueError> {
+        let Some(known) = &self.details else { return Ok(()) };
+        let named = details.iter().filter_map(|detail| detail.get("type").and_then(Value::as_str));
+        match named.into_iter().find(|name| !known.iter().any(|known| known == name)) {
+            None => Ok(()),
+            Some(name) => Err(misconfigured(format!(
+                "the issuer does not know authorization_details of the type {}; it knows {}",
+                scrubbed(name, 200),
+                listing(known),
+            ))),
+        }
     }
 }
 
@@ -215,6 +245,10 @@ fn check_endpoint(name: &str, url: &str, settings: &OAuthSettings) -> Result<(),
         return Err(foreign("not a host of this issuer: if it is right, add it to allowed_endpoint_hosts"));
     }
     Ok(())
+}
+
+fn misconfigured(detail: String) -> IssueError {
+    IssueError::Misconfigured { reason: Reason::IssuerConfig, detail }
 }
 
 fn broken(detail: String) -> IssueError {

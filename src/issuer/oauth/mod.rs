@@ -1,16 +1,21 @@
-//! Any OAuth issuer: `client_credentials` with private_key_jwt (RFC 7523, RFC 8414, RFC 8707), bound by DPoP where the order
-//! wants it (RFC 9449). In goes an [`Order`]; out comes what one attempt came to. One attempt is: the issuer's metadata, if
-//! none is at hand, then one token request with an assertion made for it alone, and another where the protocol has us ask
-//! again. The issuer's name in an assertion comes from the settings, and an assertion goes to no host that the settings
+//! Any OAuth issuer: the grants and proofs of who asks that [`crate::issuer::terms`] names (RFC 7523, RFC 8414, RFC 8693,
+//! RFC 8707, RFC 9396), bound by DPoP where the order wants it (RFC 9449). In goes an [`Order`]; out comes what one attempt
+//! came to. One attempt is: the issuer's metadata, if none is at hand, then one token request with an assertion made for it
+//! alone, and another where the protocol has us ask again. The issuer's name in an assertion comes from the settings, and an assertion goes to no host that the settings
 //! do not vouch for (PKJ-04, OA-08).
 
 mod assertion;
+mod client;
+mod details;
 mod dpop;
+mod introspection;
 mod metadata;
+mod pins;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod refusal;
 mod reply;
+mod request;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -26,15 +31,17 @@ use std::{
 
 use arc_swap::ArcSwap;
 use http::header;
-use jiff::SignedDuration;
-use zeroize::Zeroizing;
+use jiff::{SignedDuration, Timestamp};
 
-pub use self::settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, problems};
 use self::{
-    assertion::Assertion,
     dpop::{Heard, Prover},
     metadata::Metadata,
     reply::Moment,
+    request::Asked,
+};
+pub use self::{
+    pins::{OnChange, Pins},
+    settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, problems},
 };
 use crate::{
     clock::{Boot, Clock, Dice},
@@ -46,7 +53,6 @@ use crate::{
     },
     jose::{SignError, Signer},
     proof::Target,
-    secret::Secret,
 };
 
 /// A document that seems wrong is fetched anew at most this often (OA-07).
@@ -54,9 +60,6 @@ const REFETCH: Duration = Duration::from_secs(60);
 
 /// A document that could not be renewed is used until it is this old (OA-07).
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// RFC 7523 2.2.
-const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// One OAuth issuer: its client, its clock, its metadata. Nothing of it is shared with another (OA-08).
 pub struct OAuth {
@@ -130,51 +133,56 @@ impl OAuth {
         signers: &Signers,
         facts: &mut IssueFacts,
     ) -> Result<Credential, IssueError> {
-        let metadata = self.ready(&*signers.client, facts).await?;
+        let metadata = self.ready(order, signers, facts).await?;
+        metadata.accepts_details(&order.terms.details)?;
         let bound = dpop::bound(order.binding, signers, &metadata)?;
-        let mut fields = vec![("grant_type", "client_credentials")];
-        let scope = order.scope.join(" ");
-        if !scope.is_empty() {
-            fields.push(("scope", &scope));
-        }
-        if let Some(resource) = &order.resource {
-            fields.push(("resource", resource));
-        }
-        let (sent, response) =
-            self.ask(order, signers, &bound, &metadata.token_endpoint, &fields, facts).await?;
+        let (sent, response) = self.ask(order, signers, &bound, &metadata.token_endpoint, facts).await?;
         if response.status != 200 {
-            return Err(self.refused(&response, facts));
+            return Err(request::meant(order, self.refused(&response, facts)));
         }
         let no_store = response.header(header::CACHE_CONTROL).is_some_and(|value| value.contains("no-store"));
         if !no_store {
             // OA-44: ours is kept in memory only, but what stands between may not know better.
             tracing::warn!(issuer = %self.settings.name, "a token came without Cache-Control: no-store");
         }
-        let now = Moment {
+        let credential =
+            reply::accept(&response, order, bound, &self.settings.issuer, self.moment(sent), facts)?;
+        self.look_up(order, signers, &credential, &metadata, facts).await?;
+        Ok(credential)
+    }
+
+    /// This moment, for an answer to what was `sent`.
+    fn moment(&self, sent: Boot) -> Moment {
+        Moment {
             sent,
             received: self.clock.boot(),
             wall: self.clock.wall(),
             correction: self.estimate().correction(),
-        };
-        reply::accept(&response, order, bound, &self.settings.issuer, now, facts)
+        }
     }
 
-    /// A token request, and again where the protocol has us ask again: each time with an assertion and a proof made anew
-    /// (PKJ-12, DPOP-07), and for each cause once.
+    /// A token request, and again where the protocol has us ask again: each time with an assertion, a proof and the tokens of
+    /// others made or read anew (PKJ-12, DPOP-07, WIM-11), and for each cause once.
     async fn ask(
         &self,
         order: &Order,
         signers: &Signers,
         bound: &Bound,
         endpoint: &str,
-        fields: &[(&str, &str)],
         facts: &mut IssueFacts,
     ) -> Result<(Boot, Response), IssueError> {
-        let mut client = &signers.client;
+        let mut client = client::key(order, signers)?;
         let (mut may_prove_again, mut fell_back) = (bound.binding() == Binding::Dpop, false);
+        let (mut may_bring_again, mut may_draw_again) = (true, client.is_some());
+        let mut asked = Asked::gather(order, self.now()?).await?;
         loop {
             let sent = self.clock.boot();
-            let (response, heard) = self.post(order, &**client, bound, endpoint, fields, facts).await?;
+            let (response, heard) = self.post(order, client, bound, endpoint, &asked.fields(), facts).await?;
+            let reused = refusal::is_reuse(&response);
+            if reused {
+                facts.one_time_reuse = true;
+                tracing::error!(issuer = %self.settings.name, "ONE_TIME_REUSE: it has seen a one-time value of this agent before");
+            }
             match (facts.oauth_error.as_deref(), &signers.before) {
                 (Some("use_dpop_nonce"), _) if may_prove_again && heard != Heard::New => {
                     return Err(dpop::no_usable_nonce(&heard));
@@ -186,16 +194,29 @@ impl OAuth {
                 {
                     may_prove_again = false;
                 }
+                // ER-10: the next one is drawn anew.
+                _ if reused && may_draw_again => may_draw_again = false,
                 // KEY-06: the issuer may not have heard of the new key yet.
-                (Some("invalid_client"), Some(before)) if !fell_back => {
+                (Some("invalid_client"), Some(before)) if !fell_back && !reused && client.is_some() => {
                     tracing::warn!(issuer = %self.settings.name, "the new key is not known yet: falling back to the one before");
-                    (client, fell_back) = (before, true);
+                    (client, fell_back) = (Some(before), true);
+                }
+                // ER-03: whoever writes the file may have written another one since; the same again is of no use.
+                (Some(code), _) if may_bring_again && request::is_refused_grant(order, code) => {
+                    may_bring_again = false;
+                    let again = Asked::gather(order, self.now()?).await?;
+                    if again.brings() == asked.brings() {
+                        return Ok((sent, response));
+                    }
+                    asked = again;
+                    continue;
                 }
                 _ => {
                     facts.key_fallback = fell_back && response.status == 200;
                     return Ok((sent, response));
                 }
             }
+            asked = Asked::gather(order, self.now()?).await?;
         }
     }
 
@@ -206,7 +227,7 @@ impl OAuth {
         credential: &Credential,
     ) -> Result<(), IssueError> {
         let mut facts = IssueFacts::default();
-        let metadata = self.ready(&*signers.client, &mut facts).await?;
+        let metadata = self.ready(order, signers, &mut facts).await?;
         let endpoint = metadata.revocation_endpoint.as_deref().ok_or_else(|| IssueError::Refused {
             reason: Reason::IssuerConfig,
             detail: "the issuer offers no revocation: the token lives until it ends by itself".into(),
@@ -214,15 +235,22 @@ impl OAuth {
         // What came out of `reply` is ASCII.
         let token = credential.token.expose_str().unwrap_or_default();
         let fields = [("token", token), ("token_type_hint", "access_token")];
-        let (response, _) =
-            self.post(order, &*signers.client, &Bound::Bearer, endpoint, &fields, &mut facts).await?;
+        let key = client::key(order, signers)?;
+        let (response, _) = self.post(order, key, &Bound::Bearer, endpoint, &fields, &mut facts).await?;
         if response.status == 200 { Ok(()) } else { Err(self.refused(&response, &facts)) }
     }
 
-    /// The metadata, once it is clear that the issuer takes our algorithm.
-    async fn ready(&self, client: &dyn Signer, facts: &mut IssueFacts) -> Result<Arc<Metadata>, IssueError> {
+    /// The metadata, once it is clear that the issuer takes our way to prove who asks.
+    async fn ready(
+        &self,
+        order: &Order,
+        signers: &Signers,
+        facts: &mut IssueFacts,
+    ) -> Result<Arc<Metadata>, IssueError> {
         let metadata = self.metadata(facts).await?;
-        metadata.accepts(client.algorithm())?;
+        facts.metadata_changed = metadata.changed;
+        let key = client::key(order, signers)?;
+        metadata.accepts(&order.terms.client_auth, key.map(|key| key.algorithm()))?;
         Ok(metadata)
     }
 
@@ -230,33 +258,22 @@ impl OAuth {
     async fn post(
         &self,
         order: &Order,
-        client: &dyn Signer,
+        key: Option<&Arc<dyn Signer>>,
         bound: &Bound,
         endpoint: &str,
         fields: &[(&str, &str)],
         facts: &mut IssueFacts,
     ) -> Result<(Response, Heard), IssueError> {
-        let (wall, correction) = (self.clock.wall(), self.correction()?);
-        let audience = match &self.settings.audience {
-            Audience::Issuer => &self.settings.issuer,
-            Audience::TokenEndpoint { pinned } => pinned,
-        };
-        let assertion = Assertion {
-            typ: self.settings.assertion_typ.as_str(),
-            client_id: &order.client_id,
-            audience,
-            now: wall.checked_add(correction).unwrap_or(wall),
-            life: self.settings.assertion_life.as_secs(),
-        };
-        let signed = assertion.sign(client, &*self.dice).map_err(no_signature)?;
-        let assertion = signed.expose_str().unwrap_or_default();
+        let correction = self.correction()?;
+        let (kind, shown) = self.show(order, key, self.now()?).await?;
         let mut fields = fields.to_vec();
         if self.settings.send_client_id {
             fields.push(("client_id", &order.client_id));
         }
-        fields.extend([("client_assertion_type", ASSERTION_TYPE), ("client_assertion", assertion)]);
+        let shown = shown.expose_str().unwrap_or_default();
+        fields.extend([("client_assertion_type", kind), ("client_assertion", shown)]);
         let proof = self.prover.prove(bound, endpoint, correction)?;
-        let request = Request { url: endpoint.to_owned(), form: Some(encode(&fields)), proof };
+        let request = Request { url: endpoint.to_owned(), form: Some(request::encode(&fields)), proof };
         let response = self.exchange(request, facts).await?;
         let heard = self.prover.hear(bound, endpoint, &response);
         if let Heard::Unusable(what) = heard {
@@ -383,6 +400,12 @@ impl OAuth {
         }
     }
 
+    /// The issuer's now, if anything may be signed or sent by it (CLK-03).
+    fn now(&self) -> Result<Timestamp, IssueError> {
+        let wall = self.clock.wall();
+        Ok(wall.checked_add(self.correction()?).unwrap_or(wall))
+    }
+
     fn estimate(&self) -> Estimate {
         self.skew().offset(self.clock.wall(), self.clock.boot())
     }
@@ -428,32 +451,5 @@ fn no_signature(error: SignError) -> IssueError {
 impl fmt::Debug for OAuth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "OAuth({} at {})", self.settings.name, self.settings.issuer)
-    }
-}
-
-/// `application/x-www-form-urlencoded`, with everything encoded that is not a letter, a digit or `*-._` (PKJ-01).
-fn encode(fields: &[(&str, &str)]) -> Secret {
-    // Room for all of it at once: a buffer that grows leaves copies of the assertion behind.
-    let longest = fields.iter().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
-    let mut form = Zeroizing::new(Vec::with_capacity(longest));
-    for (name, value) in fields {
-        if !form.is_empty() {
-            form.push(b'&');
-        }
-        encode_part(&mut form, name);
-        form.push(b'=');
-        encode_part(&mut form, value);
-    }
-    Secret::new(std::mem::take(&mut *form))
-}
-
-fn encode_part(form: &mut Vec<u8>, part: &str) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in part.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'*' | b'-' | b'.' | b'_' => form.push(byte),
-            b' ' => form.push(b'+'),
-            _ => form.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]),
-        }
     }
 }

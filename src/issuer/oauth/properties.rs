@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::{
-    AssertionTyp, Audience, OAuthSettings, WellKnown,
+    AssertionTyp, Audience, OAuthSettings, Pins, WellKnown,
     metadata::Metadata,
     refusal,
     reply::{self, Moment},
@@ -56,7 +56,13 @@ pub fn reply(bytes: &[u8]) {
         match Metadata::read(body, &settings()) {
             Err(error) => fit_to_write(&error),
             Ok(metadata) => {
-                for url in [Some(metadata.token_endpoint), metadata.revocation_endpoint].into_iter().flatten()
+                for url in [
+                    Some(metadata.token_endpoint),
+                    metadata.revocation_endpoint,
+                    metadata.introspection_endpoint,
+                ]
+                .into_iter()
+                .flatten()
                 {
                     let endpoint: Uri = url.parse().expect("an endpoint is a URL");
                     assert_eq!(endpoint.scheme_str(), Some("https"));
@@ -129,6 +135,7 @@ fn order() -> Order {
         require_aud: true,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
+        terms: std::sync::Arc::default(),
         max_uses: None,
         instance: None,
     }
@@ -146,6 +153,7 @@ fn settings() -> OAuthSettings {
         assertion_life: Duration::from_secs(60),
         assertion_typ: AssertionTyp::default(),
         send_client_id: false,
+        pins: Pins::default(),
         timeout: Duration::from_secs(5),
     }
 }

@@ -33,6 +33,7 @@ fn order() -> Order {
         require_aud: true,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
+        terms: Arc::default(),
         max_uses: None,
         instance: None,
     }

@@ -1,0 +1,364 @@
+//! The composition root. In go settings; out comes a daemon that is whole and inert, and then, once told to run, one that
+//! runs until it is told to stop. Reload builds everything new before it lets go of anything old.
+
+mod facts;
+mod steward;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    future::Future,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use uuid::Uuid;
+
+use crate::{
+    attest::{Attestor, Hold, Interests, Proc, Sources},
+    audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
+    broker::{self, Books, Keeper, PendingFile, Revoked, Rotor},
+    clock::{Boot, Clock, Dice, uuid_v7},
+    config::{IssuerSettings, Settings},
+    issuer::{Issuer, http::HttpError, oauth::OAuth},
+    journey::{Journey, Rules},
+    keys::{FileError, KeyError, Keyring, Now, SealingKey},
+    policy::Door,
+    serve::{
+        Speaks,
+        grpc::Workloads,
+        http::Face as HttpFace,
+        operator::{Face as OperatorFace, Facts, Operators, Ordered},
+        serve_on,
+    },
+    wire::{Listener, WireError},
+};
+use facts::facts;
+use steward::{Steward, disabled_before};
+
+/// Why there is no daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// An issuer's client cannot be made.
+    #[error("issuers.{0}: {1}")]
+    Issuer(String, HttpError),
+    /// Keys cannot be had.
+    #[error("{}", lines(.0))]
+    Keys(Vec<KeyError>),
+    /// The ledger cannot be written.
+    #[error("{0}")]
+    Ledger(#[from] LedgerError),
+    /// Who was switched off cannot be told.
+    #[error(
+        "{0} names the identities that are disabled, and cannot be read: {1}: mend it, or take it away on purpose"
+    )]
+    Disabled(PathBuf, std::io::Error),
+    /// The sealing key cannot be had.
+    #[error("the key that seals what is kept for the next start: {0}")]
+    Sealing(FileError),
+    /// A socket cannot be made.
+    #[error("{0}")]
+    Wire(#[from] WireError),
+}
+
+fn lines<T: ToString>(errors: &[T]) -> String {
+    errors.iter().map(T::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Where the settings came from, to read them again.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The file.
+    pub path: PathBuf,
+    /// The environment at start.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// A daemon, whole and inert: sockets bound, ledger and keys open, nothing running.
+#[derive(Debug)]
+pub struct Daemon {
+    journey: Arc<Journey>,
+    keeper: Keeper,
+    revoked: mpsc::UnboundedReceiver<Revoked>,
+    disabled: BTreeMap<Arc<str>, String>,
+    scribe: Scribe,
+    workload: Listener,
+    operator: Listener,
+    http: Listener,
+    exports: Vec<Listener>,
+    settings: Settings,
+    keys: Keyring,
+    origin: Origin,
+    facts: Arc<ArcSwap<Facts>>,
+    clock: Arc<dyn Clock>,
+    dice: Arc<dyn Dice>,
+    started: Boot,
+}
+
+impl Daemon {
+    /// Opens and binds everything that `settings` name.
+    ///
+    /// # Errors
+    /// [`BuildError`] if anything cannot be had; nothing runs then.
+    pub fn build(
+        settings: Settings,
+        origin: Origin,
+        clock: Arc<dyn Clock>,
+        dice: Arc<dyn Dice>,
+    ) -> Result<Self, BuildError> {
+        let keys =
+            Keyring::open(&settings.keys, &Keyring::default(), now(&*clock)).map_err(BuildError::Keys)?;
+        let books = books(&settings, &keys, &clock, &dice)?;
+        let agent = AgentPart {
+            version: env!("CARGO_PKG_VERSION").into(),
+            instance: uuid_v7(clock.wall(), &*dice).to_string(),
+            config_digest: settings.digest.clone(),
+        };
+        let (ledger, scribe) = audit::open(
+            settings.audit.clone(),
+            host(),
+            boot_id(),
+            agent,
+            Arc::clone(&clock),
+            Arc::clone(&dice),
+        )?;
+        let (told, revoked) = mpsc::unbounded_channel();
+        let sealing = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
+        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
+        let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
+        let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
+        let probed = attestor.evidence(std::process::id(), Hold::Socket, &Interests::default()).ok();
+        let disabled = disabled_before(&settings.kept.disabled)
+            .map_err(|error| BuildError::Disabled(settings.kept.disabled.clone(), error))?;
+        let rules = rules(&settings, &disabled);
+        let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
+        let mut facts = facts(&settings, &keys, probed.as_ref());
+        facts.disabled = disabled.iter().map(|(name, why)| (name.to_string(), why.clone())).collect();
+        let exports = settings.exports.values().cloned().map(Listener::bind).collect::<Result<_, _>>()?;
+        Ok(Self {
+            journey: Arc::new(journey),
+            keeper,
+            revoked,
+            disabled,
+            scribe,
+            workload: Listener::bind(settings.listen.workload.clone())?,
+            operator: Listener::bind(settings.listen.operator.clone())?,
+            http: Listener::bind(settings.listen.http.clone())?,
+            exports,
+            facts: Arc::new(ArcSwap::from_pointee(facts)),
+            started: clock.boot(),
+            settings,
+            keys,
+            origin,
+            clock,
+            dice,
+        })
+    }
+
+    /// The rooms, for whoever runs the daemon in its own process.
+    pub fn journey(&self) -> &Arc<Journey> {
+        &self.journey
+    }
+
+    /// The keys, whose public halves an issuer has to know.
+    pub fn keys(&self) -> &Keyring {
+        &self.keys
+    }
+
+    /// Runs until `shutdown`, then lets calls under way finish, and closes the ledger last.
+    ///
+    /// # Errors
+    /// [`LedgerError`] if not even the start can be recorded.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), LedgerError> {
+        let Self {
+            journey,
+            keeper,
+            revoked,
+            disabled,
+            scribe,
+            workload,
+            operator,
+            http,
+            exports,
+            settings,
+            keys,
+            origin,
+            facts,
+            clock,
+            dice,
+            started,
+        } = self;
+        let scribe = tokio::spawn(scribe.run());
+        let keeper = tokio::spawn(keeper.run());
+        tokio::spawn({
+            let journey = Arc::clone(&journey);
+            async move { journey.write_down(revoked).await }
+        });
+        record(&journey, EventType::AgentStart, format!("environment {}", settings.environment)).await?;
+        for (identity, purpose, key) in keys.iter() {
+            record(
+                &journey,
+                EventType::KeyOpen,
+                format!("{identity} {purpose} {} {}", key.algorithm(), key.kid()),
+            )
+            .await?;
+        }
+
+        let (stop, stopped) = watch::channel(false);
+        let (orders, mut ordered) = mpsc::channel::<Ordered>(1);
+        let listeners = [&workload, &operator, &http].into_iter().chain(&exports);
+        let admissions = listeners.map(|listener| Arc::clone(listener.admission())).collect();
+        let operator_face = OperatorFace {
+            journey: Arc::clone(&journey),
+            facts: Arc::clone(&facts),
+            admissions,
+            orders,
+            clock: Arc::clone(&clock),
+            started,
+        };
+        let http_face =
+            HttpFace { journey: Arc::clone(&journey), clock: Arc::clone(&clock), stop: stopped.clone() };
+        let drain = settings.drain;
+        let workloads = Workloads::new(
+            Arc::clone(&journey),
+            Arc::clone(&clock),
+            stopped.clone(),
+            settings.listen.reflection,
+        );
+        let operators = Operators::new(operator_face);
+        let mut faces = JoinSet::new();
+        // What holds the journey is moved: the ledger is closed when the last of it is gone.
+        for (listener, door) in [(workload, Door::Own)].into_iter().chain(exports.into_iter().map(exported)) {
+            let workloads = workloads.clone();
+            let answer = move |session, request| workloads.answer(session, request);
+            let (way, stops) = (Arc::clone(&journey), stopped.clone());
+            faces.spawn(serve_on(listener, door, Speaks::Grpc, way, answer, stops, drain));
+        }
+        drop(workloads);
+        let answer = move |session, request| operators.answer(session, request);
+        let (way, stops) = (Arc::clone(&journey), stopped.clone());
+        faces.spawn(serve_on(operator, Door::Own, Speaks::Grpc, way, answer, stops, drain));
+        let answer = move |session, request| http_face.clone().answer(session, request);
+        faces.spawn(serve_on(http, Door::Own, Speaks::Http, Arc::clone(&journey), answer, stopped, drain));
+
+        let rotor =
+            Rotor::new(keys, Arc::clone(&settings.policy), journey.broker().clone(), Arc::clone(&clock));
+        let journey_kept = Arc::clone(&journey);
+        let told = HashSet::new();
+        let mut steward =
+            Steward { journey: journey_kept, settings, rotor, disabled, origin, facts, clock, dice, told };
+        steward.count_down().await;
+        tell_manager(&[sd_notify::NotifyState::Ready]);
+        tracing::info!(identities = steward.settings.policy.identities().count(), "ready");
+        let mut hangup = signal(SignalKind::hangup()).ok();
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                Some((act, answer)) = ordered.recv() => {
+                    // The operator may have hung up; the act counts all the same.
+                    let _ = answer.send(steward.act(act).await);
+                }
+                _ = hung_up(&mut hangup) => drop(steward.reload().await),
+                () = steward.attend() => {}
+            }
+        }
+        tell_manager(&[sd_notify::NotifyState::Stopping]);
+        tracing::info!("stopping: calls under way may finish");
+        let _ = stop.send(true);
+        while faces.join_next().await.is_some() {}
+        let last = record(&journey, EventType::AgentStop, "asked to stop".into()).await;
+        drop((journey, steward, ordered));
+        keeper.abort();
+        // The scribe ends when the last way to the ledger is gone, and signs what is written. Whoever still holds one by then
+        // holds up nobody: what was answered is written, and the next checkpoint is the next agent's.
+        match timeout(drain, scribe).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the ledger was not closed in order"),
+            Err(_) => {
+                tracing::error!("the ledger was still in use at the end: its last checkpoint is not signed")
+            }
+        }
+        last
+    }
+}
+
+async fn hung_up(hangup: &mut Option<tokio::signal::unix::Signal>) {
+    let heard = match hangup {
+        Some(hangup) => hangup.recv().await,
+        None => None,
+    };
+    if heard.is_none() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn books(
+    settings: &Settings,
+    keys: &Keyring,
+    clock: &Arc<dyn Clock>,
+    dice: &Arc<dyn Dice>,
+) -> Result<Books, BuildError> {
+    let mut issuers: HashMap<Arc<str>, Arc<dyn Issuer>> = HashMap::new();
+    for (name, issuer) in &settings.issuers {
+        match issuer {
+            IssuerSettings::OAuth(oauth) => {
+                let made = OAuth::new(oauth.clone(), Arc::clone(clock), Arc::clone(dice))
+                    .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
+                issuers.insert(Arc::clone(name), Arc::new(made));
+            }
+        }
+    }
+    Ok(Books { issuers, keys: keys.clone() })
+}
+
+fn rules(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>) -> Rules {
+    let policy = if disabled.is_empty() {
+        Arc::clone(&settings.policy)
+    } else {
+        Arc::new(settings.policy.without(steward::names(disabled)))
+    };
+    Rules::new(policy, settings.environment.clone(), settings.digest.clone())
+}
+
+/// An exported socket, and what it is to policy.
+fn exported(listener: Listener) -> (Listener, Door) {
+    let door = Door::Export(listener.settings().path.as_path().into());
+    (listener, door)
+}
+
+fn now(clock: &dyn Clock) -> Now {
+    Now { wall: clock.wall(), boot: clock.boot() }
+}
+
+fn host() -> Host {
+    let id = std::fs::read_to_string("/etc/machine-id").ok().map(|id| id.trim().to_owned());
+    Host {
+        id: id.filter(|id| !id.is_empty()),
+        name: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().parse::<Uuid>().unwrap_or_default().to_string()
+}
+
+async fn record(journey: &Journey, kind: EventType, detail: String) -> Result<(), LedgerError> {
+    let receipt = journey.ledger().record(journey.entry(kind, Outcome::Success).detail(detail)).await?;
+    tracing::debug!(seq = receipt.seq(), ?kind, "recorded");
+    Ok(())
+}
+
+/// Tells the service manager, if there is one.
+fn tell_manager(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}
