@@ -95,27 +95,28 @@ async fn what_was_one_process_alone_is_revoked_within_a_second_of_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_be_used_once_is_handed_out_once() {
-    // S29, S41
+async fn what_may_be_used_once_is_handed_out_once_and_none_outlives_its_process() {
+    // S29, S41, S37
     let issuer = issuer(300);
     let api = demo_api(&issuer);
-    let scope = "scope = [\"orders:read\", \"orders:write\"]";
-    let setup = Setup::new(issuer.handle.url()).bound(&api.url);
-    let agent = setup.with(scope, &format!("{scope}\nmax_uses = 1")).start(Some(&issuer.handle));
-    let mut client = agent.client().await;
-    let mut seen = vec![];
-    for _ in 0..3 {
-        let credential = client.get("orders", &[]).await.unwrap();
-        // The one that it was handed out with is still its holder's to prove.
-        client.prove(&credential, "GET", &api.orders(), None).await.unwrap();
-        seen.push(credential.fingerprint);
+    let setup = per_process(&issuer, &api).with("per = \"process\"", "per = \"process\"\nmax_uses = 1");
+    let agent = setup.start(Some(&issuer.handle));
+    let mut goes = Puppet::start(&agent);
+    let mut held: Vec<(String, String)> = (0..4).map(|_| goes.get()).collect();
+    // Each is still its holder's to prove, however many came after it.
+    for (_, fingerprint) in &held {
+        let proof = goes.ask(&format!("prove orders {fingerprint} GET {}", api.orders()));
+        assert!(proof["proof"].is_string(), "{proof}");
     }
-    seen.sort();
-    seen.dedup();
-    assert_eq!(seen.len(), 3, "three uses, three tokens");
+    goes.kill();
+    held.sort();
+    held.dedup();
+    assert_eq!(held.len(), 4, "four uses, four tokens");
     let issued =
         agent.records().into_iter().filter(|record| record.entry.event.kind == EventType::CredentialIssue);
-    assert_eq!(issued.count(), 3);
+    assert_eq!(issued.count(), 4);
+    until("all revoked", || held.iter().all(|(token, _)| is_revoked(&issuer, token))).await;
+    assert_eq!(revocations(&agent, 4).await.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
