@@ -96,21 +96,26 @@ pub async fn connect(path: &Path) -> Result<UnixStream, ConnectError> {
 
 async fn channel(path: &Path) -> Result<Channel, ConnectError> {
     // Tried once here, so that an error is the connection's own and not the channel's wrapping of it.
-    let first = std::sync::Mutex::new(Some(connect(path).await?));
-    let path = path.to_owned();
+    Ok(channel_over(connect(path).await?, Some(path.to_owned())))
+}
+
+/// A channel that begins with `first`, and goes on with connections to `path`, if there is one.
+fn channel_over(first: UnixStream, path: Option<PathBuf>) -> Channel {
+    let first = std::sync::Mutex::new(Some(first));
     let connector = service_fn(move |_: Uri| {
         let first = first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let path = path.clone();
         async move {
-            let stream = match first {
-                Some(stream) => stream,
-                None => connect(&path).await.map_err(io::Error::other)?,
+            let stream = match (first, path) {
+                (Some(stream), _) => stream,
+                (None, Some(path)) => connect(&path).await.map_err(io::Error::other)?,
+                (None, None) => return Err(io::ErrorKind::NotConnected.into()),
             };
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });
     // The name means nothing on a Unix socket; it only has to be one.
-    Ok(Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector))
+    Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector)
 }
 
 /// Puts `keybearer: v1` on every call.
@@ -135,6 +140,11 @@ impl Agent {
     /// [`ConnectError`].
     pub async fn connect(path: impl AsRef<Path>) -> Result<Self, ConnectError> {
         Ok(Self(CredentialsClient::with_interceptor(channel(path.as_ref()).await?, Marked)))
+    }
+
+    /// An agent at the other end of a connection that is open already. When that ends, no other is made.
+    pub fn over(stream: UnixStream) -> Self {
+        Self(CredentialsClient::with_interceptor(channel_over(stream, None), Marked))
     }
 
     /// One credential, with all its scope or with less.

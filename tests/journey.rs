@@ -477,9 +477,15 @@ fn the_story_of_dev_comes_true() {
     let told = Command::new(BINARY).args(["dev", "--once"]).output().unwrap();
     let text = String::from_utf8(told.stdout).unwrap();
     assert!(told.status.success(), "{text}\n{}", String::from_utf8_lossy(&told.stderr));
-    for sentence in
-        ["is attested as demo-shop", "200 to the workload", "401 to a call", "NOT_ENTITLED", "verified"]
-    {
+    for sentence in [
+        "is attested as demo-shop",
+        "a dpop token",
+        "with the nonce that the API wants",
+        "200 to the workload",
+        "as DPoP 401: send a DPoP header; as Bearer 401: the token is bound to a key",
+        "NOT_ENTITLED",
+        "verified",
+    ] {
         assert!(text.contains(sentence), "{sentence}\n{text}");
     }
     // What went wrong is kept to be looked at: here, where it goes with the test.

@@ -271,20 +271,18 @@ impl Broker {
         given.await.map_err(|_| Failure::Closed)
     }
 
-    /// The credential of `grant` that a caller holds, by its fingerprint and whatever its scope: one on the shelf, or the one
-    /// before it, until it ends. Proofs are made for these only (DPOP-18).
+    /// The credential of `grant` that a caller holds, by its fingerprint and whatever its scope: one on the shelf, or one
+    /// before it, until it ends; where processes have their own, its own. Proofs are made for these only (DPOP-18).
     pub fn held(&self, grant: &Grant, fingerprint: Fingerprint) -> Option<Arc<Credential>> {
         let now = self.shared.clock.boot();
         let fits = |held: &&Arc<Credential>| held.fingerprint == fingerprint && now < held.window.until;
         let live = self.shared.live.load();
         let theirs = live.iter().filter(|(order, _)| {
-            order.identity == *grant.identity() && order.credential == grant.rule().name
+            order.identity == *grant.identity()
+                && order.credential == grant.rule().name
+                && order.instance == grant.instance()
         });
-        theirs
-            .flat_map(|(_, live)| [Some(&live.credential), live.before.as_ref()])
-            .flatten()
-            .find(fits)
-            .cloned()
+        theirs.flat_map(|(_, live)| std::iter::once(&live.credential).chain(&live.before)).find(fits).cloned()
     }
 
     /// Whether `target` is an endpoint of any issuer in the settings (DPOP-20).

@@ -30,6 +30,9 @@ const TRIES: u32 = 5;
 /// A refusal is remembered so long: a caller that asks in a loop does not become our loop at the issuer (TM-20).
 const REMEMBERED: Duration = Duration::from_secs(5);
 
+/// So many of one order are remembered at once; those before them end by themselves, without proofs.
+const MOST_HELD: usize = 4096;
+
 /// A credential younger than this is not fetched anew for want of life: the issuer gives no longer ones.
 const FRESH: Duration = Duration::from_secs(5);
 
@@ -102,8 +105,9 @@ pub struct Live {
     pub refresh_at: Boot,
     /// Until when it is handed out.
     pub serve_until: Boot,
-    /// The one that it replaced, which callers may still hold.
-    pub before: Option<Arc<Credential>>,
+    /// Those that it replaced and that live still, newest first: callers may hold them. More than one where each may be used so
+    /// often only.
+    pub before: Vec<Arc<Credential>>,
     /// Whether it was handed out from the shelf since it came.
     pub asked: AtomicBool,
     /// How often it may still be handed out, if that is limited.
@@ -117,6 +121,12 @@ impl Live {
         self.uses_left.as_ref().is_none_or(|left| {
             left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
         })
+    }
+
+    /// What callers may hold of it: itself and those before it, as far as they live.
+    pub fn still_held(&self, now: Boot) -> Vec<Arc<Credential>> {
+        let all = std::iter::once(&self.credential).chain(&self.before);
+        all.filter(|credential| now < credential.window.until).take(MOST_HELD).cloned().collect()
     }
 }
 
@@ -379,7 +389,7 @@ impl Shelf {
                     refresh_at: refresh_at(&window, chance.0),
                     serve_until: window.until - margin(window.life()),
                     credential: Arc::new(credential),
-                    before: slot.live.as_ref().map(|live| Arc::clone(&live.credential)),
+                    before: slot.live.as_ref().map_or_else(Vec::new, |live| live.still_held(now)),
                     asked: (!slot.waiters.is_empty()).into(),
                     uses_left: order.max_uses.map(AtomicU32::new),
                 });
@@ -508,11 +518,8 @@ fn end(order: Order, mut slot: Slot, cause: Cause, now: Boot, actions: &mut Vec<
 
 fn revoke_all(order: &Order, slot: &mut Slot, cause: Cause, now: Boot, actions: &mut Vec<Action>) {
     let Some(live) = slot.live.take() else { return };
-    for credential in [Some(&live.credential), live.before.as_ref()].into_iter().flatten() {
-        if now < credential.window.until {
-            actions.push(Action::Revoke(order.clone(), Arc::clone(credential), cause));
-        }
-    }
+    let all = live.still_held(now).into_iter();
+    actions.extend(all.map(|credential| Action::Revoke(order.clone(), credential, cause)));
 }
 
 fn answer_all(waiters: Vec<Waiter>, failure: &Failure, actions: &mut Vec<Action>) {

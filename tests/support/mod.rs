@@ -16,7 +16,7 @@ use keybearer::{
     audit::{Record, Report, VerifyError, read, verify},
     client::Agent,
     clock::{SystemClock, SystemDice},
-    dev::{Client, DevIssuer, DevIssuerSettings, Handle},
+    dev::{Client, DemoApi, DemoApiSettings, DevIssuer, DevIssuerSettings, Handle},
     jose::{Algorithm, PublicKey},
 };
 use serde_json::Value;
@@ -60,6 +60,52 @@ pub fn issuer_at(port: u16, life: u64) -> Issuer {
         let _ = stopped.await;
     }));
     Issuer { handle, _stop: stop }
+}
+
+/// The demo API in this process, which takes tokens for [`RESOURCE`].
+pub struct Api {
+    /// Its origin.
+    pub url: String,
+    _stop: tokio::sync::oneshot::Sender<()>,
+}
+
+/// Starts the demo API of an issuer.
+pub fn demo_api(issuer: &Issuer) -> Api {
+    let settings = DemoApiSettings {
+        audience: RESOURCE.into(),
+        scope: "orders:read".into(),
+        ..DemoApiSettings::default()
+    };
+    let api = DemoApi::bind(settings, issuer.handle.clone(), SystemClock::shared()).unwrap();
+    let url = api.url();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(api.run(async {
+        let _ = stopped.await;
+    }));
+    Api { url, _stop: stop }
+}
+
+impl Api {
+    /// What there is to fetch.
+    pub fn orders(&self) -> String {
+        format!("{}/orders", self.url)
+    }
+
+    /// One call: the status, the nonce it wants next, and the body.
+    pub async fn get(&self, headers: &[(&str, &str)]) -> (u16, Option<String>, Value) {
+        use http_body_util::{BodyExt as _, Empty};
+        use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+        let client: Client<_, Empty<bytes::Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        let mut request = http::Request::get(self.orders()).header("connection", "close");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = client.request(request.body(Empty::new()).unwrap()).await.unwrap();
+        let status = response.status().as_u16();
+        let nonce = response.headers().get("dpop-nonce").map(|nonce| nonce.to_str().unwrap().to_owned());
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, nonce, serde_json::from_slice(&body).unwrap_or_default())
+    }
 }
 
 /// An agent at work.
@@ -136,6 +182,16 @@ exception = {{ owner = "{name}@example.com", reason = "a test", until = "{until:
         ))
     }
 
+    /// With bound tokens everywhere, and proofs for the API at `origin`.
+    pub fn bound(mut self, origin: &str) -> Self {
+        let lines = self.config.lines().filter(|line| !line.starts_with("exception = "));
+        let lines: Vec<String> = lines
+            .map(|line| line.replace("binding = \"bearer\"", &format!("origins = [\"{origin}\"]")))
+            .collect();
+        self.config = lines.join("\n") + "\n";
+        self
+    }
+
     /// With one text for another in the settings.
     pub fn with(mut self, from: &str, to: &str) -> Self {
         assert!(self.config.contains(from), "{from}");
@@ -167,6 +223,11 @@ exception = {{ owner = "{name}@example.com", reason = "a test", until = "{until:
 
 /// Makes the key, exports its public half with the real command, and registers it.
 pub fn register(issuer: &Handle, config: &Path) {
+    register_as(issuer, config, "shop");
+}
+
+/// The same for a client of another name.
+pub fn register_as(issuer: &Handle, config: &Path, client_id: &str) {
     let exported = Command::new(BINARY).args(["keys", "export", "--config"]).arg(config).output().unwrap();
     assert!(exported.status.success(), "{exported:?}");
     let jwks: Value = serde_json::from_slice(&exported.stdout).unwrap();
@@ -175,7 +236,7 @@ pub fn register(issuer: &Handle, config: &Path) {
         (PublicKey::from_jwk(jwk).unwrap(), algorithm)
     });
     let client = Client {
-        client_id: "shop".into(),
+        client_id: client_id.into(),
         keys: keys.collect(),
         scope: vec!["orders:read".into(), "orders:write".into()],
         resources: vec![RESOURCE.into()],
