@@ -265,8 +265,12 @@ impl Shelf {
             }
             Event::Released { order } => {
                 if let Some(slot) = self.slots.get_mut(&order)
-                    && slot.live.take().is_some()
+                    && let Some(live) = slot.live.take()
                 {
+                    // Whoever gives it back waits to hear of the newest; those before it go the same way (OA-43).
+                    let held = live.still_held(now).into_iter();
+                    let before = held.filter(|held| !Arc::ptr_eq(held, &live.credential));
+                    actions.extend(before.map(|held| Action::Revoke(order.clone(), held, Cause::GivenBack)));
                     actions.push(Action::Publish(order, None));
                 }
             }
