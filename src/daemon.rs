@@ -24,7 +24,7 @@ use crate::{
     config::{IssuerSettings, Mistake, Settings, load},
     issuer::{Issuer, Order, http::HttpError, oauth::OAuth},
     journey::{Journey, Rules},
-    keys::{KeyError, Keyring},
+    keys::{CertificateError, Certificates, KeyError, Keyring},
     policy::Policy,
     serve::{
         self, grpc,
@@ -37,6 +37,9 @@ use crate::{
 /// Why there is no daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// Client certificates cannot be had.
+    #[error("{}", lines(.0))]
+    Certificates(Vec<CertificateError>),
     /// An issuer's client cannot be made.
     #[error("issuers.{0}: {1}")]
     Issuer(String, HttpError),
@@ -75,6 +78,7 @@ pub struct Daemon {
     http: Listener,
     settings: Settings,
     keys: Keyring,
+    certificates: Certificates,
     origin: Origin,
     facts: Arc<ArcSwap<Facts>>,
     clock: Arc<dyn Clock>,
@@ -94,7 +98,10 @@ impl Daemon {
         dice: Arc<dyn Dice>,
     ) -> Result<Self, BuildError> {
         let keys = Keyring::open(&settings.keys, &Keyring::default()).map_err(BuildError::Keys)?;
-        let books = books(&settings, &keys, &clock, &dice)?;
+        let certificates =
+            Certificates::open(&settings.certificates, &Certificates::default(), &keys, clock.wall())
+                .map_err(BuildError::Certificates)?;
+        let books = books(&settings, &keys, &certificates, &clock, &dice)?;
         let agent = AgentPart {
             version: env!("CARGO_PKG_VERSION").into(),
             instance: uuid_v7(clock.wall(), &*dice).to_string(),
@@ -125,6 +132,7 @@ impl Daemon {
             started: clock.boot(),
             settings,
             keys,
+            certificates,
             origin,
             clock,
             dice,
@@ -155,6 +163,7 @@ impl Daemon {
             http,
             settings,
             keys,
+            certificates,
             origin,
             facts,
             clock,
@@ -171,6 +180,16 @@ impl Daemon {
                 format!("{identity} {purpose} {} {}", key.algorithm(), key.kid()),
             )
             .await?;
+        }
+        for (identity, all) in certificates.to_register() {
+            for certificate in all {
+                let what = format!(
+                    "{identity} client-certificate {} {}",
+                    certificate.kid(),
+                    certificate.thumbprint()
+                );
+                record(&journey, EventType::KeyOpen, what).await?;
+            }
         }
 
         let (stop, stopped) = watch::channel(false);
@@ -206,8 +225,16 @@ impl Daemon {
         let answer = move |session, request| http_face.clone().answer(session, request);
         faces.spawn(serve::http_on(http, Arc::clone(&journey), answer, stopped, drain));
 
-        let mut reloader =
-            Reloader { journey: Arc::clone(&journey), settings, keys, origin, facts, clock, dice };
+        let mut reloader = Reloader {
+            journey: Arc::clone(&journey),
+            settings,
+            keys,
+            certificates,
+            origin,
+            facts,
+            clock,
+            dice,
+        };
         tell_manager(&[sd_notify::NotifyState::Ready]);
         tracing::info!(identities = reloader.settings.policy.identities().count(), "ready");
         let mut hangup = signal(SignalKind::hangup()).ok();
@@ -252,6 +279,7 @@ struct Reloader {
     journey: Arc<Journey>,
     settings: Settings,
     keys: Keyring,
+    certificates: Certificates,
     origin: Origin,
     facts: Arc<ArcSwap<Facts>>,
     clock: Arc<dyn Clock>,
@@ -290,8 +318,11 @@ impl Reloader {
         let settings = load(&self.origin.path, &self.origin.environment, self.clock.wall()).map_err(words)?;
         let keys = Keyring::open(&settings.keys, &self.keys)
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let books =
-            books(&settings, &keys, &self.clock, &self.dice).map_err(|error| vec![error.to_string()])?;
+        let certificates =
+            Certificates::open(&settings.certificates, &self.certificates, &keys, self.clock.wall())
+                .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let books = books(&settings, &keys, &certificates, &self.clock, &self.dice)
+            .map_err(|error| vec![error.to_string()])?;
 
         // From here on nothing can fail.
         let mut changes = changes(&self.settings.policy, &settings.policy);
@@ -305,7 +336,7 @@ impl Reloader {
         let mut facts = facts(&settings, &keys, None);
         facts.max_level = self.facts.load().max_level.clone();
         self.facts.store(Arc::new(facts));
-        (self.settings, self.keys) = (settings, keys);
+        (self.settings, self.keys, self.certificates) = (settings, keys, certificates);
         Ok(changes)
     }
 }
@@ -345,6 +376,7 @@ fn orders(books: &Books, policy: &Policy, broker: &Broker) -> HashSet<Order> {
 fn books(
     settings: &Settings,
     keys: &Keyring,
+    certificates: &Certificates,
     clock: &Arc<dyn Clock>,
     dice: &Arc<dyn Dice>,
 ) -> Result<Books, BuildError> {
@@ -358,7 +390,7 @@ fn books(
             }
         }
     }
-    Ok(Books { issuers, keys: keys.clone() })
+    Ok(Books { issuers, keys: keys.clone(), certificates: certificates.clone() })
 }
 
 fn rules(settings: &Settings) -> Rules {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -24,7 +25,7 @@ use crate::{
     clock::{Boot, Clock, Dice, fraction},
     credential::Credential,
     issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope, Signers},
-    keys::{Keyring, Purpose},
+    keys::{Certificates, Keyring, Purpose},
     policy::{CredentialRule, Grant},
     proof::Target,
     secret::Fingerprint,
@@ -40,6 +41,8 @@ pub struct Books {
     pub issuers: HashMap<Arc<str>, Arc<dyn Issuer>>,
     /// By identity.
     pub keys: Keyring,
+    /// By identity.
+    pub certificates: Certificates,
 }
 
 impl Books {
@@ -65,6 +68,7 @@ impl Books {
             credential: Arc::clone(&rule.name),
             issuer: Arc::clone(&rule.issuer),
             client_id: Arc::clone(&rule.client_id),
+            client_auth: rule.client_auth,
             resource: rule.resource.clone(),
             scope,
             require_aud: rule.require_aud,
@@ -73,13 +77,14 @@ impl Books {
         })
     }
 
-    /// The issuer that `order` is for, and the keys to place it with.
-    fn placed(&self, order: &Order) -> Result<(Arc<dyn Issuer>, Signers), IssueError> {
+    /// The issuer that `order` is for, and the keys to place it with at `now`.
+    fn placed(&self, order: &Order, now: Timestamp) -> Result<(Arc<dyn Issuer>, Signers), IssueError> {
         let issuer = self.issuers.get(&order.issuer).ok_or_else(|| absent(&order.identity, "issuer"))?;
         let key = |purpose| self.keys.signer(&order.identity, purpose);
         let client = key(Purpose::ClientAuth).ok_or_else(|| absent(&order.identity, "key"))?;
         let dpop = key(Purpose::Dpop(Arc::clone(&order.issuer)));
-        Ok((Arc::clone(issuer), Signers { client, before: None, dpop }))
+        let certificates = self.certificates.of(&order.identity, now);
+        Ok((Arc::clone(issuer), Signers { client, before: None, dpop, certificates }))
     }
 }
 
@@ -218,7 +223,7 @@ impl Broker {
         self.sender.send(Request::Release(order.clone())).map_err(|_| Failure::Closed)?;
         let failed =
             |error| Failure::Issue { error, retry_after: None, attempts: 1, facts: IssueFacts::default() };
-        let (issuer, signers) = books.placed(&order).map_err(failed)?;
+        let (issuer, signers) = books.placed(&order, self.shared.clock.wall()).map_err(failed)?;
         issuer.revoke(&order, &signers, &live.credential).await.map_err(failed)?;
         Ok(true)
     }
@@ -417,7 +422,7 @@ impl Keeper {
 
     fn fetch(&mut self, order: Order) {
         // The keys of this moment: whichever come next, an order is placed with those that are right now.
-        let placed = self.shared.books.load().placed(&order);
+        let placed = self.shared.books.load().placed(&order, self.shared.clock.wall());
         self.fetches.spawn(async move {
             let issued = match placed {
                 Ok((issuer, signers)) => issuer.issue(&order, &signers).await,

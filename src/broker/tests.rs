@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     clock::SeededDice,
     credential::{Binding, Bound, Window},
-    issuer::Pending,
+    issuer::{ClientAuth, Pending},
     jose::Algorithm,
     keys::{Custody, KeySettings},
 };
@@ -145,6 +145,7 @@ fn order(issuer: &str, credential: &str) -> Order {
         credential: credential.into(),
         issuer: issuer.into(),
         client_id: "payments".into(),
+        client_auth: ClientAuth::PrivateKeyJwt,
         resource: None,
         scope: ["read".into()].into(),
         require_aud: false,
@@ -168,7 +169,7 @@ fn house() -> House {
         ("corp".into(), Arc::clone(&corp) as Arc<dyn Issuer>),
         ("other".into(), Arc::clone(&other) as _),
     ]);
-    let books = Books { issuers, keys: keys() };
+    let books = Books { issuers, keys: keys(), certificates: Certificates::default() };
     let (broker, keeper) = new(books, Arc::clone(&clock) as _, SeededDice::from_seed(3));
     House { clock, corp, other, broker, keeper: tokio::spawn(keeper.run()) }
 }
@@ -286,7 +287,7 @@ async fn one_issuers_silence_never_delays_anothers_callers() {
     let quick = FakeIssuer::new(&clock, 300);
     let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> =
         HashMap::from([("corp".into(), silent as Arc<dyn Issuer>), ("other".into(), quick as _)]);
-    let books = Books { issuers, keys: keys() };
+    let books = Books { issuers, keys: keys(), certificates: Certificates::default() };
     let (broker, keeper) = new(books, clock, SeededDice::from_seed(3));
     tokio::spawn(keeper.run());
     let hung = broker.clone();
@@ -384,7 +385,11 @@ async fn what_the_settings_dropped_is_forgotten() {
     house.get("a").await.unwrap();
     house.get("b").await.unwrap();
     let mut listening = house.broker.watch_order(order("corp", "b")).await.unwrap();
-    let books = Books { issuers: house.broker.shared.books.load().issuers.clone(), keys: keys() };
+    let books = Books {
+        issuers: house.broker.shared.books.load().issuers.clone(),
+        keys: keys(),
+        certificates: Certificates::default(),
+    };
     house.broker.replace(books, HashSet::from([order("corp", "a")]));
     listening.changed().await.unwrap_err();
     assert_eq!(house.broker.live_count(), 1);

@@ -110,14 +110,14 @@ impl<'a> Reader<'a> {
         u32::try_from(id).ok().filter(|id| *id != u32::MAX)
     }
 
-    /// A length of time: whole seconds, or words such as "90s", "5m", "1h 30m".
+    /// A length of time: whole seconds, or words such as "90s", "5m", "1h 30m", "30d".
     pub(super) fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
         let read = match self.value(key).map(|value| &value.kind) {
             None => return default,
             Some(ValueKind::I64(seconds)) => u64::try_from(*seconds).ok().map(Duration::from_secs),
-            Some(ValueKind::String(words)) => {
+            Some(ValueKind::String(words)) => days(words).or_else(|| {
                 words.parse::<jiff::SignedDuration>().ok().and_then(|length| Duration::try_from(length).ok())
-            }
+            }),
             Some(other) => {
                 return self.not_a(key, "a length of time such as \"60s\"", other).unwrap_or(default);
             }
@@ -155,6 +155,21 @@ impl<'a> Reader<'a> {
                 default
             }
         }
+    }
+
+    /// A list of words out of several.
+    pub(super) fn words<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Vec<T> {
+        let mut meant = Vec::new();
+        for text in self.strings(key) {
+            match words.iter().find(|(word, _)| *word == text) {
+                Some((_, value)) => meant.push(*value),
+                None => {
+                    let known: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+                    self.wrong(key, format!("each of them has to be one of {}", known.join(", ")));
+                }
+            }
+        }
+        meant
     }
 
     /// A table below this one; an empty one if it is not there.
@@ -239,6 +254,12 @@ impl<'a> Reader<'a> {
         self.wrong(key, format!("it has to be {wanted}, not {}", kind(is)));
         None
     }
+}
+
+/// Days of 24 hours, which jiff does not take for a length because a calendar has others.
+fn days(words: &str) -> Option<Duration> {
+    let days: u64 = words.strip_suffix('d')?.trim_end().parse().ok()?;
+    days.checked_mul(24 * 60 * 60).map(Duration::from_secs)
 }
 
 fn kind(value: &ValueKind) -> &'static str {

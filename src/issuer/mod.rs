@@ -2,6 +2,7 @@
 //! against the order, or an [`IssueError`] whose variant says what to do next. Nothing is cached here and
 //! nothing is retried here: that is the broker's.
 
+mod door;
 pub mod http;
 pub mod json;
 pub mod oauth;
@@ -14,6 +15,7 @@ use std::{fmt, future::Future, hash, pin::Pin, sync::Arc, time::Duration};
 use crate::{
     credential::{Binding, Credential},
     jose::Signer,
+    keys::ClientCertificate,
     proof::Target,
 };
 
@@ -32,6 +34,8 @@ pub struct Order {
     pub issuer: Arc<str>,
     /// The OAuth client to be.
     pub client_id: Arc<str>,
+    /// How it proves that it is that client. No credential depends on it, but a changed one has to reach the issuer at once.
+    pub client_auth: ClientAuth,
     /// The one resource the credential is for (OA-21).
     pub resource: Option<Arc<str>>,
     /// The scope to ask for, sorted, without duplicates.
@@ -44,6 +48,40 @@ pub struct Order {
     pub binding: Binding,
 }
 
+/// How a client proves to an issuer who it is.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum ClientAuth {
+    /// By a signed assertion (RFC 7523).
+    #[default]
+    PrivateKeyJwt,
+    /// By the certificate of its TLS connection, which a CA vouches for (RFC 8705 2.1).
+    TlsClientAuth,
+    /// By the certificate of its TLS connection, which the issuer was shown beforehand (RFC 8705 2.2).
+    SelfSignedTlsClientAuth,
+}
+
+impl ClientAuth {
+    /// As metadata and config write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PrivateKeyJwt => "private_key_jwt",
+            Self::TlsClientAuth => "tls_client_auth",
+            Self::SelfSignedTlsClientAuth => "self_signed_tls_client_auth",
+        }
+    }
+
+    /// Whether a certificate does it.
+    pub fn is_mtls(self) -> bool {
+        self != Self::PrivateKeyJwt
+    }
+}
+
+impl fmt::Display for ClientAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// The keys that an order is placed with, as they are at that moment.
 #[derive(Clone, Debug)]
 pub struct Signers {
@@ -53,9 +91,22 @@ pub struct Signers {
     pub before: Option<Arc<dyn Signer>>,
     /// Binds what comes, if the order wants it bound by DPoP (DPOP-14).
     pub dpop: Option<Arc<dyn Signer>>,
+    /// The certificates to show where TLS proves who asks, or binds what comes: the one in use, then the one before, which an
+    /// issuer may know instead (MT-05).
+    pub certificates: Vec<Arc<ClientCertificate>>,
 }
 
-type Key<'a> = (&'a str, &'a str, &'a str, &'a str, Option<&'a str>, &'a [Arc<str>], bool, Duration, Binding);
+type Key<'a> = (
+    &'a str,
+    &'a str,
+    &'a str,
+    (&'a str, ClientAuth),
+    Option<&'a str>,
+    &'a [Arc<str>],
+    bool,
+    Duration,
+    Binding,
+);
 
 impl Order {
     fn key(&self) -> Key<'_> {
@@ -63,7 +114,7 @@ impl Order {
             &self.identity,
             &self.credential,
             &self.issuer,
-            &self.client_id,
+            (&self.client_id, self.client_auth),
             self.resource.as_deref(),
             &self.scope,
             self.require_aud,
@@ -184,8 +235,12 @@ pub enum Reason {
     AgentBugRequest,
     /// ER-06: `invalid_target`.
     AudienceDenied,
+    /// MT-01: the issuer does not list the client's way to prove who it is.
+    AuthmUnsupported,
     /// OA-21: the token is not for the resource.
     AudMismatch,
+    /// MT-14: the client certificate could not be shown, or was refused in TLS.
+    CertNotAccepted,
     /// PKJ-05: the pinned token endpoint and the metadata differ.
     CfgAudPin,
     /// ER-02: `invalid_client`.
@@ -233,6 +288,8 @@ impl Reason {
             Self::AgentBugRequest => "AGENT_BUG_REQUEST",
             Self::AudienceDenied => "AUDIENCE_DENIED",
             Self::AudMismatch => "AUD_MISMATCH",
+            Self::AuthmUnsupported => "AUTHM_UNSUPPORTED",
+            Self::CertNotAccepted => "CERT_NOT_ACCEPTED",
             Self::CfgAudPin => "CFG_AUD_PIN",
             Self::ClientAuthRejected => "CLIENT_AUTH_REJECTED",
             Self::ClockUntrusted => "CLOCK_UNTRUSTED",

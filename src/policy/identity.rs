@@ -11,7 +11,13 @@ use std::{
 use jiff::Timestamp;
 
 use super::{Reason, Selectors};
-use crate::{attest::Level, credential::Binding, issuer::Scope, proof::Target, secret::scrubbed};
+use crate::{
+    attest::Level,
+    credential::Binding,
+    issuer::{ClientAuth, Scope},
+    proof::Target,
+    secret::scrubbed,
+};
 
 /// What an owner looks like, for messages.
 pub const OWNER_FORM: &str = "a mail address or team name, 3 to 128 printable characters";
@@ -40,6 +46,8 @@ pub struct CredentialRule {
     pub issuer: Arc<str>,
     /// The OAuth client to be.
     pub client_id: Arc<str>,
+    /// How the client proves itself to the issuer.
+    pub client_auth: ClientAuth,
     /// The one resource it is for.
     pub resource: Option<Arc<str>>,
     /// Whether a JWT must name the resource as audience.
@@ -48,6 +56,8 @@ pub struct CredentialRule {
     pub scope: Scope,
     /// What binds it.
     pub binding: Binding,
+    /// Whether the key of the certificate that binds it is handed out with it (MT-11).
+    pub key_export: bool,
     /// Where proofs for it may go, by origin, and with which methods (DPOP-19, DPOP-21).
     pub proofs: Proofs,
     /// The longest life it may have here.

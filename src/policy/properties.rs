@@ -80,10 +80,12 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         name: "c".into(),
         issuer: "corp".into(),
         client_id: name.into(),
+        client_auth: crate::issuer::ClientAuth::PrivateKeyJwt,
         resource: None,
         require_aud: false,
         scope: ["read".into(), "write".into()].into(),
         binding: Binding::Bearer,
+        key_export: false,
         proofs: Proofs::default(),
         max_ttl: Duration::from_secs(300),
         exception: Some(super::Exception {

@@ -62,10 +62,12 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         name: "ledger".into(),
         issuer: "corp".into(),
         client_id: name.into(),
+        client_auth: crate::issuer::ClientAuth::PrivateKeyJwt,
         resource: Some("https://ledger.example.com".into()),
         require_aud: true,
         scope: ["ledger:read".into(), "ledger:write".into()].into(),
         binding: Binding::Bearer,
+        key_export: false,
         proofs: Proofs::default(),
         max_ttl: Duration::from_secs(300),
         exception: Some(Exception {

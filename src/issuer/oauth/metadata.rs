@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Audience, OAuthSettings, WellKnown};
 use crate::{
-    issuer::{IssueError, Reason, http::is_loopback, json},
+    issuer::{ClientAuth, IssueError, Reason, http::is_loopback, json},
     jose::Algorithm,
     proof::Target,
     secret::scrubbed,
@@ -22,8 +22,14 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// What we use of an issuer's metadata.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Metadata {
-    pub(super) token_endpoint: String,
-    pub(super) revocation_endpoint: Option<String>,
+    token_endpoint: String,
+    revocation_endpoint: Option<String>,
+    /// Where the same is for requests that show a certificate (RFC 8705 5), if that is elsewhere. One at a foreign host is no
+    /// trouble to those who do not go there.
+    token_alias: Option<Result<String, IssueError>>,
+    revocation_alias: Option<Result<String, IssueError>>,
+    /// Whether it says that it binds tokens to certificates (RFC 8705 3.3).
+    pub(super) binds_to_certificates: bool,
     /// All endpoints that are the issuer's own business, this agent's and others': no workload gets a proof for one (DPOP-20).
     pub(super) endpoints: Vec<Target>,
     algorithms: Option<Vec<String>>,
@@ -66,13 +72,66 @@ impl Metadata {
                 ),
             });
         }
+        let aliases = document.get("mtls_endpoint_aliases");
+        let alias = |name: &'static str| match aliases?.get(name)? {
+            Value::Null => None,
+            Value::String(url) => {
+                let named = format!("mtls_endpoint_aliases.{name}");
+                Some(check_endpoint(&named, url, settings).map(|()| url.clone()))
+            }
+            _ => {
+                Some(Err(broken(format!("the issuer's metadata: mtls_endpoint_aliases.{name} is not text"))))
+            }
+        };
         Ok(Self {
+            token_alias: alias("token_endpoint"),
+            revocation_alias: alias("revocation_endpoint"),
+            binds_to_certificates: document.get("tls_client_certificate_bound_access_tokens")
+                == Some(&Value::Bool(true)),
             token_endpoint,
             revocation_endpoint: endpoint("revocation_endpoint")?,
             endpoints: endpoints(&document),
             algorithms: names(&document, "token_endpoint_auth_signing_alg_values_supported"),
             methods: names(&document, "token_endpoint_auth_methods_supported"),
             proof_algorithms: names(&document, "dpop_signing_alg_values_supported"),
+        })
+    }
+
+    /// Where tokens are had: for a request that shows a certificate, where the issuer asks for one (MT-03).
+    pub(super) fn token_endpoint(&self, shows_certificate: bool) -> Result<&str, IssueError> {
+        match self.token_alias.as_ref().filter(|_| shows_certificate) {
+            Some(alias) => alias.as_deref().map_err(Clone::clone),
+            None => Ok(&self.token_endpoint),
+        }
+    }
+
+    /// Where tokens are given back, if anywhere.
+    pub(super) fn revocation_endpoint(&self, shows_certificate: bool) -> Result<Option<&str>, IssueError> {
+        match self.revocation_alias.as_ref().filter(|_| shows_certificate) {
+            Some(alias) => alias.as_deref().map(Some).map_err(Clone::clone),
+            None => Ok(self.revocation_endpoint.as_deref()),
+        }
+    }
+
+    /// Whether the issuer takes a certificate as proof of who asks (MT-01). Where it does not say, it does not: without the list
+    /// all it takes is client_secret_basic (RFC 8414 2).
+    pub(super) fn accepts_certificate(
+        &self,
+        method: ClientAuth,
+        settings: &OAuthSettings,
+    ) -> Result<(), IssueError> {
+        let listed = self.methods.as_deref().unwrap_or_default();
+        if listed.iter().any(|name| name == method.as_str()) || settings.client_auth_methods.contains(&method)
+        {
+            return Ok(());
+        }
+        Err(IssueError::Misconfigured {
+            reason: Reason::AuthmUnsupported,
+            detail: format!(
+                "the issuer does not list {method} among its client authentication methods ({}): switch it on there, or if \
+                 it is on, set client_auth_methods = [\"{method}\"]",
+                listing(listed),
+            ),
         })
     }
 

@@ -1,5 +1,5 @@
-//! Any OAuth issuer: `client_credentials` with private_key_jwt (RFC 7523, RFC 8414, RFC 8707), bound by DPoP where the order
-//! wants it (RFC 9449). In goes an [`Order`]; out comes what one attempt came to. One attempt is: the issuer's metadata, if
+//! Any OAuth issuer: `client_credentials` with private_key_jwt (RFC 7523, RFC 8414, RFC 8707) or a certificate (RFC 8705), bound
+//! by DPoP (RFC 9449) or to the certificate where the order wants it. In goes an [`Order`]; out comes what one attempt came to. One attempt is: the issuer's metadata, if
 //! none is at hand, then one token request with an assertion made for it alone, and another where the protocol has us ask
 //! again. The issuer's name in an assertion comes from the settings, and an assertion goes to no host that the settings
 //! do not vouch for (PKJ-04, OA-08).
@@ -7,6 +7,7 @@
 mod assertion;
 mod dpop;
 mod metadata;
+mod mtls;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod refusal;
@@ -34,13 +35,14 @@ use self::{
     assertion::Assertion,
     dpop::{Heard, Prover},
     metadata::Metadata,
+    mtls::{Pools, Way},
     reply::Moment,
 };
 use crate::{
     clock::{Boot, Clock, Dice},
     credential::{Binding, Bound, Credential},
     issuer::{
-        IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
+        ClientAuth, IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
         http::{Http, HttpError, HttpSettings, Request, Response},
         skew::{Estimate, Skew},
     },
@@ -62,6 +64,8 @@ const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-be
 pub struct OAuth {
     settings: OAuthSettings,
     http: Http,
+    /// The same for each certificate that is shown.
+    pools: Pools,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
     skew: std::sync::Mutex<Skew>,
@@ -72,6 +76,14 @@ pub struct OAuth {
     shelf: tokio::sync::Mutex<Shelf>,
     /// How many fetches have ended: tells a caller that waited for one from a caller that came later.
     fetches: AtomicU64,
+}
+
+/// An order, and how it is placed this time.
+#[derive(Clone, Copy)]
+struct Placed<'a> {
+    order: &'a Order,
+    signers: &'a Signers,
+    way: &'a Way,
 }
 
 #[derive(Default)]
@@ -109,6 +121,7 @@ impl OAuth {
         Ok(Self {
             settings,
             http,
+            pools: Pools::default(),
             prover: Prover::new(Arc::clone(&clock), Arc::clone(&dice)),
             endpoints: ArcSwap::default(),
             clock,
@@ -130,8 +143,7 @@ impl OAuth {
         signers: &Signers,
         facts: &mut IssueFacts,
     ) -> Result<Credential, IssueError> {
-        let metadata = self.ready(&*signers.client, facts).await?;
-        let bound = dpop::bound(order.binding, signers, &metadata)?;
+        let metadata = self.ready(order, signers, facts).await?;
         let mut fields = vec![("grant_type", "client_credentials")];
         let scope = order.scope.join(" ");
         if !scope.is_empty() {
@@ -140,8 +152,7 @@ impl OAuth {
         if let Some(resource) = &order.resource {
             fields.push(("resource", resource));
         }
-        let (sent, response) =
-            self.ask(order, signers, &bound, &metadata.token_endpoint, &fields, facts).await?;
+        let (sent, response, bound) = self.ask(order, signers, &metadata, &fields, facts).await?;
         if response.status != 200 {
             return Err(self.refused(&response, facts));
         }
@@ -156,7 +167,9 @@ impl OAuth {
             wall: self.clock.wall(),
             correction: self.estimate().correction(),
         };
-        reply::accept(&response, order, bound, &self.settings.issuer, now, facts)
+        let credential = reply::accept(&response, order, bound, &self.settings.issuer, now, facts)?;
+        reply::check_shown(&credential, metadata.binds_to_certificates)?;
+        Ok(credential)
     }
 
     /// A token request, and again where the protocol has us ask again: each time with an assertion and a proof made anew
@@ -165,17 +178,20 @@ impl OAuth {
         &self,
         order: &Order,
         signers: &Signers,
-        bound: &Bound,
-        endpoint: &str,
+        metadata: &Metadata,
         fields: &[(&str, &str)],
         facts: &mut IssueFacts,
-    ) -> Result<(Boot, Response), IssueError> {
-        let mut client = &signers.client;
-        let (mut may_prove_again, mut fell_back) = (bound.binding() == Binding::Dpop, false);
+    ) -> Result<(Boot, Response, Bound), IssueError> {
+        let mut ways = Way::all(order, signers)?.into_iter();
+        let mut way = ways.next().ok_or_else(mtls::no_certificate)?;
+        let (mut may_prove_again, mut fell_back) = (order.binding == Binding::Dpop, false);
         loop {
+            let bound = dpop::bound(order.binding, signers, &way, metadata)?;
+            let endpoint = metadata.token_endpoint(way.certificate.is_some())?;
             let sent = self.clock.boot();
-            let (response, heard) = self.post(order, &**client, bound, endpoint, fields, facts).await?;
-            match (facts.oauth_error.as_deref(), &signers.before) {
+            let placed = Placed { order, signers, way: &way };
+            let (response, heard) = self.post(placed, &bound, endpoint, fields, facts).await?;
+            match (facts.oauth_error.as_deref(), ways.as_slice().first()) {
                 (Some("use_dpop_nonce"), _) if may_prove_again && heard != Heard::New => {
                     return Err(dpop::no_usable_nonce(&heard));
                 }
@@ -186,14 +202,15 @@ impl OAuth {
                 {
                     may_prove_again = false;
                 }
-                // KEY-06: the issuer may not have heard of the new key yet.
-                (Some("invalid_client"), Some(before)) if !fell_back => {
+                // KEY-06, MT-05: the issuer may not have heard of the new key or certificate yet.
+                (Some("invalid_client"), Some(before)) => {
                     tracing::warn!(issuer = %self.settings.name, "the new key is not known yet: falling back to the one before");
-                    (client, fell_back) = (before, true);
+                    (way, fell_back) = (before.clone(), true);
+                    ways.next();
                 }
                 _ => {
                     facts.key_fallback = fell_back && response.status == 200;
-                    return Ok((sent, response));
+                    return Ok((sent, response, bound));
                 }
             }
         }
@@ -206,37 +223,82 @@ impl OAuth {
         credential: &Credential,
     ) -> Result<(), IssueError> {
         let mut facts = IssueFacts::default();
-        let metadata = self.ready(&*signers.client, &mut facts).await?;
-        let endpoint = metadata.revocation_endpoint.as_deref().ok_or_else(|| IssueError::Refused {
-            reason: Reason::IssuerConfig,
-            detail: "the issuer offers no revocation: the token lives until it ends by itself".into(),
-        })?;
+        let metadata = self.ready(order, signers, &mut facts).await?;
+        let way = Way::plain(order, signers)?;
+        let endpoint =
+            metadata.revocation_endpoint(way.certificate.is_some())?.ok_or_else(|| IssueError::Refused {
+                reason: Reason::IssuerConfig,
+                detail: "the issuer offers no revocation: the token lives until it ends by itself".into(),
+            })?;
         // What came out of `reply` is ASCII.
         let token = credential.token.expose_str().unwrap_or_default();
         let fields = [("token", token), ("token_type_hint", "access_token")];
-        let (response, _) =
-            self.post(order, &*signers.client, &Bound::Bearer, endpoint, &fields, &mut facts).await?;
+        let placed = Placed { order, signers, way: &way };
+        let (response, _) = self.post(placed, &Bound::Bearer, endpoint, &fields, &mut facts).await?;
         if response.status == 200 { Ok(()) } else { Err(self.refused(&response, &facts)) }
     }
 
-    /// The metadata, once it is clear that the issuer takes our algorithm.
-    async fn ready(&self, client: &dyn Signer, facts: &mut IssueFacts) -> Result<Arc<Metadata>, IssueError> {
+    /// The metadata, once it is clear that the issuer takes our way to prove who asks, and our algorithm.
+    async fn ready(
+        &self,
+        order: &Order,
+        signers: &Signers,
+        facts: &mut IssueFacts,
+    ) -> Result<Arc<Metadata>, IssueError> {
         let metadata = self.metadata(facts).await?;
-        metadata.accepts(client.algorithm())?;
+        match order.client_auth {
+            ClientAuth::PrivateKeyJwt => metadata.accepts(signers.client.algorithm())?,
+            method => metadata.accepts_certificate(method, &self.settings)?,
+        }
         Ok(metadata)
     }
 
-    /// One POST with one fresh assertion (PKJ-01, PKJ-12, PKJ-13), and a fresh proof if what comes is to be bound by one.
+    /// One POST with one fresh assertion (PKJ-01, PKJ-12, PKJ-13) or a certificate, and a fresh proof if what comes is to be
+    /// bound by one.
     async fn post(
         &self,
-        order: &Order,
-        client: &dyn Signer,
+        Placed { order, signers, way }: Placed<'_>,
         bound: &Bound,
         endpoint: &str,
         fields: &[(&str, &str)],
         facts: &mut IssueFacts,
     ) -> Result<(Response, Heard), IssueError> {
-        let (wall, correction) = (self.clock.wall(), self.correction()?);
+        let correction = self.correction()?;
+        let assertion = way.client.as_deref().map(|client| self.assertion(order, client, correction));
+        let assertion = assertion.transpose()?;
+        let mut fields = fields.to_vec();
+        // MT-02: without an assertion it is all that says who asks.
+        if self.settings.send_client_id || assertion.is_none() {
+            fields.push(("client_id", &order.client_id));
+        }
+        if let Some(assertion) = &assertion {
+            let assertion = assertion.expose_str().unwrap_or_default();
+            fields.extend([("client_assertion_type", ASSERTION_TYPE), ("client_assertion", assertion)]);
+        }
+        let proof = self.prover.prove(bound, endpoint, correction)?;
+        let request = Request { url: endpoint.to_owned(), form: Some(encode(&fields)), proof };
+        let response = match &way.certificate {
+            Some(certificate) => {
+                let http = self.pools.of(certificate, order, signers, &self.http);
+                self.exchange_over(&http, request, facts).await?
+            }
+            None => self.exchange(request, facts).await?,
+        };
+        let heard = self.prover.hear(bound, endpoint, &response);
+        if let Heard::Unusable(what) = heard {
+            tracing::warn!(issuer = %self.settings.name, "its DPoP-Nonce is ignored: {what}");
+        }
+        Ok((response, heard))
+    }
+
+    /// An assertion for one request (PKJ-12).
+    fn assertion(
+        &self,
+        order: &Order,
+        client: &dyn Signer,
+        correction: SignedDuration,
+    ) -> Result<Secret, IssueError> {
+        let wall = self.clock.wall();
         let audience = match &self.settings.audience {
             Audience::Issuer => &self.settings.issuer,
             Audience::TokenEndpoint { pinned } => pinned,
@@ -248,26 +310,21 @@ impl OAuth {
             now: wall.checked_add(correction).unwrap_or(wall),
             life: self.settings.assertion_life.as_secs(),
         };
-        let signed = assertion.sign(client, &*self.dice).map_err(no_signature)?;
-        let assertion = signed.expose_str().unwrap_or_default();
-        let mut fields = fields.to_vec();
-        if self.settings.send_client_id {
-            fields.push(("client_id", &order.client_id));
-        }
-        fields.extend([("client_assertion_type", ASSERTION_TYPE), ("client_assertion", assertion)]);
-        let proof = self.prover.prove(bound, endpoint, correction)?;
-        let request = Request { url: endpoint.to_owned(), form: Some(encode(&fields)), proof };
-        let response = self.exchange(request, facts).await?;
-        let heard = self.prover.hear(bound, endpoint, &response);
-        if let Heard::Unusable(what) = heard {
-            tracing::warn!(issuer = %self.settings.name, "its DPoP-Nonce is ignored: {what}");
-        }
-        Ok((response, heard))
+        assertion.sign(client, &*self.dice).map_err(no_signature)
+    }
+
+    async fn exchange(&self, request: Request, facts: &mut IssueFacts) -> Result<Response, IssueError> {
+        self.exchange_over(&self.http, request, facts).await
     }
 
     /// Sends, and notes what the answer tells beside its content.
-    async fn exchange(&self, request: Request, facts: &mut IssueFacts) -> Result<Response, IssueError> {
-        let done = self.http.send(request).await;
+    async fn exchange_over(
+        &self,
+        http: &Http,
+        request: Request,
+        facts: &mut IssueFacts,
+    ) -> Result<Response, IssueError> {
+        let done = http.send(request).await;
         let response = done.map_err(|error| {
             facts.http_status = match error {
                 HttpError::Redirect { status } => Some(status),

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     clock::Boot,
     credential::{Binding, Bound, Credential},
-    issuer::{IssueError, IssueFacts, Order, http::Response, json},
+    issuer::{ClientAuth, IssueError, IssueFacts, Order, http::Response, json},
     jose::Unverified,
     secret::Secret,
 };
@@ -56,8 +56,11 @@ pub fn reply(bytes: &[u8]) {
         match Metadata::read(body, &settings()) {
             Err(error) => fit_to_write(&error),
             Ok(metadata) => {
-                for url in [Some(metadata.token_endpoint), metadata.revocation_endpoint].into_iter().flatten()
-                {
+                let named = [false, true].map(|mtls| {
+                    [metadata.token_endpoint(mtls).map(Some), metadata.revocation_endpoint(mtls)]
+                });
+                // An alias that may not be used is told as an error, and never as a URL.
+                for url in named.into_iter().flatten().filter_map(Result::ok).flatten() {
                     let endpoint: Uri = url.parse().expect("an endpoint is a URL");
                     assert_eq!(endpoint.scheme_str(), Some("https"));
                     let home = |host: &str| {
@@ -124,6 +127,7 @@ fn order() -> Order {
         credential: "orders".into(),
         issuer: "corp".into(),
         client_id: "billing".into(),
+        client_auth: ClientAuth::PrivateKeyJwt,
         resource: Some("https://api.example".into()),
         scope: ["orders.read".into(), "orders.write".into()].into(),
         require_aud: true,
@@ -143,6 +147,7 @@ fn settings() -> OAuthSettings {
         dev: false,
         assertion_life: Duration::from_secs(60),
         assertion_typ: AssertionTyp::default(),
+        client_auth_methods: Vec::new(),
         send_client_id: false,
         timeout: Duration::from_secs(5),
     }

@@ -2,6 +2,7 @@
 
 mod dpop;
 mod metadata;
+mod mtls;
 mod reply;
 
 use std::{io, sync::Mutex};
@@ -32,6 +33,7 @@ pub(super) fn settings(issuer: &str) -> OAuthSettings {
         dev: true,
         assertion_life: Duration::from_secs(60),
         assertion_typ: AssertionTyp::ClientAuthentication,
+        client_auth_methods: Vec::new(),
         send_client_id: false,
         timeout: Duration::from_secs(10),
     }
@@ -86,6 +88,7 @@ fn order() -> Order {
         credential: "orders".into(),
         issuer: "corp".into(),
         client_id: "billing:1&x=y".into(),
+        client_auth: ClientAuth::PrivateKeyJwt,
         resource: Some("https://api.example/v1?x=1".into()),
         scope: ["orders.read".into(), "orders.write".into()].into(),
         require_aud: false,
@@ -96,7 +99,7 @@ fn order() -> Order {
 
 fn signers() -> Signers {
     let key = || -> Arc<dyn Signer> { Arc::new(Key::generate(Algorithm::Es256).unwrap()) };
-    Signers { client: key(), before: None, dpop: Some(key()) }
+    Signers { client: key(), before: None, dpop: Some(key()), certificates: Vec::new() }
 }
 
 fn token() -> Answer {
