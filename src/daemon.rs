@@ -19,13 +19,13 @@ use uuid::Uuid;
 use crate::{
     attest::{Attestor, Evidence, Hold, Interests, Level, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
-    broker::{self, Books, Broker, Keeper},
+    broker::{self, Books, Broker, Keeper, PendingFile, Revoked},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Mistake, Settings, load},
     issuer::{Issuer, Order, http::HttpError, oauth::OAuth},
     journey::{Journey, Rules},
-    keys::{CertificateError, Certificates, KeyError, Keyring},
-    policy::Policy,
+    keys::{CertificateError, Certificates, FileError, KeyError, Keyring, SealingKey},
+    policy::{Door, Policy},
     serve::{
         self, grpc,
         http::Face as HttpFace,
@@ -49,6 +49,9 @@ pub enum BuildError {
     /// The ledger cannot be written.
     #[error("{0}")]
     Ledger(#[from] LedgerError),
+    /// The sealing key cannot be had.
+    #[error("the key that seals what is kept for the next start: {0}")]
+    Sealing(FileError),
     /// A socket cannot be made.
     #[error("{0}")]
     Wire(#[from] WireError),
@@ -72,10 +75,12 @@ pub struct Origin {
 pub struct Daemon {
     journey: Arc<Journey>,
     keeper: Keeper,
+    revoked: mpsc::UnboundedReceiver<Revoked>,
     scribe: Scribe,
     workload: Listener,
     operator: Listener,
     http: Listener,
+    exports: Vec<Listener>,
     settings: Settings,
     keys: Keyring,
     certificates: Certificates,
@@ -115,19 +120,25 @@ impl Daemon {
             Arc::clone(&clock),
             Arc::clone(&dice),
         )?;
-        let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice));
+        let (told, revoked) = mpsc::unbounded_channel();
+        let sealing = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
+        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
+        let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let probed = attestor.evidence(std::process::id(), Hold::Socket, &Interests::default()).ok();
         let rules = rules(&settings);
         let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
         let facts = facts(&settings, &keys, probed.as_ref());
+        let exports = settings.exports.values().cloned().map(Listener::bind).collect::<Result<_, _>>()?;
         Ok(Self {
             journey: Arc::new(journey),
             keeper,
+            revoked,
             scribe,
             workload: Listener::bind(settings.listen.workload.clone())?,
             operator: Listener::bind(settings.listen.operator.clone())?,
             http: Listener::bind(settings.listen.http.clone())?,
+            exports,
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             started: clock.boot(),
             settings,
@@ -157,10 +168,12 @@ impl Daemon {
         let Self {
             journey,
             keeper,
+            revoked,
             scribe,
             workload,
             operator,
             http,
+            exports,
             settings,
             keys,
             certificates,
@@ -172,6 +185,10 @@ impl Daemon {
         } = self;
         let scribe = tokio::spawn(scribe.run());
         let keeper = tokio::spawn(keeper.run());
+        tokio::spawn({
+            let journey = Arc::clone(&journey);
+            async move { journey.write_down(revoked).await }
+        });
         record(&journey, EventType::AgentStart, format!("environment {}", settings.environment)).await?;
         for (identity, purpose, key) in keys.iter() {
             record(
@@ -194,8 +211,8 @@ impl Daemon {
 
         let (stop, stopped) = watch::channel(false);
         let (reload, mut reloads) = mpsc::channel::<Reload>(1);
-        let admissions =
-            [&workload, &operator, &http].map(|listener| Arc::clone(listener.admission())).to_vec();
+        let listeners = [&workload, &operator, &http].into_iter().chain(&exports);
+        let admissions = listeners.map(|listener| Arc::clone(listener.admission())).collect();
         let operator_face = OperatorFace {
             journey: Arc::clone(&journey),
             facts: Arc::clone(&facts),
@@ -214,9 +231,23 @@ impl Daemon {
             settings.listen.reflection,
         );
         let mut faces = JoinSet::new();
-        faces.spawn(serve::grpc_on(workload, Arc::clone(&journey), workloads, stopped.clone(), drain));
+        for listener in exports {
+            let door = Door::Export(listener.settings().path.as_path().into());
+            let (journey, workloads) = (Arc::clone(&journey), workloads.clone());
+            faces.spawn(serve::grpc_on(listener, door, journey, workloads, stopped.clone(), drain));
+        }
+        // Moved, like all that holds the journey: the ledger is closed when the last of them is gone.
+        faces.spawn(serve::grpc_on(
+            workload,
+            Door::Own,
+            Arc::clone(&journey),
+            workloads,
+            stopped.clone(),
+            drain,
+        ));
         faces.spawn(serve::grpc_on(
             operator,
+            Door::Own,
             Arc::clone(&journey),
             operator_face.routes().prepare(),
             stopped.clone(),
@@ -327,7 +358,9 @@ impl Reloader {
         // From here on nothing can fail.
         let mut changes = changes(&self.settings.policy, &settings.policy);
         if settings.listen_differs(&self.settings) {
-            changes.push("[listen], [limits] and [audit] change at the next restart".into());
+            let message =
+                "[listen], [limits], [audit] and the sockets of [exports] change at the next restart";
+            changes.push(message.into());
         }
         self.journey.ledger().use_config(&settings.digest);
         self.journey.follow(rules(&settings));
@@ -352,6 +385,16 @@ fn changes(old: &Policy, new: &Policy) -> Vec<String> {
     for identity in new.identities() {
         if old.identities().any(|other| other.name == identity.name && other != identity) {
             changes.push(format!("identity {} was changed", identity.name));
+        }
+    }
+    for (name, export) in old.exports() {
+        match new.exports().get(name) {
+            None => changes.push(format!("export {name} is for nobody from now on")),
+            Some(now) if now.path != export.path => {
+                changes.push(format!("export {name} moves: where it is now, it is for nobody from now on"))
+            }
+            Some(now) if now != export => changes.push(format!("export {name} is for others than before")),
+            Some(_) => {}
         }
     }
     changes.sort();

@@ -1,6 +1,6 @@
 //! The experiments E1 to E26 against the real binary: each is carried out for real by the program `attacker`, and
-//! each is refused, leaves its record, and disturbs nobody else. The honest control gets its credential by the same
-//! words, so that a refusal means what it says.
+//! each is refused, leaves its record, and disturbs nobody else; but for E9 and E21c, which succeed, as the documents
+//! say. The honest control gets its credential by the same words, so that a refusal means what it says.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
@@ -13,7 +13,7 @@ use std::{
 
 use keybearer::audit::EventType;
 use serde_json::Value;
-use support::{Issuer, Setup, TestAgent, attacker, install, is_root, issuer, skip};
+use support::{Issuer, Setup, TestAgent, attacker, built, install, is_root, issuer, skip};
 
 /// A user that owns nothing here.
 const NOBODY: u32 = 65533;
@@ -178,6 +178,41 @@ async fn e6_a_program_whose_file_was_replaced() {
 async fn e7_a_program_out_of_memory() {
     // E7, ATT-12
     no_program("E7").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e9_code_that_rides_in_the_trusted_program_is_the_trusted_program() {
+    // E9, TM-08: the residual that the documents name. Path, digest and challenge are all right, because it is that process
+    // that asks. If this fails because no token came, mend the documents.
+    if !is_root() {
+        return skip("E9", "the trusted program has to be root's");
+    }
+    let sum = Command::new("sha256sum").arg("/bin/sleep").output().unwrap();
+    let sum = String::from_utf8(sum.stdout).unwrap()[..64].to_owned();
+    let issuer = issuer(300);
+    let dir = tempfile::tempdir().unwrap();
+    let trusted = dir.path().join("trusted").display().to_string();
+    let selectors = format!("match = {{ uid = 0, exe = \"{trusted}\", sha256 = \"{sum}\" }}");
+    let setup = Setup::within(dir, issuer.handle.url(), &selectors);
+    install(Path::new("/bin/sleep"), Path::new(&trusted));
+    let agent = setup.start(Some(&issuer.handle));
+    let other = attack_on(GRPC, &agent, &["honest"], &[]);
+    assert!(!other.got_a_token(), "the control: {}", other.answer);
+    assert!(missing(&agent).iter().any(|missed| missed.contains("sha256")), "{:?}", missing(&agent));
+
+    let output = Command::new(&trusted)
+        .arg("0")
+        .env("LD_PRELOAD", built("libpassenger.so"))
+        .env("KB_PASSENGER_SOCKET", agent.socket(GRPC.0))
+        .env("KB_PASSENGER_PATH", GRPC.1)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("eyJ"), "{said} {}", String::from_utf8_lossy(&output.stderr));
+    let record = agent.records().pop().unwrap();
+    let peer = record.entry.peer.unwrap();
+    assert_eq!(peer.exe.unwrap().sha256, Some(sum), "nothing on record tells it from the program");
+    assert_eq!((peer.challenge, record.entry.workload.unwrap().id.as_str()), (Some(true), "shop"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

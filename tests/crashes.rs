@@ -6,11 +6,12 @@ mod support;
 
 use std::{
     collections::HashSet,
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     hash::{BuildHasher as _, RandomState},
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     path::Path,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,8 +20,8 @@ use std::{
     time::Duration,
 };
 
-use keybearer::audit::EventType;
-use support::{Setup, TestAgent, issuer};
+use keybearer::{audit::EventType, clock::SystemClock};
+use support::{Setup, TestAgent, get, issuer};
 
 /// How many agents die: some each time, 200 with `tests/run --long`.
 fn crashes() -> usize {
@@ -67,6 +68,67 @@ async fn killed_at_any_moment_it_has_recorded_every_answer() {
     }
     assert!(answered > 0, "nobody was answered, so nothing was tried");
     println!("{} crashes, {answered} answers seen, {recorded} records", crashes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn out_of_memory_it_ends_and_has_recorded_every_answer() {
+    // AUD-02, AUD-22, TM-20: a flood of requests that never end, and hardly more memory than the agent has already.
+    let issuer = issuer(300);
+    let setup = Setup::new(issuer.handle.url())
+        .and("\n[limits]\nconnections_per_uid = 1000\nfirst_request_within = \"60s\"\n");
+    let mut agent = setup.start(Some(&issuer.handle));
+    assert_eq!(get(&agent.socket("http.sock"), "/v1/credentials/orders").0, 200, "the control");
+    let limit = memory(&agent) + ROOM;
+    let limited =
+        Command::new("prlimit").args(["--pid", &agent.pid().to_string(), &format!("--as={limit}")]).status();
+    assert!(limited.unwrap().success());
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            let (socket, stop) = (agent.socket("http.sock"), Arc::clone(&stop));
+            thread::spawn(move || call_until(&socket, &stop))
+        })
+        .collect();
+    while agent.records().len() < 50 {
+        thread::yield_now();
+    }
+    let endless = format!("GET /live HTTP/1.1\r\nx: {}", "x".repeat(7 << 10));
+    let mut held = vec![];
+    let clock = SystemClock::shared();
+    let until = clock.boot() + Duration::from_secs(30);
+    while !agent.has_ended() && clock.boot() < until {
+        // At its end it takes no more of them; until then it takes as many as it may.
+        if let Ok(mut stream) = UnixStream::connect(agent.socket("http.sock")) {
+            let _ = stream.set_write_timeout(Some(Duration::from_secs(1)));
+            let _ = stream.write_all(endless.as_bytes());
+            held.push(stream);
+        }
+    }
+    assert!(agent.has_ended(), "{} requests fit into {} KiB", held.len(), ROOM >> 10);
+    let log = agent.kill();
+    assert!(log.contains("memory allocation of"), "{log}");
+    stop.store(true, Ordering::Relaxed);
+    let answered: HashSet<String> = callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect();
+
+    let agent = TestAgent::start(Arc::clone(&setup.dir));
+    agent.verify().unwrap();
+    let written: HashSet<String> =
+        agent.records().iter().map(|record| record.entry.exchange_id.0.to_string()).collect();
+    assert!(answered.is_subset(&written), "{:?}", answered.difference(&written).next());
+    assert!(!answered.is_empty(), "nobody was answered, so nothing was tried");
+    assert_eq!(get(&agent.socket("http.sock"), "/v1/credentials/orders").0, 200, "it goes on");
+    println!("{} requests held, {} answers seen", held.len(), answered.len());
+}
+
+/// How much more memory than at rest the agent may have, in bytes.
+const ROOM: u64 = 4 << 20;
+
+/// The size of its address space, in bytes.
+fn memory(agent: &TestAgent) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    size.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
 #[tokio::test(flavor = "multi_thread")]

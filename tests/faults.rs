@@ -1,17 +1,13 @@
 //! The host in trouble under the real binary: what a caller is told, what is on record, and that it passes.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "support/disk.rs"]
+mod disk;
 mod support;
 
-use std::{
-    fs::{self, File},
-    io::Write as _,
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::Command,
-    thread,
-};
+use std::{os::unix::net::UnixStream, process::Command, thread};
 
+use disk::Disk;
 use support::{Setup, body, get, is_root, issuer, skip};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,7 +19,7 @@ async fn a_full_disk_means_no_credential_and_passes() {
     let issuer = issuer(300);
     let setup = Setup::new(issuer.handle.url());
     let state = setup.dir.path().join("state");
-    let Some(_disk) = Disk::mount(&state) else {
+    let Some(disk) = Disk::mount(&state) else {
         return skip("a_full_disk_means_no_credential_and_passes", "a tmpfs cannot be mounted here");
     };
     let agent = setup.start(Some(&issuer.handle));
@@ -31,8 +27,7 @@ async fn a_full_disk_means_no_credential_and_passes() {
     let ask = || get(&socket, "/v1/credentials/orders");
     assert_eq!(ask().0, 200, "the control");
 
-    let ballast = state.join("ballast");
-    fill(&ballast);
+    disk.fill();
     // The last page of the ledger may still have room for a record or two.
     let (status, answer) = (0..8).map(|_| ask()).find(|(status, _)| *status != 200).unwrap();
     assert_eq!(status, 503, "{answer}");
@@ -43,7 +38,7 @@ async fn a_full_disk_means_no_credential_and_passes() {
     assert_ne!(get(&socket, "/ready").0, 200, "readiness tells");
     assert!(!agent.verify().unwrap().torn);
 
-    fs::remove_file(&ballast).unwrap();
+    disk.clear();
     assert_eq!(ask().0, 200, "it passes with its cause");
     assert_eq!(get(&socket, "/ready").0, 200);
     let (code, _) = agent.stop();
@@ -81,32 +76,4 @@ async fn out_of_descriptors_it_waits_and_goes_on() {
     let (code, log) = agent.stop();
     assert_eq!(code, Some(0));
     assert!(log.contains("no descriptors for more connections"), "{log}");
-}
-
-/// Writes until there is no room for a byte more.
-fn fill(ballast: &Path) {
-    let mut file = File::create(ballast).unwrap();
-    for piece in [4096, 1] {
-        while file.write_all(&vec![0; piece]).is_ok() {}
-    }
-}
-
-/// A disk of half a megabyte, gone with the test.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(at: &Path) -> Option<Self> {
-        fs::create_dir_all(at).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=512k,mode=0700", "tmpfs"])
-            .arg(at)
-            .status();
-        mounted.is_ok_and(|status| status.success()).then(|| Self(at.to_owned()))
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").args(["--lazy"]).arg(&self.0).status();
-    }
 }

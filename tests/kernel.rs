@@ -10,7 +10,10 @@ use std::{
     os::{
         fd::OwnedFd,
         linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixListener, UnixStream},
+        unix::{
+            fs::{FileExt as _, MetadataExt as _},
+            net::{SocketAddr, UnixListener, UnixStream},
+        },
     },
     process::{Command, Stdio},
 };
@@ -18,8 +21,8 @@ use std::{
 use keybearer::attest::kernel::receive;
 use rustix::{
     fs::fstat,
-    net::sockopt::set_socket_passcred,
-    process::{Pid, PidfdFlags, pidfd_open},
+    net::sockopt::{set_socket_passcred, socket_peercred},
+    process::{Pid, PidfdFlags, geteuid, pidfd_open},
 };
 use support::{Setup, is_root, issuer, skip};
 
@@ -31,6 +34,23 @@ fn said_by_another(words: &str) -> (UnixStream, UnixStream, u32) {
     let mut child = Command::new("printf").arg(words).stdout(Stdio::from(copy)).spawn().unwrap();
     assert!(child.wait().unwrap().success());
     (ours, theirs, child.id())
+}
+
+#[test]
+fn e14_a_client_sees_who_began_to_listen() {
+    // E14, ATT-24: not who holds the socket now. So a client that looks at the server learns who made it, and no squatter can
+    // borrow a name by handing a socket of its own to somebody else.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut heir = Command::new("sleep").arg("60").stdin(OwnedFd::from(listener)).spawn().unwrap();
+    let client = UnixStream::connect(&path).unwrap();
+    let server = socket_peercred(&client).unwrap();
+    heir.kill().unwrap();
+    heir.wait().unwrap();
+    assert_eq!(u32::try_from(server.pid.as_raw_pid()).unwrap(), std::process::id());
+    assert_ne!(u32::try_from(server.pid.as_raw_pid()).unwrap(), heir.id());
+    assert_eq!(server.uid, geteuid());
 }
 
 #[test]
@@ -80,6 +100,43 @@ fn e24_an_abstract_socket_has_no_permissions_and_is_not_to_be_had() {
         let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(!output.status.success() && said.contains("listen.workload"), "{path}: {said}");
     }
+}
+
+#[test]
+fn e25_an_exec_ends_the_list_of_mappings_that_was_opened_before() {
+    // E20, E25, ATT-16: even where the same program runs again, and nothing else of the process tells. The agent holds this
+    // very list, and not auxv, whose addresses only chance makes different.
+    let script = "read go; exec sh -c 'read stay'";
+    let mut child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+    let process = format!("/proc/{}", child.id());
+    let of = |name: &str| format!("{process}/{name}");
+    let (maps, auxv) = (fs::File::open(of("maps")).unwrap(), fs::read(of("auxv")).unwrap());
+    let (stat, exe) = (start_time(&of("stat")), fs::metadata(of("exe")).unwrap().ino());
+    let listed = || maps.read_at(&mut [0; 16], 0).unwrap();
+    assert!(listed() > 0);
+    // Kept open: at its end the program would go on to its own.
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"go\n").unwrap();
+    while listed() > 0 {
+        std::thread::yield_now();
+    }
+    let after =
+        (start_time(&of("stat")), fs::metadata(of("exe")).unwrap().ino(), fs::read(of("auxv")).unwrap());
+    assert!(fs::read(of("maps")).unwrap().len() > 16, "the new list is another file");
+    drop(stdin);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!((after.0, after.1), (stat, exe), "start time and program say that nothing was");
+    match fs::read_to_string("/proc/sys/kernel/randomize_va_space").unwrap().trim() {
+        "0" => skip("E25 (auxv)", "addresses are not random here; nothing rests on them"),
+        _ => assert_ne!(after.2, auxv),
+    }
+}
+
+/// Field 22 of stat, behind a name that may hold anything.
+fn start_time(stat: &str) -> String {
+    let text = fs::read_to_string(stat).unwrap();
+    text.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().to_owned()
 }
 
 #[test]

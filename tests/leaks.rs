@@ -3,17 +3,22 @@
 //! shown where it belongs.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "support/scripted.rs"]
+mod scripted;
 mod support;
 
 use std::{
     fs,
     io::{Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose};
 use keybearer::{dev::Fault, proto::v1::credential::Kind};
-use support::{Setup, TestAgent, get, is_root, issuer, skip};
+use scripted::{Says, Scripted, token};
+use support::{Setup, TestAgent, get, is_root, issuer, jwt_in, skip};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_talkative_agent_says_no_secret() {
@@ -23,13 +28,18 @@ async fn a_talkative_agent_says_no_secret() {
     let credential = client.get("orders", &[]).await.unwrap();
     let Some(Kind::AccessToken(token)) = &credential.kind else { panic!("not a token") };
     get(&agent.socket("http.sock"), "/v1/credentials/orders");
-    // What an issuer says in anger must not be repeated either.
-    issuer.handle.set_fault(Fault::Garbage, None);
-    client.get("orders", &["orders:read".into()]).await.unwrap_err();
-    issuer.handle.set_fault(Fault::InvalidClient, None);
-    client.get("orders", &["orders:write".into()]).await.unwrap_err();
-
+    // What an issuer says in anger must not be repeated either; nor is any other no of ours to give something away.
     let mut said = String::new();
+    let mut refused = |no: tonic::Status| said.push_str(&format!("{no} {no:?}"));
+    issuer.handle.set_fault(Fault::Garbage, None);
+    refused(client.get("orders", &["orders:read".into()]).await.unwrap_err());
+    issuer.handle.set_fault(Fault::InvalidClient, None);
+    refused(client.get("orders", &["orders:write".into()]).await.unwrap_err());
+    refused(client.get("none", &[]).await.unwrap_err());
+    refused(client.get("No name", &[]).await.unwrap_err());
+    refused(client.get("orders", &["admin".into()]).await.unwrap_err());
+    refused(client.get_living("orders", &[], Duration::from_secs(86_401)).await.unwrap_err());
+
     for arguments in [
         &["status"][..],
         &["status", "--json"],
@@ -84,11 +94,134 @@ async fn a_talkative_agent_says_no_secret() {
     }
     assert!(key.contains(&pem[..40]), "the search finds what is there");
     // Any JWT at all: assertions are of no use to anybody but their issuer.
-    for word in said.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c))) {
-        let jwt = word.starts_with("eyJ") && word.matches('.').count() == 2;
-        assert!(!jwt, "a JWT was said: {}..", word.get(..20).unwrap_or(word));
-    }
+    assert_eq!(jwt_in(&said), None, "a JWT was said");
+    assert_eq!(jwt_in(&format!("token={};", token.token)), Some(&token.token[..20]), "it would be found");
     assert!(said.contains(&credential.fingerprint), "what may be said is said");
+}
+
+/// An answer that ends where the issuer hangs up, so that what it throws back may have any length.
+fn thrown_back(status: u16, headers: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status} x\r\ndate: @DATE@\r\n{headers}connection: close\r\n\r\n{body}").into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_failure_repeats_what_was_sent_or_nearly_accepted() {
+    // PKJ-15, ER-13, AUD-05: issuers throw our assertion back in every place that an answer has, or send a token with
+    // something wrong about it. Neither is in the caller's error, a record, a status or a log line.
+    const JSON: &str = "content-type: application/json\r\n";
+    let described =
+        |code: &str| format!(r#"{{"error":"{code}","error_description":"not @ASSERTION@ please"}}"#);
+    let almost = |more: &str| format!(r#"{{"access_token":"canary-of-a-token",{more}"expires_in":300}}"#);
+    let header =
+        |name: &str| format!("{JSON}{name}: Bearer error=\"x\", error_description=\"@ASSERTION@\"\r\n");
+    let rows = [
+        ("invalid_request", thrown_back(400, JSON, &described("invalid_request"))),
+        ("invalid_client", thrown_back(401, JSON, &described("invalid_client"))),
+        ("an unknown code", thrown_back(403, JSON, &described("@ASSERTION@"))),
+        ("the code itself", thrown_back(400, JSON, r#"{"error":"@ASSERTION@"}"#)),
+        ("trouble", thrown_back(503, JSON, &described("temporarily_unavailable"))),
+        ("a page", thrown_back(500, "content-type: text/html\r\n", "<p>@ASSERTION@</p>")),
+        ("no JSON", thrown_back(200, JSON, "@ASSERTION@")),
+        ("a header", thrown_back(401, &header("www-authenticate"), "{}")),
+        ("a redirect", thrown_back(307, "location: http://127.0.0.1:1/?a=@ASSERTION@\r\n", "")),
+        ("a kind of token", thrown_back(200, JSON, &almost(r#""token_type":"@ASSERTION@","#))),
+        ("no kind of token", thrown_back(200, JSON, &almost(""))),
+        ("more scope", thrown_back(200, JSON, &almost(r#""token_type":"Bearer","scope":"@ASSERTION@","#))),
+        ("another issuer", thrown_back(200, JSON, &almost(r#""token_type":"Bearer","iss":"@ASSERTION@","#))),
+        ("the end missing", thrown_back(200, JSON, almost("").trim_end_matches('}'))),
+    ];
+    let mut under_way = tokio::task::JoinSet::new();
+    for (name, says) in rows {
+        under_way.spawn(async move {
+            let issuer = Scripted::start(Says::Bytes(says));
+            let agent = Setup::new(&issuer.url).start(None);
+            let no = agent.client().await.get("orders", &[]).await.unwrap_err();
+            let mut said = format!("{no} {no:?}");
+            for arguments in
+                [&["status"][..], &["audit", "tail", "--json", "-n", "1000"], &["audit", "explain", "2"]]
+            {
+                let output = agent.keybearer(arguments);
+                said.push_str(&String::from_utf8_lossy(&output.stdout));
+                said.push_str(&String::from_utf8_lossy(&output.stderr));
+            }
+            said.push_str(&agent.stop().1);
+            let assertion = issuer.assertion();
+            let signature = assertion.rsplit('.').next().unwrap();
+            assert!(signature.len() > 80, "{name}: the assertion was really sent");
+            assert!(!said.contains(signature), "{name}: the assertion was said");
+            assert!(!said.contains("canary-of-a-token"), "{name}: a token was said that nobody got");
+            assert_eq!(jwt_in(&said), None, "{name}");
+        });
+    }
+    while let Some(done) = under_way.join_next().await {
+        done.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_agent_holds_no_assertion_that_was_used() {
+    // PKJ-15: all its pages, as a swap would have them.
+    if !is_root() {
+        return skip(
+            "a_stopped_agent_holds_no_assertion_that_was_used",
+            "only root can read another process's memory",
+        );
+    }
+    let issuer = Scripted::start(Says::Bytes(token()));
+    let agent = Setup::new(&issuer.url).start(None);
+    assert_eq!(get(&agent.socket("http.sock"), "/v1/credentials/orders").0, 200);
+    agent.signal("-STOP");
+    assert!(copies(&agent, b"honest-and-opaque") > 0, "the search finds what is there");
+    let assertion = issuer.assertion();
+    let left = copies(&agent, assertion.rsplit('.').next().unwrap().as_bytes());
+    agent.signal("-CONT");
+    println!("{left} copies of a used assertion");
+    assert_eq!(left, 0);
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    if swaps.lines().count() < 2 {
+        skip(
+            "swap of a stopped agent",
+            "this host has no swap; the pages that would be in it were searched in memory",
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_of_the_agents_user_can_dump_it() {
+    // KEY-02, E28: another program of the user that it runs as, with the debugger's own means where there is one.
+    if !is_root() {
+        return skip("nobody_of_the_agents_user_can_dump_it", "only root can start an agent as another user");
+    }
+    let issuer = issuer(300);
+    let setup = Setup::new(issuer.handle.url());
+    support::register(&issuer.handle, &setup.write());
+    let given = Command::new("chown").args(["-R", "65533:65533"]).arg(setup.dir.path()).status();
+    assert!(given.unwrap().success());
+    let nobody = ["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups"];
+    let agent = TestAgent::start_under(setup.dir.clone(), &nobody);
+    let as_nobody = |line: &[&str]| Command::new(nobody[0]).args(&nobody[1..]).args(line).output();
+    let mut open = Command::new(nobody[0]).args(&nobody[1..]).args(["sleep", "60"]).spawn().unwrap();
+    let read = |pid: u32| as_nobody(&["head", "-c", "1", &format!("/proc/{pid}/environ")]).unwrap();
+    while fs::read_to_string(format!("/proc/{}/comm", open.id())).unwrap().trim() != "sleep" {
+        std::thread::yield_now();
+    }
+    assert!(read(open.id()).status.success(), "the control: {:?}", read(open.id()));
+    assert!(!read(agent.pid()).status.success());
+    let core = setup.dir.path().join("core").display().to_string();
+    let dumped = |pid: u32| as_nobody(&["gcore", "-o", &core, &pid.to_string()]);
+    match dumped(open.id()) {
+        Ok(control) if control.status.success() => {
+            let refused = dumped(agent.pid()).unwrap();
+            assert!(!refused.status.success(), "{refused:?}");
+            assert!(!Path::new(&format!("{core}.{}", agent.pid())).exists());
+        }
+        _ => skip(
+            "nobody_of_the_agents_user_can_dump_it (gcore)",
+            "gcore, of gdb, is not here or cannot work here",
+        ),
+    }
+    open.kill().unwrap();
+    open.wait().unwrap();
 }
 
 fn files(at: &Path, found: &mut Vec<PathBuf>) {

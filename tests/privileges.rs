@@ -123,10 +123,38 @@ fn drop_agent(agent: TestAgent) {
 
 /// Gives a directory and all in it to nobody.
 fn give(at: &Path) {
-    chown(at, Some(NOBODY), Some(NOBODY)).unwrap();
+    give_to(NOBODY, at);
+}
+
+fn give_to(uid: u32, at: &Path) {
+    chown(at, Some(uid), Some(uid)).unwrap();
     if at.is_dir() {
-        std::fs::read_dir(at).unwrap().for_each(|entry| give(&entry.unwrap().path()));
+        std::fs::read_dir(at).unwrap().for_each(|entry| give_to(uid, &entry.unwrap().path()));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e14_a_server_that_is_not_the_owner_of_its_socket_is_asked_nothing() {
+    // E14, ATT-24, TM-01: somebody had the directory once and still listens there, now that all of it is root's again.
+    if !is_root() {
+        return skip("E14 (squatter)", "only root can be two users");
+    }
+    let issuer = issuer(300);
+    let setup = Setup::new(issuer.handle.url());
+    support::register(&issuer.handle, &setup.write());
+    give(setup.dir.path());
+    let nobody = NOBODY.to_string();
+    let wrapper = ["setpriv", "--reuid", &nobody, "--regid", &nobody, "--clear-groups"];
+    let squatter = TestAgent::start_under(setup.dir.clone(), &wrapper);
+    let ask = || {
+        let output = squatter.keybearer(&["get", "orders"]);
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    assert!(ask().contains("NOT_ENTITLED"), "the control: asked, as long as it owns its socket: {}", ask());
+    let asked = squatter.records().len();
+    give_to(0, setup.dir.path());
+    assert!(ask().contains("its server runs as somebody else than its owner"), "{}", ask());
+    assert_eq!(squatter.records().len(), asked, "nothing was asked of it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,8 @@
 //! agent as a unit in it. In goes the real binary; out comes who is served and who is not, and what an operator is told.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "support/disk.rs"]
+mod disk;
 mod support;
 
 use std::{
@@ -11,8 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use disk::Disk;
+use keybearer::audit::EventType;
 use serde_json::Value;
-use support::{BINARY, Setup, is_root, issuer, register, skip};
+use support::{BINARY, Setup, is_root, issuer, jwt_in, register, skip};
 
 /// A user that the container knows and that owns nothing there: games, by tradition.
 const USER: u32 = 5;
@@ -29,8 +33,12 @@ async fn units_of_a_real_service_manager() {
         .also("team", "standard", r#"match = { unit = "tool.service", slice = "team.slice" }"#)
         .also("desk", "interim", &format!(r#"match = {{ user_unit = "shop.service", uid = {USER} }}"#));
     register(&issuer.handle, &setup.write());
+    let other_issuer = support::issuer(300);
+    let careless = careless(setup.dir.path(), other_issuer.handle.url());
+    let disk = Disk::mount(&careless.dir.path().join("state")).expect("root can mount a small disk");
+    register(&other_issuer.handle, &careless.write());
     let host = Host::boot(setup.dir.path());
-    host.agent();
+    host.agent("keybearer.service", setup.dir.path());
 
     the_unit_that_is_named_is_served(&host);
     another_unit_of_the_same_user_is_refused_and_the_operator_learns_why(&host);
@@ -38,6 +46,13 @@ async fn units_of_a_real_service_manager() {
     a_delegated_subtree_proves_nothing(&host);
     what_a_users_own_manager_says_is_only_that_users_word(&host);
     a_process_outside_every_unit_is_nobody(&host);
+    where_the_operator_chose_so_it_goes_on_without_a_record_and_tells_later(
+        &host,
+        careless.dir.path(),
+        &disk,
+    );
+
+    the_journal_of_a_talkative_agent_holds_no_token(&host);
 
     let verified = host.inside(&[BINARY, "audit", "verify", "--dir", &host.path("state/audit")]);
     assert!(verified.status.success(), "{}", text(&verified));
@@ -125,6 +140,66 @@ fn a_process_outside_every_unit_is_nobody(host: &Host) {
     assert!(text(&answer).contains("NOT_ENTITLED"), "{}", text(&answer));
 }
 
+fn the_journal_of_a_talkative_agent_holds_no_token(host: &Host) {
+    // PKJ-15, AUD-05: what leaks.rs searches, where it ends up on a host.
+    let token = host.unit("shop.service", &[], &["get", "orders"]).stdout;
+    let token = String::from_utf8(token).unwrap();
+    for unit in ["keybearer.service", "careless.service"] {
+        let journal = text(&host.inside(&["journalctl", "--no-pager", "--output=json", "--unit", unit]));
+        assert!(journal.contains("ready"), "{unit}: the journal is really here: {journal}");
+        assert!(!journal.contains(token.trim().rsplit('.').next().unwrap()), "{unit}: the token's signature");
+        assert_eq!(jwt_in(&journal), None, "{unit}");
+    }
+}
+
+/// A second agent, that goes on when it cannot record. No "interim" identity may have such a one, so it needs units.
+fn careless(within: &Path, issuer: &str) -> Setup {
+    let dir = tempfile::Builder::new().prefix("careless").tempdir_in(within).unwrap();
+    Setup::within(dir, issuer, r#"match = { unit = "shop.service" }"#)
+        .with(r#"assurance = "interim""#, r#"assurance = "standard""#)
+        .and("\n[audit]\non_failure = \"allow\"\n")
+}
+
+fn where_the_operator_chose_so_it_goes_on_without_a_record_and_tells_later(
+    host: &Host,
+    dir: &Path,
+    disk: &Disk,
+) {
+    // AUD-02, the other way: audit.on_failure = "allow". The way that denies is in faults.rs.
+    host.agent("careless.service", dir);
+    let at = |name: &str| dir.join(name).display().to_string();
+    let get = || {
+        let socket = at("run/agent.sock");
+        let answer = host.unit("shop.service", &[], &["get", "orders", "--socket", &socket]);
+        assert!(answer.status.success(), "{}", text(&answer));
+    };
+    let ledger = || text(&host.inside(&[BINARY, "status", "--socket", &at("run/operator.sock")]));
+    let records = || keybearer::audit::read(&dir.join("state/audit"), 0).unwrap().collect::<Vec<_>>();
+    get();
+    disk.fill();
+    // The last page of the ledger may still have room for a record or two.
+    let lost = (0..8).find(|_| {
+        get();
+        ledger().contains("cannot be written")
+    });
+    assert!(lost.is_some(), "{}", ledger());
+    let before = records();
+    get();
+    assert_eq!(records().len(), before.len(), "it was served without a record");
+    disk.clear();
+    get();
+    let after = records();
+    let gap = &after[before.len()].entry;
+    assert_eq!(gap.event.kind, EventType::LedgerGap, "told before anything else: {gap:?}");
+    let detail = gap.detail.as_deref().unwrap();
+    assert!(detail.starts_with("2 records could not be written"), "{detail}");
+    assert_eq!(after.len(), before.len() + 2);
+    assert!(!ledger().contains("cannot be written"), "{}", ledger());
+    let verified = host.inside(&[BINARY, "audit", "verify", "--dir", &at("state/audit")]);
+    assert!(verified.status.success(), "{}", text(&verified));
+    host.inside(&["systemctl", "stop", "careless.service"]);
+}
+
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
@@ -174,25 +249,22 @@ impl Host {
         host
     }
 
-    /// Starts the agent as a unit, which is up once it has said so.
-    fn agent(&self) {
-        let config = self.path("agent.toml");
+    /// Starts an agent as a unit, which is up once it has said so.
+    fn agent(&self, unit: &str, dir: &Path) {
+        let config = dir.join("agent.toml").display().to_string();
+        let named = format!("--unit={unit}");
         let started = self.inside(&[
             "systemd-run",
             "--quiet",
-            "--unit=keybearer.service",
+            &named,
             "--service-type=notify",
             BINARY,
             "agent",
             "--config",
             &config,
         ]);
-        assert!(
-            started.status.success(),
-            "{}{}",
-            text(&started),
-            text(&self.inside(&["journalctl", "-u", "keybearer"]))
-        );
+        let journal = || text(&self.inside(&["journalctl", "-u", unit]));
+        assert!(started.status.success(), "{}{}", text(&started), journal());
     }
 
     /// Runs a command of ours in a unit of its own.

@@ -8,6 +8,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
 };
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     AttestError, kernel,
@@ -102,6 +103,25 @@ impl Peer {
     /// Who it is now, in one call; None where the kernel cannot say.
     pub(super) fn ids(&self) -> Result<Option<Ids>, AttestError> {
         kernel::ids(&self.pidfd).map_err(|error| AttestError::kernel("PIDFD_GET_INFO", &error))
+    }
+
+    /// Ends when the process does, however long that is after its connection.
+    ///
+    /// # Errors
+    /// [`AttestError::Kernel`] if no descriptor is left to wait on: whoever cannot be watched is given nothing to keep.
+    pub fn outlived(&self) -> Result<impl Future<Output = ()> + Send + 'static, AttestError> {
+        // A descriptor of its own: the connection waits on the other.
+        let pidfd = self.pidfd.try_clone().map_err(|error| AttestError::kernel("dup", &error))?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; here the descriptor is owned by what waits on it"
+        )]
+        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)
+            .map_err(|error| AttestError::kernel("epoll_ctl", &error))?;
+        Ok(async move {
+            // An error would come at once and mean the same: nobody is watched.
+            let _ = pidfd.readable().await;
+        })
     }
 
     /// Whether the process still runs.

@@ -174,6 +174,8 @@ pub enum EventType {
     CredentialRelease,
     /// A credential was given back.
     CredentialReturn,
+    /// A credential was revoked before its time, or could not be.
+    CredentialRevoke,
     /// A caller asked who it is.
     Describe,
     /// Policy said no.

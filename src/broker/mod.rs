@@ -1,6 +1,8 @@
 //! The shelf and who fills it. In goes a [`Grant`]; out comes a credential: from the shelf at once, or from the issuer,
 //! asked once however many wait. One task owns the shelf; a live credential is read without troubling it.
 
+mod pending;
+mod revocations;
 mod shelf;
 mod timing;
 
@@ -18,8 +20,11 @@ use tokio::{
     time::sleep,
 };
 
+pub use pending::PendingFile;
+pub use revocations::{Cause, Revoked};
+use revocations::{Placed, Revocation, Revocations};
 use shelf::{Action, Event, Shelf, WaiterId};
-pub use shelf::{Failure, Fetched, Health, Live, Source};
+pub use shelf::{Failure, Fetched, Health, Live, Source, Which};
 
 use crate::{
     clock::{Boot, Clock, Dice, fraction},
@@ -47,10 +52,11 @@ pub struct Books {
 
 impl Books {
     fn order(&self, grant: &Grant) -> Result<Order, Failure> {
-        self.order_for(grant.identity(), grant.rule(), Arc::clone(grant.scope()))
+        let order = self.order_for(grant.identity(), grant.rule(), Arc::clone(grant.scope()))?;
+        Ok(Order { instance: grant.instance(), ..order })
     }
 
-    /// The order that `identity` places for a credential.
+    /// The order that `identity` places for a credential that its processes share.
     ///
     /// # Errors
     /// [`Failure::Issue`] if the issuer is not there.
@@ -64,6 +70,8 @@ impl Books {
             return Err(missing(identity, "issuer"));
         }
         Ok(Order {
+            instance: None,
+            max_uses: rule.max_uses,
             identity: Arc::clone(identity),
             credential: Arc::clone(&rule.name),
             issuer: Arc::clone(&rule.issuer),
@@ -78,7 +86,7 @@ impl Books {
     }
 
     /// The issuer that `order` is for, and the keys to place it with at `now`.
-    fn placed(&self, order: &Order, now: Timestamp) -> Result<(Arc<dyn Issuer>, Signers), IssueError> {
+    fn placed(&self, order: &Order, now: Timestamp) -> Result<Placed, IssueError> {
         let issuer = self.issuers.get(&order.issuer).ok_or_else(|| absent(&order.identity, "issuer"))?;
         let key = |purpose| self.keys.signer(&order.identity, purpose);
         let client = key(Purpose::ClientAuth).ok_or_else(|| absent(&order.identity, "key"))?;
@@ -88,8 +96,15 @@ impl Books {
     }
 }
 
-/// A broker and the task that works for it. Nothing runs until [`Keeper::run`] does.
-pub fn new(books: Books, clock: Arc<dyn Clock>, dice: Arc<dyn Dice>) -> (Broker, Keeper) {
+/// A broker and the task that works for it. Nothing runs until [`Keeper::run`] does. What becomes of credentials that are
+/// revoked before their time is told to `told`; those that still wait at the end are kept in `pending`.
+pub fn new(
+    books: Books,
+    clock: Arc<dyn Clock>,
+    dice: Arc<dyn Dice>,
+    told: mpsc::UnboundedSender<Revoked>,
+    pending: Option<PendingFile>,
+) -> (Broker, Keeper) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared {
         live: ArcSwap::default(),
@@ -104,8 +119,14 @@ pub fn new(books: Books, clock: Arc<dyn Clock>, dice: Arc<dyn Dice>) -> (Broker,
         waiting: HashMap::new(),
         topics: HashMap::new(),
         fetches: JoinSet::new(),
+        revocations: Revocations::default(),
+        attempts: JoinSet::new(),
+        told,
+        pending,
         dice,
         next_waiter: 0,
+        before: None,
+        unkept: false,
     };
     (Broker { shared, sender }, keeper)
 }
@@ -149,8 +170,10 @@ pub struct Shelved {
 
 enum Request {
     Ask { order: Order, min_ttl: Duration, deadline: Boot, answer: oneshot::Sender<Result<Fetched, Failure>> },
-    Keep(HashSet<Order>),
+    Keep { keep: HashSet<Order>, before: Arc<Books> },
     Release(Order),
+    Retire { which: Which, cause: Cause, done: oneshot::Sender<usize> },
+    Revoke(Order, Arc<Credential>, Cause),
     Unwatch(Order),
     Watch { order: Order, topic: oneshot::Sender<watch::Receiver<Topic>> },
 }
@@ -187,8 +210,8 @@ impl Broker {
         if let Some(live) = self.shared.live.load().get(&order)
             && now < live.serve_until
             && live.credential.window.left(now) >= min_ttl
+            && live.take_use()
         {
-            live.asked.store(true, std::sync::atomic::Ordering::Relaxed);
             return Ok(Fetched { credential: Arc::clone(&live.credential), source: Source::Cache });
         }
         let (answer, answered) = oneshot::channel();
@@ -224,8 +247,26 @@ impl Broker {
         let failed =
             |error| Failure::Issue { error, retry_after: None, attempts: 1, facts: IssueFacts::default() };
         let (issuer, signers) = books.placed(&order, self.shared.clock.wall()).map_err(failed)?;
-        issuer.revoke(&order, &signers, &live.credential).await.map_err(failed)?;
-        Ok(true)
+        match issuer.revoke(&order, &signers, &live.credential).await {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                // It is tried again until it ends; the keeper is gone only when the agent is.
+                let credential = Arc::clone(&live.credential);
+                let _ = self.sender.send(Request::Revoke(order, credential, Cause::GivenBack));
+                Err(failed(error))
+            }
+        }
+    }
+
+    /// Ends these credentials now: they are handed out no more, and revoked. How many there were. Whoever listens and is still
+    /// entitled gets another.
+    ///
+    /// # Errors
+    /// [`Failure::Closed`] if the broker has ended.
+    pub async fn retire(&self, which: Which, cause: Cause) -> Result<usize, Failure> {
+        let (done, given) = oneshot::channel();
+        self.sender.send(Request::Retire { which, cause, done }).map_err(|_| Failure::Closed)?;
+        given.await.map_err(|_| Failure::Closed)
     }
 
     /// The credential of `grant` that a caller holds, by its fingerprint and whatever its scope: one on the shelf, or the one
@@ -251,9 +292,14 @@ impl Broker {
 
     /// From now on, these issuers and keys. What `keep` does not name is taken off the shelf.
     pub fn replace(&self, books: Books, keep: HashSet<Order>) {
-        self.shared.books.store(Arc::new(books));
+        let before = self.shared.books.swap(Arc::new(books));
         // The keeper is gone only when the agent is.
-        let _ = self.sender.send(Request::Keep(keep));
+        let _ = self.sender.send(Request::Keep { keep, before });
+    }
+
+    /// From now on, orders are placed with these keys. What is live stays.
+    pub fn rekey(&self, keys: Keyring) {
+        self.shared.books.rcu(|books| Books { keys: keys.clone(), ..Books::clone(books) });
     }
 
     /// How things are.
@@ -315,16 +361,30 @@ pub struct Keeper {
     waiting: HashMap<WaiterId, oneshot::Sender<Result<Fetched, Failure>>>,
     topics: HashMap<Order, watch::Sender<Topic>>,
     fetches: JoinSet<(Order, Issued)>,
+    revocations: Revocations,
+    attempts: JoinSet<(u64, Result<(), IssueError>)>,
+    told: mpsc::UnboundedSender<Revoked>,
+    pending: Option<PendingFile>,
     dice: Arc<dyn Dice>,
     next_waiter: WaiterId,
+    /// The settings before a reload, for as long as it is carried out.
+    before: Option<Arc<Books>>,
+    /// Whether revocations came or went since they were kept for the next start.
+    unkept: bool,
 }
 
 impl Keeper {
     /// Works until every [`Broker`] is gone.
     pub async fn run(mut self) {
+        self.take_up();
         loop {
             let now = self.shared.clock.boot();
-            let nap = self.shelf.next_due().map_or(LONGEST_SLEEP, |due| due.since(now).min(LONGEST_SLEEP));
+            self.keep_pending();
+            for (id, revocation) in self.revocations.due(now) {
+                self.attempts.spawn(async move { (id, revocation.attempt().await) });
+            }
+            let due = [self.shelf.next_due(), self.revocations.next_due()].into_iter().flatten().min();
+            let nap = due.map_or(LONGEST_SLEEP, |due| due.since(now).min(LONGEST_SLEEP));
             let event = tokio::select! {
                 request = self.receiver.recv() => match request {
                     None => return,
@@ -336,6 +396,15 @@ impl Keeper {
                         Some(Event::Fetched { order, issued: Box::new(issued), chance })
                     }
                     // The runtime is coming down.
+                    Err(_) => return,
+                },
+                Some(tried) = self.attempts.join_next() => match tried {
+                    Ok((id, result)) => {
+                        let chance = fraction(&*self.dice);
+                        let over = self.revocations.tried(id, result, chance, self.shared.clock.boot());
+                        self.over(over);
+                        None
+                    }
                     Err(_) => return,
                 },
                 () = sleep(nap) => Some(Event::Tick),
@@ -360,8 +429,21 @@ impl Keeper {
                 self.waiting.insert(self.next_waiter, answer);
                 Event::Asked { order, waiter: self.next_waiter, min_ttl, deadline }
             }
-            Request::Keep(keep) => Event::Kept { keep },
+            Request::Keep { keep, before } => {
+                self.before = Some(before);
+                Event::Kept { keep }
+            }
             Request::Release(order) => Event::Released { order },
+            Request::Retire { which, cause, done } => {
+                let count = self.shelf.count(&which);
+                // Whoever asked may be gone again.
+                let _ = done.send(count);
+                Event::Retired { which, cause }
+            }
+            Request::Revoke(order, credential, cause) => {
+                self.revoke(order, credential, cause, None);
+                return None;
+            }
             Request::Unwatch(order) => {
                 self.topics.retain(|_, topic| topic.receiver_count() > 0);
                 Event::Unwatched { order }
@@ -381,6 +463,8 @@ impl Keeper {
 
     fn carry_out(&mut self, actions: Vec<Action>) {
         let mut published: Option<HashMap<Order, Arc<Live>>> = None;
+        // What the settings do not name any more is ended with what they named before.
+        let before = self.before.take();
         for action in actions {
             match action {
                 Action::Answer(waiter, answer) => {
@@ -408,6 +492,9 @@ impl Keeper {
                         });
                     }
                 }
+                Action::Revoke(order, credential, cause) => {
+                    self.revoke(order, credential, cause, before.as_deref());
+                }
                 Action::Trouble(order, failure) => {
                     if let Some(topic) = self.topics.get(&order) {
                         topic.send_modify(|now| *now = Topic { live: None, trouble: Some(failure) });
@@ -430,6 +517,42 @@ impl Keeper {
             };
             (order, issued)
         });
+    }
+
+    fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {
+        let (now, wall) = (self.shared.clock.boot(), self.shared.clock.wall());
+        let placed = match books {
+            Some(books) => books.placed(&order, wall),
+            None => self.shared.books.load().placed(&order, wall),
+        };
+        let over = self.revocations.add(Revocation { order, credential, cause, placed, since: now }, now);
+        self.over(over);
+    }
+
+    /// Tells what became of a credential that had to die.
+    fn over(&mut self, over: Option<Revoked>) {
+        if let Some(over) = over {
+            // Nobody listens only when the agent ends.
+            let _ = self.told.send(over);
+        }
+        self.unkept = true;
+    }
+
+    /// Before anything is tried: what is tried in vain when the agent is killed is tried again.
+    fn keep_pending(&mut self) {
+        if std::mem::take(&mut self.unkept)
+            && let Some(pending) = &self.pending
+        {
+            pending.keep(self.revocations.all());
+        }
+    }
+
+    /// What an agent before this one could not finish.
+    fn take_up(&mut self) {
+        let left = self.pending.as_ref().map(|pending| pending.left_behind(&*self.shared.clock));
+        for (order, credential, cause) in left.unwrap_or_default() {
+            self.revoke(order, Arc::new(credential), cause, None);
+        }
     }
 
     fn publish_report(&self) {

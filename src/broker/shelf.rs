@@ -4,15 +4,21 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
-use super::timing::{back_off, margin, refresh_at};
+use super::{
+    revocations::Cause,
+    timing::{back_off, margin, refresh_at},
+};
 use crate::{
     clock::Boot,
     credential::Credential,
-    issuer::{IssueError, IssueFacts, Issued, Order},
+    issuer::{Instance, IssueError, IssueFacts, Issued, Order},
 };
 
 /// After so many failures in a row an issuer is left alone until its back-off is over (CLK-07).
@@ -39,6 +45,8 @@ pub enum Event {
     Fetched { order: Order, issued: Box<Issued>, chance: (f64, f64) },
     /// Settings changed: only what `keep` says stays.
     Kept { keep: HashSet<Order> },
+    /// These end now, whoever has them.
+    Retired { which: Which, cause: Cause },
     /// A credential was given back.
     Released { order: Order },
     /// Time passed.
@@ -58,8 +66,31 @@ pub enum Action {
     Fetch(Order),
     /// This is what is live under the order from now on.
     Publish(Order, Option<Arc<Live>>),
+    /// Have the issuer end it before its time.
+    Revoke(Order, Arc<Credential>, Cause),
     /// Those who listen learn of trouble that ends their right to wait quietly.
     Trouble(Order, Failure),
+}
+
+/// Which credentials.
+#[derive(Clone, Debug)]
+pub enum Which {
+    /// Those of one process, which has exited.
+    Instance(Instance),
+    /// Those of an identity, or only the one of this name.
+    Identity(Arc<str>, Option<Arc<str>>),
+}
+
+impl Which {
+    fn takes(&self, order: &Order) -> bool {
+        match self {
+            Self::Instance(instance) => order.instance == Some(*instance),
+            Self::Identity(identity, credential) => {
+                order.identity == *identity
+                    && credential.as_ref().is_none_or(|name| order.credential == *name)
+            }
+        }
+    }
 }
 
 /// A credential on the shelf.
@@ -74,7 +105,19 @@ pub struct Live {
     /// The one that it replaced, which callers may still hold.
     pub before: Option<Arc<Credential>>,
     /// Whether it was handed out from the shelf since it came.
-    pub asked: std::sync::atomic::AtomicBool,
+    pub asked: AtomicBool,
+    /// How often it may still be handed out, if that is limited.
+    pub uses_left: Option<AtomicU32>,
+}
+
+impl Live {
+    /// Uses it once more, if it may be.
+    pub fn take_use(&self) -> bool {
+        self.asked.store(true, Ordering::Relaxed);
+        self.uses_left.as_ref().is_none_or(|left| {
+            left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+        })
+    }
 }
 
 /// A credential, and where it came from.
@@ -159,6 +202,8 @@ struct Slot {
     live: Option<Arc<Live>>,
     waiters: Vec<Waiter>,
     fetching: bool,
+    /// What is being fetched was ordered before the last of its kind was retired: it is not to be used.
+    outdated: bool,
     watchers: usize,
     refused: Option<(Boot, IssueError, IssueFacts)>,
     last_error: Option<String>,
@@ -186,10 +231,24 @@ impl Shelf {
             }
             Event::Kept { keep } => {
                 for (order, slot) in self.slots.extract_if(|order, _| !keep.contains(order)) {
-                    let failure = closed_order(&order);
-                    answer_all(slot.waiters, &failure, &mut actions);
+                    end(order, slot, Cause::Settings, now, &mut actions);
+                }
+            }
+            // Nobody is there any more who could be given another.
+            Event::Retired { which: Which::Instance(instance), cause } => {
+                for (order, slot) in self.slots.extract_if(|order, _| order.instance == Some(instance)) {
+                    end(order, slot, cause, now, &mut actions);
+                }
+            }
+            Event::Retired { which, cause } => {
+                for (order, slot) in self.slots.iter_mut().filter(|(order, _)| which.takes(order)) {
+                    slot.outdated = slot.fetching;
+                    revoke_all(order, slot, cause, now, &mut actions);
                     actions.push(Action::Publish(order.clone(), None));
-                    actions.push(Action::Trouble(order, failure));
+                    if slot.watchers > 0 && !slot.fetching {
+                        slot.fetching = true;
+                        actions.push(Action::Fetch(order.clone()));
+                    }
                 }
             }
             Event::Released { order } => {
@@ -231,6 +290,11 @@ impl Shelf {
         self.slots.iter().map(|(order, slot)| (order, slot.live.as_ref(), slot.last_error.as_deref()))
     }
 
+    /// How many of these are live.
+    pub fn count(&self, which: &Which) -> usize {
+        self.slots.iter().filter(|(order, slot)| slot.live.is_some() && which.takes(order)).count()
+    }
+
     /// How the issuers are, by name.
     pub fn issuers(&self) -> &HashMap<Arc<str>, Health> {
         &self.issuers
@@ -243,13 +307,13 @@ impl Shelf {
             && now < live.serve_until
         {
             let window = &live.credential.window;
-            if window.left(now) >= waiter.min_ttl {
-                live.asked.store(true, std::sync::atomic::Ordering::Relaxed);
+            let lasts = window.left(now) >= waiter.min_ttl;
+            if lasts && live.take_use() {
                 let credential = Arc::clone(&live.credential);
                 actions.push(Action::Answer(waiter.id, Ok(Fetched { credential, source: Source::Cache })));
                 return;
             }
-            if now.since(window.from) < FRESH {
+            if !lasts && now.since(window.from) < FRESH {
                 actions.push(Action::Answer(waiter.id, Err(Failure::TtlUnmet { life: window.life() })));
                 return;
             }
@@ -286,9 +350,24 @@ impl Shelf {
     ) {
         let health = self.issuers.entry(Arc::clone(&order.issuer)).or_default();
         health.skew_ms = issued.facts.date_skew_ms.or(health.skew_ms);
-        // Forgotten meanwhile: nobody is entitled to it any more.
-        let Some(slot) = self.slots.get_mut(&order) else { return };
+        let Some(slot) = self.slots.get_mut(&order) else {
+            // Forgotten meanwhile: nobody is entitled to it any more.
+            if let Ok(credential) = issued.result {
+                actions.push(Action::Revoke(order, Arc::new(credential), Cause::Unclaimed));
+            }
+            return;
+        };
         slot.fetching = false;
+        if std::mem::take(&mut slot.outdated)
+            && let Ok(credential) = issued.result
+        {
+            actions.push(Action::Revoke(order.clone(), Arc::new(credential), Cause::Unclaimed));
+            if slot.watchers > 0 || !slot.waiters.is_empty() {
+                slot.fetching = true;
+                actions.push(Action::Fetch(order));
+            }
+            return;
+        }
         let error = match issued.result {
             Ok(credential) => {
                 *health = Health { last_ok: Some(now), skew_ms: health.skew_ms, ..Health::default() };
@@ -300,8 +379,14 @@ impl Shelf {
                     credential: Arc::new(credential),
                     before: slot.live.as_ref().map(|live| Arc::clone(&live.credential)),
                     asked: (!slot.waiters.is_empty()).into(),
+                    uses_left: order.max_uses.map(AtomicU32::new),
                 });
+                let mut more = Vec::new();
                 for waiter in slot.waiters.drain(..) {
+                    if window.left(now) >= waiter.min_ttl && !live.take_use() {
+                        more.push(waiter);
+                        continue;
+                    }
                     let answer = if window.left(now) >= waiter.min_ttl {
                         let credential = Arc::clone(&live.credential);
                         Ok(Fetched { credential, source: Source::Issuer(issued.facts.clone()) })
@@ -311,7 +396,12 @@ impl Shelf {
                     actions.push(Action::Answer(waiter.id, answer));
                 }
                 slot.live = Some(Arc::clone(&live));
-                actions.push(Action::Publish(order, Some(live)));
+                actions.push(Action::Publish(order.clone(), Some(live)));
+                // It may not be used as often as there are callers: the rest wait for another.
+                if !more.is_empty() {
+                    (slot.waiters, slot.fetching) = (more, true);
+                    actions.push(Action::Fetch(order));
+                }
                 return;
             }
             Err(error) => error,
@@ -357,7 +447,8 @@ impl Shelf {
                         refresh_at: later,
                         serve_until: live.serve_until,
                         before: live.before.clone(),
-                        asked: live.asked.load(std::sync::atomic::Ordering::Relaxed).into(),
+                        asked: live.asked.load(Ordering::Relaxed).into(),
+                        uses_left: live.uses_left.as_ref().map(|left| left.load(Ordering::Relaxed).into()),
                     });
                     actions.push(Action::Publish(order, Some(Arc::clone(live))));
                 }
@@ -399,8 +490,27 @@ impl Shelf {
 
 /// A credential is kept fresh for those who use it, and lapses when nobody does.
 fn wanted(slot: &Slot) -> bool {
-    let asked = |live: &Arc<Live>| live.asked.load(std::sync::atomic::Ordering::Relaxed);
+    // One that is used up is replaced when it is asked for, not before.
+    let asked = |live: &Arc<Live>| live.uses_left.is_none() && live.asked.load(Ordering::Relaxed);
     slot.watchers > 0 || slot.live.as_ref().is_some_and(asked)
+}
+
+/// The end of an order: of those who wait for it, of what is live under it, of those who listen.
+fn end(order: Order, mut slot: Slot, cause: Cause, now: Boot, actions: &mut Vec<Action>) {
+    let failure = closed_order(&order);
+    answer_all(std::mem::take(&mut slot.waiters), &failure, actions);
+    revoke_all(&order, &mut slot, cause, now, actions);
+    actions.push(Action::Publish(order.clone(), None));
+    actions.push(Action::Trouble(order, failure));
+}
+
+fn revoke_all(order: &Order, slot: &mut Slot, cause: Cause, now: Boot, actions: &mut Vec<Action>) {
+    let Some(live) = slot.live.take() else { return };
+    for credential in [Some(&live.credential), live.before.as_ref()].into_iter().flatten() {
+        if now < credential.window.until {
+            actions.push(Action::Revoke(order.clone(), Arc::clone(credential), cause));
+        }
+    }
 }
 
 fn answer_all(waiters: Vec<Waiter>, failure: &Failure, actions: &mut Vec<Action>) {

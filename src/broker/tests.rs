@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     clock::SeededDice,
     credential::{Binding, Bound, Window},
-    issuer::{ClientAuth, Pending},
+    issuer::{ClientAuth, Instance, Pending},
     jose::Algorithm,
     keys::{Custody, KeySettings},
 };
@@ -52,6 +52,8 @@ struct FakeIssuer {
     always: Mutex<Option<IssueError>>,
     diary: Mutex<Vec<f64>>,
     revoked: AtomicUsize,
+    /// Whether it does not even take tokens back.
+    deaf: std::sync::atomic::AtomicBool,
     serial: AtomicUsize,
 }
 
@@ -65,6 +67,7 @@ impl FakeIssuer {
             always: Mutex::default(),
             diary: Mutex::default(),
             revoked: AtomicUsize::new(0),
+            deaf: false.into(),
             serial: AtomicUsize::new(0),
         })
     }
@@ -90,16 +93,8 @@ impl Issuer for FakeIssuer {
                 Some(error) => Err(error),
                 None => {
                     let serial = self.serial.fetch_add(1, Ordering::Relaxed);
-                    let token = crate::secret::Secret::new(format!("token-{serial}"));
-                    Ok(Credential {
-                        fingerprint: token.fingerprint(),
-                        token,
-                        window: Window::opening(self.clock.boot(), self.clock.wall(), self.life),
-                        bound: Bound::Bearer,
-                        scope: vec![],
-                        audience: None,
-                        jti: None,
-                    })
+                    let token = format!("token-{serial}");
+                    Ok(minted(&token, self.clock.boot(), self.clock.wall(), self.life))
                 }
             };
             Issued { result, facts: IssueFacts::default() }
@@ -112,6 +107,9 @@ impl Issuer for FakeIssuer {
         _: &'a Signers,
         _: &'a Credential,
     ) -> Pending<'a, Result<(), IssueError>> {
+        if self.deaf.load(Ordering::Relaxed) {
+            return Box::pin(async { Err(retry(None)) });
+        }
         self.revoked.fetch_add(1, Ordering::Relaxed);
         Box::pin(async { Ok(()) })
     }
@@ -139,7 +137,24 @@ fn keys() -> Keyring {
     Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default()).unwrap()
 }
 
-fn order(issuer: &str, credential: &str) -> Order {
+pub(super) fn credential(from: Boot, life: Duration) -> Credential {
+    minted("token", from, "2026-01-01T00:00:00Z".parse().unwrap(), life)
+}
+
+fn minted(token: &str, from: Boot, wall: Timestamp, life: Duration) -> Credential {
+    let token = crate::secret::Secret::new(token);
+    Credential {
+        fingerprint: token.fingerprint(),
+        token,
+        window: Window::opening(from, wall, life),
+        bound: Bound::Bearer,
+        scope: vec![],
+        audience: None,
+        jti: None,
+    }
+}
+
+pub(super) fn order(issuer: &str, credential: &str) -> Order {
     Order {
         identity: "payments".into(),
         credential: credential.into(),
@@ -151,6 +166,8 @@ fn order(issuer: &str, credential: &str) -> Order {
         require_aud: false,
         max_ttl: Duration::from_secs(3600),
         binding: Binding::Bearer,
+        max_uses: None,
+        instance: None,
     }
 }
 
@@ -160,9 +177,15 @@ struct House {
     other: Arc<FakeIssuer>,
     broker: Broker,
     keeper: tokio::task::JoinHandle<()>,
+    told: mpsc::UnboundedReceiver<Revoked>,
 }
 
 fn house() -> House {
+    house_keeping(|_| None)
+}
+
+/// One that may keep what it could not finish.
+fn house_keeping(pending: impl FnOnce(&Arc<PausedClock>) -> Option<PendingFile>) -> House {
     let clock = PausedClock::new();
     let (corp, other) = (FakeIssuer::new(&clock, 300), FakeIssuer::new(&clock, 300));
     let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> = HashMap::from([
@@ -170,8 +193,10 @@ fn house() -> House {
         ("other".into(), Arc::clone(&other) as _),
     ]);
     let books = Books { issuers, keys: keys(), certificates: Certificates::default() };
-    let (broker, keeper) = new(books, Arc::clone(&clock) as _, SeededDice::from_seed(3));
-    House { clock, corp, other, broker, keeper: tokio::spawn(keeper.run()) }
+    let pending = pending(&clock);
+    let (telling, told) = mpsc::unbounded_channel();
+    let (broker, keeper) = new(books, Arc::clone(&clock) as _, SeededDice::from_seed(3), telling, pending);
+    House { clock, corp, other, broker, keeper: tokio::spawn(keeper.run()), told }
 }
 
 impl House {
@@ -288,7 +313,8 @@ async fn one_issuers_silence_never_delays_anothers_callers() {
     let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> =
         HashMap::from([("corp".into(), silent as Arc<dyn Issuer>), ("other".into(), quick as _)]);
     let books = Books { issuers, keys: keys(), certificates: Certificates::default() };
-    let (broker, keeper) = new(books, clock, SeededDice::from_seed(3));
+    let (telling, _told) = mpsc::unbounded_channel();
+    let (broker, keeper) = new(books, clock, SeededDice::from_seed(3), telling, None);
     tokio::spawn(keeper.run());
     let hung = broker.clone();
     let hung = tokio::spawn(async move {
@@ -380,8 +406,8 @@ async fn a_stepped_wall_clock_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_settings_dropped_is_forgotten() {
-    let house = house();
+async fn what_the_settings_dropped_is_forgotten_and_revoked() {
+    let mut house = house();
     house.get("a").await.unwrap();
     house.get("b").await.unwrap();
     let mut listening = house.broker.watch_order(order("corp", "b")).await.unwrap();
@@ -394,6 +420,130 @@ async fn what_the_settings_dropped_is_forgotten() {
     listening.changed().await.unwrap_err();
     assert_eq!(house.broker.live_count(), 1);
     assert_eq!(house.get("a").await.unwrap().source, Source::Cache);
+    let revoked = house.told.recv().await.unwrap();
+    assert_eq!((&*revoked.order.credential, revoked.cause, revoked.error), ("b", Cause::Settings, None));
+    assert_eq!(house.corp.revoked.load(Ordering::Relaxed), 1);
+}
+
+/// An order of one process.
+fn of_process(pid: u32) -> Order {
+    Order { instance: Some(Instance { pid, start: 7 }), ..order("corp", "a") }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_one_processs_dies_with_it() {
+    // S37, ATT-09
+    let mut house = house();
+    let patience = Duration::from_secs(30);
+    let get = async |house: &House, pid| {
+        house
+            .broker
+            .fetch_order(of_process(pid), Duration::ZERO, patience)
+            .await
+            .unwrap()
+            .credential
+            .fingerprint
+    };
+    let (one, other) = (get(&house, 1).await, get(&house, 2).await);
+    assert_ne!(one, other, "each has its own");
+    let instance = |pid| Which::Instance(Instance { pid, start: 7 });
+    assert_eq!(house.broker.retire(instance(1), Cause::Exited).await, Ok(1));
+    let revoked = house.told.recv().await.unwrap();
+    assert_eq!((revoked.credential.fingerprint, revoked.cause, revoked.error), (one, Cause::Exited, None));
+    assert!(revoked.took < Duration::from_secs(1));
+    assert_eq!(get(&house, 2).await, other, "nobody else's");
+    // One that exits while its credential is on the way: what comes is revoked too.
+    let broker = house.broker.clone();
+    let asked =
+        tokio::spawn(async move { broker.fetch_order(of_process(3), Duration::ZERO, patience).await });
+    sleep(Duration::from_millis(20)).await;
+    house.broker.retire(instance(3), Cause::Exited).await.unwrap();
+    asked.await.unwrap().unwrap_err();
+    assert_eq!(house.told.recv().await.unwrap().cause, Cause::Unclaimed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_ends_them_and_whoever_may_gets_others() {
+    // KEY-07, GA-10
+    let mut house = house();
+    let first = house.get("a").await.unwrap().credential.fingerprint;
+    let mut listening = house.broker.watch_order(order("corp", "a")).await.unwrap();
+    let all = Which::Identity("payments".into(), None);
+    assert_eq!(house.broker.retire(all, Cause::Operator).await, Ok(1));
+    let revoked = house.told.recv().await.unwrap();
+    assert_eq!((revoked.credential.fingerprint, revoked.cause), (first, Cause::Operator));
+    listening.changed().await.unwrap();
+    assert_ne!(house.get("a").await.unwrap().credential.fingerprint, first);
+    let none = Which::Identity("payments".into(), Some("b".into()));
+    assert_eq!(house.broker.retire(none, Cause::Operator).await, Ok(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_ordered_before_the_end_is_not_used_after_it() {
+    let mut house = house();
+    let broker = house.broker.clone();
+    let asked = tokio::spawn(async move {
+        broker.fetch_order(order("corp", "a"), Duration::ZERO, Duration::from_secs(30)).await
+    });
+    sleep(Duration::from_millis(20)).await;
+    house.broker.retire(Which::Identity("payments".into(), None), Cause::Operator).await.unwrap();
+    let given = asked.await.unwrap().unwrap().credential.fingerprint;
+    let revoked = house.told.recv().await.unwrap();
+    assert_eq!(revoked.cause, Cause::Unclaimed);
+    assert_ne!(given, revoked.credential.fingerprint);
+    assert_eq!(house.corp.diary().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_may_be_used_once_is_used_once() {
+    // S29
+    let house = house();
+    let once = || Order { max_uses: Some(1), ..order("corp", "a") };
+    let mut callers = JoinSet::new();
+    for _ in 0..20 {
+        let broker = house.broker.clone();
+        callers.spawn(async move {
+            let fetched = broker.fetch_order(once(), Duration::ZERO, Duration::from_secs(30)).await.unwrap();
+            fetched.credential.fingerprint.to_string()
+        });
+    }
+    let given: HashSet<String> = callers.join_all().await.into_iter().collect();
+    assert_eq!((given.len(), house.corp.diary().len()), (20, 20));
+    sleep(Duration::from_secs(250)).await;
+    assert_eq!(house.corp.diary().len(), 20, "none is fetched for nobody");
+}
+
+#[tokio::test(start_paused = true)]
+async fn revocations_that_wait_survive_a_restart_and_are_no_clear_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("revocations");
+    let file = |_: &Arc<PausedClock>| {
+        let key = crate::keys::SealingKey::of(&crate::secret::Secret::new("seed"));
+        Some(PendingFile::new(path.clone(), key, SeededDice::from_seed(9)))
+    };
+    let house = house_keeping(file);
+    let token = house.get("a").await.unwrap().credential.fingerprint;
+    house.corp.deaf.store(true, Ordering::Relaxed);
+    house.broker.retire(Which::Identity("payments".into(), None), Cause::Operator).await.unwrap();
+    sleep(Duration::from_secs(5)).await;
+    house.keeper.abort();
+    let kept = std::fs::read(&path).unwrap();
+    assert!(!kept.windows(5).any(|window| window == b"token" || window == b"payme"), "sealed");
+
+    let mut next = house_keeping(file);
+    let revoked = next.told.recv().await.unwrap();
+    assert_eq!(
+        (revoked.credential.fingerprint, revoked.cause, revoked.error),
+        (token, Cause::Operator, None)
+    );
+    assert_eq!(next.corp.revoked.load(Ordering::Relaxed), 1);
+    sleep(Duration::from_secs(1)).await;
+    assert!(!path.exists(), "nothing waits, so nothing is kept");
+    // What was changed on the way is not believed.
+    std::fs::write(&path, &kept[1..]).unwrap();
+    let mut third = house_keeping(file);
+    third.get("a").await.unwrap();
+    assert!(third.told.try_recv().is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -407,7 +557,7 @@ async fn an_unknown_issuer_is_a_setting_to_mend() {
 
 #[tokio::test(start_paused = true)]
 async fn the_keeper_ends_with_the_last_broker() {
-    let House { broker, keeper, .. } = house();
+    let House { broker, keeper, told: _told, .. } = house();
     drop(broker);
     timeout(Duration::from_secs(1), keeper).await.unwrap().unwrap();
 }

@@ -83,7 +83,11 @@ impl Dev {
         let issuer =
             DevIssuer::bind(issuer_settings, Arc::clone(clock), Arc::clone(dice)).map_err(undeveloped)?;
         let handle = issuer.handle();
-        let api_settings = DemoApiSettings { port: 0, audience: ORDERS.into(), scope: "orders:read".into() };
+        let api_settings = DemoApiSettings {
+            audience: ORDERS.into(),
+            scope: "orders:read".into(),
+            ..DemoApiSettings::default()
+        };
         let api = DemoApi::bind(api_settings, handle.clone(), Arc::clone(clock)).map_err(undeveloped)?;
         let api_url = format!("{}/orders", api.url());
 

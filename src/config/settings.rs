@@ -4,7 +4,7 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Component, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -26,7 +26,10 @@ use crate::{
     },
     jose::Algorithm,
     keys::{CertificateSettings, Custody, KeySettings},
-    policy::{Assurance, CredentialRule, Exception, Identity, Named, Policy, Proofs, Selectors},
+    policy::{
+        Assurance, CredentialRule, Exception, Export, Exports, Identity, Named, Per, Policy, Proofs,
+        Selectors,
+    },
     proof::Target,
     wire::ListenSettings,
 };
@@ -40,6 +43,8 @@ pub struct Settings {
     pub digest: String,
     /// The sockets.
     pub listen: Listen,
+    /// The sockets for one trust boundary each, by name. Which identities count there is a matter of policy (ATT-23).
+    pub exports: BTreeMap<Arc<str>, ListenSettings>,
     /// The ledger.
     pub audit: LedgerSettings,
     /// The keys of each identity.
@@ -54,6 +59,19 @@ pub struct Settings {
     pub log: Log,
     /// How long calls under way may take at the end.
     pub drain: Duration,
+    /// Where what has to survive a restart is kept.
+    pub kept: Kept,
+}
+
+/// Where what has to survive a restart is kept.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Kept {
+    /// Revocations that wait, sealed; in the runtime directory, so gone with the host's power.
+    pub revocations: PathBuf,
+    /// The key that seals; in the state directory.
+    pub sealing_key: PathBuf,
+    /// The identities that an operator has switched off.
+    pub disabled: PathBuf,
 }
 
 /// The sockets.
@@ -72,7 +90,7 @@ pub struct Listen {
 impl Settings {
     /// Whether what is only read at start differs: a reload has to say so.
     pub fn listen_differs(&self, other: &Self) -> bool {
-        self.listen != other.listen || self.audit != other.audit
+        self.listen != other.listen || self.exports != other.exports || self.audit != other.audit
     }
 }
 
@@ -117,17 +135,19 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
     let log = log(&mut top);
     let issuers = issuers(&mut top, &environment);
     let (identities, keys, certificates) = identities(&mut top, &state, &issuers);
+    let (exports, served) = exports(&mut top, &listen);
     top.finish();
 
     let mut mistakes = mistakes.into_inner();
     mistakes.extend(agreements(&identities, &audit));
     mistakes.extend(certificate::agreements(&identities, &certificates, &issuers));
-    let policy = Policy::new(identities, &environment, now);
+    let policy = Policy::new(identities, served, &environment, now);
     match policy {
         Ok(policy) if mistakes.is_empty() => Ok(Settings {
             environment,
             digest: written.digest.clone(),
             listen,
+            exports,
             audit,
             keys,
             certificates,
@@ -135,6 +155,11 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
             policy: Arc::new(policy),
             log,
             drain,
+            kept: Kept {
+                revocations: runtime.join("revocations"),
+                sealing_key: state.join("keys/sealing.pem"),
+                disabled: state.join("disabled.json"),
+            },
         }),
         Ok(_) => Err(mistakes),
         Err(problems) => {
@@ -198,6 +223,40 @@ fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {
         sockets.finish();
     }
     Listen { workload, operator, http, reflection }
+}
+
+/// Sockets for one trust boundary each: where they are, and for whom.
+fn exports(top: &mut Reader<'_>, listen: &Listen) -> (BTreeMap<Arc<str>, ListenSettings>, Exports) {
+    let (mut exports, mut served) = (BTreeMap::new(), Exports::new());
+    let mut taken =
+        vec![listen.workload.path.clone(), listen.operator.path.clone(), listen.http.path.clone()];
+    let mut given: Vec<PathBuf> = vec![];
+    for (name, mut reader) in top.named_tables("exports") {
+        let name: Arc<str> = name.into();
+        let identities = reader.strings("identities").into_iter().map(Arc::from).collect();
+        if !reader.has("path") {
+            reader.wrong("path", "it is required, for example \"/run/keybearer-web/agent.sock\"");
+        }
+        let path = reader.path("path");
+        served.insert(Arc::clone(&name), Export { path: path.clone().unwrap_or_default(), identities });
+        let (mode, group) = (mode(&mut reader, "mode", 0o660), group(&mut reader, "group"));
+        if let Some(path) = path {
+            // Whoever is given the directory of a socket, as containers are, is given all that is in it.
+            let directory = path.parent().unwrap_or(&path).to_owned();
+            let crowded = taken.iter().any(|other| other.starts_with(&directory));
+            let climbs = path.components().any(|part| part == Component::ParentDir);
+            if crowded || climbs || given.iter().any(|other| path.starts_with(other)) {
+                let message = "it needs a directory of its own, with no other socket in or below it, and named without \"..\"";
+                reader.wrong("path", message);
+            }
+            taken.push(path.clone());
+            given.push(directory);
+            let group = group.map(|group| group.id);
+            exports.insert(name, ListenSettings { path, mode, group, ..listen.workload.clone() });
+        }
+        reader.finish();
+    }
+    (exports, served)
 }
 
 fn audit(top: &mut Reader<'_>, state: &std::path::Path) -> LedgerSettings {
@@ -467,6 +526,11 @@ fn credential(
         binding,
         key_export,
         proofs,
+        per: reader.word("per", Per::Identity, &[("identity", Per::Identity), ("process", Per::Process)]),
+        max_uses: reader
+            .has("max_uses")
+            .then(|| reader.integer("max_uses", 1, 1..=1_000_000))
+            .and_then(|uses| u32::try_from(uses).ok()),
         max_ttl: reader.duration("max_ttl", assurance.max_ttl()),
         exception: reader.table("exception").and_then(exception),
     };
@@ -599,8 +663,4 @@ impl Listen {
     pub const OPERATOR: &str = "/run/keybearer/operator.sock";
     /// The HTTP socket if nobody says otherwise.
     pub const HTTP: &str = "/run/keybearer/http.sock";
-    /// All of them.
-    pub fn paths(&self) -> [PathBuf; 3] {
-        [self.workload.path.clone(), self.operator.path.clone(), self.http.path.clone()]
-    }
 }

@@ -83,6 +83,10 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     let example = Desk::with(&example).load(&[]).unwrap();
     let plain = Desk::with(GOOD).load(&[]).unwrap();
     assert_eq!(example.listen, plain.listen);
+    let export = &example.exports["web"];
+    let path = export.path.clone();
+    assert_eq!(*export, crate::wire::ListenSettings { path, ..plain.listen.workload.clone() });
+    assert!(plain.exports.is_empty(), "without it, nothing more listens");
     assert_eq!((example.audit.sync, example.audit.on_failure), (Sync::Checkpoint, OnFailure::Deny));
     assert_eq!(example.audit.checkpoint_every, plain.audit.checkpoint_every);
     assert_eq!(example.log, plain.log);
@@ -242,6 +246,43 @@ fn two_identities_are_never_one_client() {
         .replace("1000", "1001");
     let told = mistakes(&format!("{GOOD}{second}"));
     assert!(told.iter().any(|line| line.contains("same client of this issuer")), "{told:?}");
+}
+
+#[test]
+fn an_export_has_a_directory_of_its_own_and_somebody_that_it_is_for() {
+    // ATT-23
+    let export = |name: &str, rest: &str| format!("[exports.{name}]\n{rest}\n");
+    let good = r#"path = "/run/kb-web/agent.sock"
+identities = ["payments"]"#;
+    let settings = Desk::with(&format!("{GOOD}{}", export("web", good))).load(&[]).unwrap();
+    assert_eq!(settings.exports["web"].path.to_str(), Some("/run/kb-web/agent.sock"));
+    assert!(settings.policy.exports()["web"].identities.contains("payments"));
+    let place = |path: &str| good.replace("/run/kb-web/agent.sock", path);
+    let own = "exports.web.path: it needs a directory of its own";
+    for (rest, expected) in [
+        (place("/run/keybearer/agent.sock"), own),
+        (place("/run/keybearer/web.sock"), own),
+        (place("/run/web.sock"), own),
+        (place("/run/kb-web/../keybearer/web.sock"), own),
+        (place("web/agent.sock"), "exports.web.path: it has to be an absolute path"),
+        (good.replace("path", "mode"), "exports.web.path: it is required"),
+        (good.replace(r#"["payments"]"#, "[]"), "exports.web.identities: it is for nobody"),
+        (good.replace("identities", "identity"), "exports.web.identity: there is no such key"),
+        (good.replace(r#"["payments"]"#, r#"["hunter2"]"#), "exports.web.identities: one of them is no"),
+        (format!("{good}\nmode = \"0755\""), "exports.web.mode: it has to be an octal mode"),
+    ] {
+        let told = mistakes(&format!("{GOOD}{}", export("web", &rest)));
+        assert!(told.iter().any(|line| line.contains(expected)), "{rest}: {told:?}");
+        assert!(!told.join(" ").contains("hunter2"));
+    }
+    for (name, path) in [
+        ("batch", "/run/kb-web/b.sock"),
+        ("batch", "/run/kb-web/in/b.sock"),
+        ("zone", "/run/kb-web/in/z.sock"),
+    ] {
+        let two = format!("{GOOD}{}{}", export("web", good), export(name, &place(path)));
+        assert!(mistakes(&two).iter().any(|line| line.contains("a directory of its own")), "{path}");
+    }
 }
 
 #[test]

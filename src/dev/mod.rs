@@ -17,8 +17,8 @@ mod target;
 
 pub use api::{DemoApi, DemoApiSettings};
 pub use issuer::{
-    Client, Counts, DevIssuer, DevIssuerSettings, Diary, DiaryEntry, DiaryProof, Fault, FaultError, Handle,
-    RegisterError,
+    Client, Counts, DevIssuer, DevIssuerSettings, Diary, DiaryEntry, DiaryProof, Fault, FaultError,
+    Federated, Handle, RegisterError,
 };
 
 /// Why a development server does not start, or had to stop.

@@ -46,6 +46,19 @@ pub struct Order {
     pub max_ttl: Duration,
     /// What must bind it.
     pub binding: Binding,
+    /// How often it may be handed out, if that is limited (S29).
+    pub max_uses: Option<u32>,
+    /// The one process it is for, if it dies with it.
+    pub instance: Option<Instance>,
+}
+
+/// One run of one process: a pid alone is given to others afterwards.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Instance {
+    /// Its process id.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub start: u64,
 }
 
 /// How a client proves to an issuer who it is.
@@ -68,6 +81,13 @@ impl ClientAuth {
             Self::TlsClientAuth => "tls_client_auth",
             Self::SelfSignedTlsClientAuth => "self_signed_tls_client_auth",
         }
+    }
+
+    /// The one that is written so.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::PrivateKeyJwt, Self::TlsClientAuth, Self::SelfSignedTlsClientAuth]
+            .into_iter()
+            .find(|known| known.as_str() == name)
     }
 
     /// Whether a certificate does it.
@@ -96,30 +116,25 @@ pub struct Signers {
     pub certificates: Vec<Arc<ClientCertificate>>,
 }
 
+/// What it is, and how it is to be used.
 type Key<'a> = (
-    &'a str,
-    &'a str,
-    &'a str,
-    (&'a str, ClientAuth),
-    Option<&'a str>,
-    &'a [Arc<str>],
-    bool,
-    Duration,
-    Binding,
+    (&'a str, &'a str, &'a str, &'a str, ClientAuth, Option<&'a str>, &'a [Arc<str>]),
+    (bool, Duration, Binding, Option<u32>, Option<Instance>),
 );
 
 impl Order {
     fn key(&self) -> Key<'_> {
         (
-            &self.identity,
-            &self.credential,
-            &self.issuer,
-            (&self.client_id, self.client_auth),
-            self.resource.as_deref(),
-            &self.scope,
-            self.require_aud,
-            self.max_ttl,
-            self.binding,
+            (
+                &self.identity,
+                &self.credential,
+                &self.issuer,
+                &self.client_id,
+                self.client_auth,
+                self.resource.as_deref(),
+                &self.scope,
+            ),
+            (self.require_aud, self.max_ttl, self.binding, self.max_uses, self.instance),
         )
     }
 }

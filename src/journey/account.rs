@@ -12,7 +12,7 @@ use crate::{
         CredentialPart, Entry, EventType, ExePart, IssuerPart, Line, Outcome, PeerPart, PolicyPart,
         TargetPart, UnitPart, WorkloadPart,
     },
-    broker::{Failure, Source},
+    broker::{Failure, Revoked, Source},
     clock::uuid_v7,
     credential::Credential,
     issuer::IssueFacts,
@@ -231,6 +231,34 @@ impl<'a> Account<'a> {
             missing: explanation.missing(),
         }
     }
+}
+
+/// What became of a credential that had to die before its time.
+pub(super) fn revoked(mut entry: Entry, revoked: &Revoked, environment: &str) -> Entry {
+    let (order, credential) = (&revoked.order, &revoked.credential);
+    entry.workload = Some(WorkloadPart {
+        id: order.identity.to_string(),
+        env: environment.into(),
+        ..WorkloadPart::default()
+    });
+    entry.credential = Some(CredentialPart {
+        name: Some(order.credential.to_string()),
+        kind: Some("access_token".into()),
+        issuer: Some(order.issuer.to_string()),
+        client_id: Some(order.client_id.to_string()),
+        not_after: Some(format!("{:.0}", credential.window.until_wall)),
+        binding: Some(credential.binding().as_str().into()),
+        token_hash: Some(credential.fingerprint.to_string()),
+        jti_hash: credential.jti.map(|jti| jti.to_string()),
+        ..CredentialPart::default()
+    });
+    let process = order.instance.map(|instance| format!(", of pid {}", instance.pid)).unwrap_or_default();
+    let ended = match &revoked.error {
+        None => "its issuer confirmed".to_owned(),
+        Some(error) => format!("it works until it ends: {error}"),
+    };
+    let (tries, took) = (revoked.tries, revoked.took.as_millis());
+    entry.because(revoked.cause.as_str()).detail(format!("{ended}; {tries} tries, {took} ms{process}"))
 }
 
 /// A process of which no more is known than who connected.

@@ -3,6 +3,7 @@
 //! is no other way to a credential.
 
 mod account;
+mod lives;
 mod pace;
 mod prove;
 mod session;
@@ -13,18 +14,19 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 
 use crate::{
     attest::{AttestError, Attestor, Challenge, Hold, Interests, Missing, Peer, Turns, Workload},
     audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
-    broker::{Broker, Failure, Fetched, Subscription},
+    broker::{Broker, Failure, Fetched, Revoked, Subscription},
     clock::{Clock, Dice, uuid_v7},
     credential::Credential,
-    policy::{Denial, Entitlement, Explanation, Grant, Policy, Reason, Wish},
+    policy::{Denial, Door, Entitlement, Explanation, Grant, Policy, Reason, Wish},
     proof::Nonces,
 };
 use account::Account;
+use lives::Lives;
 use pace::Pace;
 pub use prove::{Proved, Proving};
 pub use session::Session;
@@ -43,6 +45,7 @@ pub struct Journey {
     /// What APIs want to see in the next proof, as callers handed it back.
     nonces: Mutex<Nonces>,
     pace: Mutex<Pace>,
+    lives: Lives,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
 }
@@ -145,6 +148,7 @@ impl Journey {
             ledger,
             nonces: Mutex::default(),
             pace: Mutex::default(),
+            lives: Lives::default(),
             clock,
             dice,
         }
@@ -170,9 +174,10 @@ impl Journey {
         &self.ledger
     }
 
-    /// Somebody connected: its evidence is taken at once, before it can become somebody else (ATT-16).
-    pub async fn begin(&self, peer: Arc<Peer>, socket: Arc<str>) -> Session {
-        let session = Session::new(peer, socket, Challenge::new(&*self.dice));
+    /// Somebody connected to the socket at this path: its evidence is taken at once, before it can become somebody else
+    /// (ATT-16).
+    pub async fn begin(&self, peer: Arc<Peer>, socket: Arc<str>, door: Door) -> Session {
+        let session = Session::new(peer, socket, door, Challenge::new(&*self.dice));
         // An error is kept like a success: whoever asks on this connection gets it, on record.
         let _ = self.read_evidence(&session, &self.rules.load_full()).await;
         session
@@ -212,11 +217,17 @@ impl Journey {
             Ok(workload) => workload,
             Err(error) => return Err(self.unattested(account, &error).await?),
         };
-        let wish = Wish { proof: proving.map(Proving::wanted), ..wish(request) };
-        match rules.policy.decide(&workload, &wish, self.clock.wall()) {
-            Ok(grant) => Ok((account, workload, grant)),
-            Err(denial) => Err(self.denied(account, &workload, &denial).await?),
+        let wish = Wish { proof: proving.map(Proving::wanted), ..wish(session, request) };
+        let grant = match rules.policy.decide(&workload, &wish, self.clock.wall()) {
+            Ok(grant) => grant,
+            Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
+        };
+        if let Some(instance) = grant.instance()
+            && let Err(error) = self.lives.watch(instance, session.peer(), &self.broker)
+        {
+            return Err(self.unattested(account, &error).await?);
         }
+        Ok((account, workload, grant))
     }
 
     /// One credential now, and a way to wait for the next.
@@ -227,10 +238,12 @@ impl Journey {
         let rules = self.rules.load_full();
         // Listening begins before the first answer, so that no rotation falls between the two.
         let listening = match self.attest(session, &rules).await {
-            Ok(workload) => match rules.policy.decide(&workload, &wish(request), self.clock.wall()) {
-                Ok(grant) => self.broker.watch(&grant).await.ok(),
-                Err(_) => None,
-            },
+            Ok(workload) => {
+                match rules.policy.decide(&workload, &wish(session, request), self.clock.wall()) {
+                    Ok(grant) => self.broker.watch(&grant).await.ok(),
+                    Err(_) => None,
+                }
+            }
             Err(_) => None,
         };
         let answer = self.fulfil(session, request).await?;
@@ -285,7 +298,7 @@ impl Journey {
             Ok(workload) => workload,
             Err(error) => return Err(self.unattested(account, &error).await?),
         };
-        let entitlement = match rules.policy.describe(&workload, self.clock.wall()) {
+        let entitlement = match rules.policy.describe(&workload, &session.door, self.clock.wall()) {
             Ok(entitlement) => entitlement,
             Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
         };
@@ -312,7 +325,7 @@ impl Journey {
         Ok((revoked, receipt))
     }
 
-    /// Who a process would be and what it would get, for an operator. Grants nothing.
+    /// Who a process would be and what it would get at the agent's own sockets, for an operator. Grants nothing.
     ///
     /// # Errors
     /// A [`Refusal`] if the operator's question cannot be recorded; the inner error if the process is gone.
@@ -329,8 +342,8 @@ impl Journey {
             Ok(evidence) => evidence,
             Err(error) => return Ok(Err(error)),
         };
-        let (reason, explanation) =
-            rules.policy.explain(&evidence, &Wish { credential: name, ..Wish::default() }, self.clock.wall());
+        let wish = Wish { credential: name, ..Wish::at(&Door::Own) };
+        let (reason, explanation) = rules.policy.explain(&evidence, &wish, self.clock.wall());
         // Asked only who it is: that it names no credential is no fault.
         let reason = reason.filter(|reason| !(name.is_empty() && *reason == Reason::NoCredential));
         let mut entry = self.entry(EventType::Explain, Outcome::Success);
@@ -361,6 +374,19 @@ impl Journey {
         // Nobody is answered, so nothing is held back if it cannot be written; the ledger's health says so.
         if let Err(error) = self.ledger.record(entry).await {
             tracing::error!(%error, reason, "a cut connection could not be recorded");
+        }
+    }
+
+    /// Writes down what became of credentials that had to die before their time, until nobody tells any more.
+    pub async fn write_down(&self, mut told: mpsc::UnboundedReceiver<Revoked>) {
+        while let Some(revoked) = told.recv().await {
+            let outcome = if revoked.error.is_none() { Outcome::Success } else { Outcome::Failed };
+            let entry = self.entry(EventType::CredentialRevoke, outcome);
+            let entry = account::revoked(entry, &revoked, &self.rules.load().environment);
+            // Nobody is answered, so nothing is held back if it cannot be written; the ledger's health says so.
+            if let Err(error) = self.ledger.record(entry).await {
+                tracing::error!(%error, "a revocation could not be recorded");
+            }
         }
     }
 
@@ -451,8 +477,8 @@ pub struct Explained {
     pub receipt: Receipt,
 }
 
-fn wish(request: &Request) -> Wish<'_> {
-    Wish { credential: &request.name, scope: &request.scope, proof: None }
+fn wish<'a>(session: &'a Session, request: &'a Request) -> Wish<'a> {
+    Wish { credential: &request.name, scope: &request.scope, door: &session.door, proof: None }
 }
 
 /// The trace id of a `traceparent` (W3C Trace Context), if it is valid (AUD-08).

@@ -13,6 +13,7 @@ use crate::{
     attest::{AttestError, Challenge, Interests, Peer, Workload},
     audit::Told,
     credential::Credential,
+    policy::Door,
 };
 
 /// One connection and what was attested when it came.
@@ -20,6 +21,7 @@ use crate::{
 pub struct Session {
     peer: Arc<Peer>,
     pub(super) socket: Arc<str>,
+    pub(super) door: Door,
     challenge: Arc<Challenge>,
     attested: Mutex<Option<Attested>>,
     round: Mutex<Option<Round>>,
@@ -57,10 +59,11 @@ struct Round {
 }
 
 impl Session {
-    pub(super) fn new(peer: Arc<Peer>, socket: Arc<str>, challenge: Challenge) -> Self {
+    pub(super) fn new(peer: Arc<Peer>, socket: Arc<str>, door: Door, challenge: Challenge) -> Self {
         Self {
             peer,
             socket,
+            door,
             challenge: Arc::new(challenge),
             attested: Mutex::default(),
             round: Mutex::default(),
@@ -214,7 +217,7 @@ mod tests {
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let workload = attestor.attest(&peer, &Arc::default()).unwrap();
         let challenge = Challenge::new(&*SeededDice::from_seed(1));
-        (Session::new(peer, "test".into(), challenge), Arc::new(workload))
+        (Session::new(peer, "test".into(), Door::Own, challenge), Arc::new(workload))
     }
 
     type Confirm<'a> = Pin<Box<dyn Future<Output = Result<(), AttestError>> + 'a>>;

@@ -5,6 +5,7 @@ mod certificate;
 mod file;
 mod memory;
 mod note;
+mod seal;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,6 +20,7 @@ pub use certificate::{
 pub use file::FileError;
 pub use memory::Key;
 pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
+pub use seal::SealingKey;
 
 use crate::jose::{Algorithm, Signer};
 

@@ -60,6 +60,10 @@ pub struct CredentialRule {
     pub key_export: bool,
     /// Where proofs for it may go, by origin, and with which methods (DPOP-19, DPOP-21).
     pub proofs: Proofs,
+    /// Who shares it.
+    pub per: Per,
+    /// How often one may be handed out, if that is limited (S29).
+    pub max_uses: Option<u32>,
     /// The longest life it may have here.
     pub max_ttl: Duration,
     /// Why it may be weaker than it should, and until when.
@@ -80,6 +84,16 @@ impl CredentialRule {
         narrowed.dedup();
         Ok(narrowed.into())
     }
+}
+
+/// Who shares a credential.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Per {
+    /// All processes of the identity.
+    #[default]
+    Identity,
+    /// Nobody: each process has its own, which is revoked when it exits (S37).
+    Process,
 }
 
 /// What proofs of possession may be made for.

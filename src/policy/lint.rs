@@ -3,7 +3,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Assurance, CredentialRule, Identity, Proofs, identity::OWNER_FORM};
+use super::{Assurance, CredentialRule, Exports, Identity, Proofs, identity::OWNER_FORM};
 use crate::{credential::Binding, proof::Target};
 
 /// A mistake in the settings, and where.
@@ -24,7 +24,12 @@ const INTERPRETERS: [&str; 26] = [
     "ncat", "node", "nodejs", "perl", "php", "python", "ruby", "sh", "socat", "tclsh", "tee", "wget", "zsh",
 ];
 
-pub(super) fn problems(identities: &[Identity], environment: &str, now: Timestamp) -> Vec<Problem> {
+pub(super) fn problems(
+    identities: &[Identity],
+    exports: &Exports,
+    environment: &str,
+    now: Timestamp,
+) -> Vec<Problem> {
     let mut problems = Vec::new();
     for identity in identities {
         let key = format!("identities.{}", identity.name);
@@ -34,6 +39,7 @@ pub(super) fn problems(identities: &[Identity], environment: &str, now: Timestam
         }
     }
     overlaps(&mut problems, identities);
+    of_exports(&mut problems, identities, exports);
     if environment.trim().is_empty() {
         add(&mut problems, "environment", "name the environment, for example \"prod\" or \"dev\"");
     }
@@ -216,6 +222,21 @@ fn overlaps(problems: &mut Vec<Problem>, identities: &[Identity]) {
                 );
                 add(problems, format!("identities.{}.match", other.name), message);
             }
+        }
+    }
+}
+
+fn of_exports(problems: &mut Vec<Problem>, identities: &[Identity], exports: &Exports) {
+    for (name, export) in exports {
+        let key = format!("exports.{name}.identities");
+        if export.identities.is_empty() {
+            add(problems, key, "it is for nobody: name the identities that are behind this socket (ATT-23)");
+        } else if export
+            .identities
+            .iter()
+            .any(|name| identities.iter().all(|identity| identity.name != *name))
+        {
+            add(problems, key, "one of them is no [identities.NAME]: correct it, or add the identity first");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! the ledger and to an operator, never to the caller. Pure, and deny by default: nothing here reads a file or a
 //! clock.
 
+mod door;
 mod identity;
 mod index;
 mod lint;
@@ -9,12 +10,17 @@ mod lint;
 pub(crate) mod properties;
 mod selector;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
+pub use door::{Door, Export, Exports};
 pub use identity::{
-    Assurance, CredentialRule, Exception, Identity, OWNER_FORM, Proofs, Proving, name_is_sound,
+    Assurance, CredentialRule, Exception, Identity, OWNER_FORM, Per, Proofs, Proving, name_is_sound,
 };
 use index::Index;
 pub use lint::Problem;
@@ -23,35 +29,61 @@ pub use selector::{Named, Selectors};
 use crate::{
     attest::{Evidence, Interests, Level, Workload},
     credential::Binding,
-    issuer::Scope,
+    issuer::{Instance, Scope},
 };
 
 /// All identities of this host, proved not to overlap.
 #[derive(Debug, Default)]
 pub struct Policy {
     identities: BTreeMap<Arc<str>, Arc<Identity>>,
+    exports: Exports,
     index: Index,
+    /// Those that an operator has switched off.
+    disabled: BTreeSet<Arc<str>>,
 }
 
 impl Policy {
-    /// Takes the identities over, if they are sound at `now`.
+    /// Takes the identities over, and which of them count at which exported socket, if they are sound at `now`.
     ///
     /// # Errors
     /// Every [`Problem`] at once: the lint rows, and each pair of identities that one process could
     /// both be.
-    pub fn new(identities: Vec<Identity>, environment: &str, now: Timestamp) -> Result<Self, Vec<Problem>> {
-        let problems = lint::problems(&identities, environment, now);
+    pub fn new(
+        identities: Vec<Identity>,
+        exports: Exports,
+        environment: &str,
+        now: Timestamp,
+    ) -> Result<Self, Vec<Problem>> {
+        let problems = lint::problems(&identities, &exports, environment, now);
         if !problems.is_empty() {
             return Err(problems);
         }
         let identities: BTreeMap<_, _> =
             identities.into_iter().map(|identity| (Arc::clone(&identity.name), Arc::new(identity))).collect();
-        Ok(Self { index: Index::over(identities.values()), identities })
+        Ok(Self { index: Index::over(identities.values()), identities, exports, disabled: BTreeSet::new() })
     }
 
     /// The identities, by name.
     pub fn identities(&self) -> impl Iterator<Item = &Identity> {
         self.identities.values().map(|identity| &**identity)
+    }
+
+    /// The same, with these identities switched off, whether or not they are in it (GA-10).
+    #[must_use]
+    pub fn without(&self, disabled: BTreeSet<Arc<str>>) -> Self {
+        let identities = self.identities.clone();
+        let exports = self.exports.clone();
+        Self { index: Index::over(identities.values()), identities, exports, disabled }
+    }
+
+    /// Those that are switched off.
+    pub fn disabled(&self) -> &BTreeSet<Arc<str>> {
+        &self.disabled
+    }
+
+    /// The exported sockets, and which identities count there.
+    pub fn exports(&self) -> &Exports {
+        &self.exports
     }
 
     /// What evidence these identities ask for.
@@ -76,6 +108,8 @@ impl Policy {
             (Ok((identity, rule, scope)), explanation) => Ok(Grant {
                 identity: Arc::clone(identity),
                 level: workload.evidence().level(),
+                instance: (rule.per == Per::Process)
+                    .then(|| Instance { pid: workload.peer().pid(), start: workload.peer().start() }),
                 rule: Arc::clone(rule),
                 scope,
                 explanation,
@@ -84,16 +118,16 @@ impl Policy {
         }
     }
 
-    /// Who `workload` is and what it may have: the whole of its entitlement.
+    /// Who `workload` is and what it may have at this socket: the whole of its entitlement.
     ///
     /// # Errors
     /// A [`Denial`] if it is nobody.
-    pub fn describe(&self, workload: &Workload, now: Timestamp) -> Result<Entitlement, Denial> {
+    pub fn describe(&self, workload: &Workload, door: &Door, now: Timestamp) -> Result<Entitlement, Denial> {
         let mut explanation = Explanation::of(workload.evidence());
-        match self.identify(workload.evidence(), &mut explanation) {
+        match self.identify(workload.evidence(), door, &mut explanation) {
             Ok(identity) => {
                 let usable = |rule: &&Arc<CredentialRule>| {
-                    let wish = Wish { credential: &rule.name, ..Wish::default() };
+                    let wish = Wish { credential: &rule.name, ..Wish::at(door) };
                     self.judge(workload.evidence(), &wish, now).0.is_ok()
                 };
                 let credentials = identity.credentials.values().filter(usable).cloned().collect();
@@ -127,7 +161,7 @@ impl Policy {
         now: Timestamp,
     ) -> (Judged<'a>, Explanation) {
         let mut explanation = Explanation::of(evidence);
-        let judged = self.identify(evidence, &mut explanation).and_then(|identity| {
+        let judged = self.identify(evidence, wish.door, &mut explanation).and_then(|identity| {
             let rule = identity.credentials.get(wish.credential).ok_or(Reason::NoCredential)?;
             explanation.credential = Some(Arc::clone(&rule.name));
             let needs = identity.assurance.level();
@@ -168,7 +202,12 @@ impl Policy {
         (judged, explanation)
     }
 
-    fn identify(&self, evidence: &Evidence, explanation: &mut Explanation) -> Result<&Arc<Identity>, Reason> {
+    fn identify(
+        &self,
+        evidence: &Evidence,
+        door: &Door,
+        explanation: &mut Explanation,
+    ) -> Result<&Arc<Identity>, Reason> {
         let mut found: Option<&Arc<Identity>> = None;
         for identity in self.index.candidates(evidence) {
             // Overlap is refused at load, but two paths may have become one file since.
@@ -184,6 +223,14 @@ impl Policy {
             return Err(Reason::NoIdentity);
         };
         explanation.identity = Some(Arc::clone(&identity.name));
+        if self.disabled.contains(&identity.name) {
+            explanation.missed.push("an operator has disabled it".into());
+            return Err(Reason::Disabled);
+        }
+        if !door.is_for(&identity.name, &self.exports) {
+            explanation.missed.push(format!("{} is not served at this socket", identity.name));
+            return Err(Reason::NotAtThisSocket);
+        }
         Ok(identity)
     }
 
@@ -203,7 +250,7 @@ impl Policy {
 type Judged<'a> = Result<(&'a Arc<Identity>, &'a Arc<CredentialRule>, Scope), Reason>;
 
 /// What a caller asks for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Wish<'a> {
     /// The credential's name within the caller's identity.
     pub credential: &'a str,
@@ -211,6 +258,15 @@ pub struct Wish<'a> {
     pub scope: &'a [String],
     /// The request to prove possession for, if it is a proof that is wanted.
     pub proof: Option<Proving<'a>>,
+    /// The socket that it asks at.
+    pub door: &'a Door,
+}
+
+impl<'a> Wish<'a> {
+    /// A wish for nothing yet, at this socket.
+    pub fn at(door: &'a Door) -> Self {
+        Self { credential: "", scope: &[], door, proof: None }
+    }
 }
 
 /// Policy's yes. Only [`Policy::decide`] makes one.
@@ -218,6 +274,7 @@ pub struct Wish<'a> {
 pub struct Grant {
     identity: Arc<Identity>,
     level: Level,
+    instance: Option<Instance>,
     rule: Arc<CredentialRule>,
     scope: Scope,
     explanation: Explanation,
@@ -242,6 +299,11 @@ impl Grant {
     /// How strongly the workload was attested.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    /// The process that the credential is for and dies with, if it is not shared.
+    pub fn instance(&self) -> Option<Instance> {
+        self.instance
     }
 
     /// The credential it may have.
@@ -289,6 +351,8 @@ pub struct Denial {
 pub enum Reason {
     /// Two identities match.
     Ambiguous,
+    /// An operator has switched the identity off.
+    Disabled,
     /// Its dated exception is over (S36).
     ExceptionExpired,
     /// The method is none that a proof is made for (DPOP-21).
@@ -303,6 +367,8 @@ pub enum Reason {
     NoIdentity,
     /// The credential is not bound by a key, so there is nothing to prove.
     NotBound,
+    /// Its identity is not one of those that count at this exported socket (ATT-23).
+    NotAtThisSocket,
     /// More scope than policy grants (OA-20).
     Scope,
     /// Somebody traces the process (ATT-19).
@@ -314,6 +380,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ambiguous => "AMBIGUOUS",
+            Self::Disabled => "DISABLED",
             Self::ExceptionExpired => "EXCEPTION_EXPIRED",
             Self::HtmNotAllowed => "HTM_NOT_ALLOWED",
             Self::HtuNotAllowed => "HTU_NOT_ALLOWED",
@@ -321,6 +388,7 @@ impl Reason {
             Self::NoCredential => "NO_CREDENTIAL",
             Self::NoIdentity => "NO_IDENTITY",
             Self::NotBound => "NOT_BOUND",
+            Self::NotAtThisSocket => "NOT_AT_THIS_SOCKET",
             Self::Scope => "SCOPE",
             Self::Traced => "TRACED",
         }
@@ -335,6 +403,7 @@ impl Reason {
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Ambiguous => "make the selectors of these identities exclude each other",
+            Self::Disabled => "keybearer enable IDENTITY, once it may have credentials again",
             Self::ExceptionExpired => "bind the credential, or have its owner renew the exception",
             Self::HtmNotAllowed => "use one of the credential's methods, or add this one to them",
             Self::HtuNotAllowed => {
@@ -348,6 +417,9 @@ impl Reason {
                 "add an identity that matches this evidence, or mend the one that nearly does"
             }
             Self::NotBound => "set binding = \"dpop\" for the credential, or send it without a proof",
+            Self::NotAtThisSocket => {
+                "have it ask at a socket that is for it, or add it to [exports.NAME] identities on purpose"
+            }
             Self::Scope => "ask for less, or add the scope to the credential",
             Self::Traced => "detach the debugger",
         }

@@ -1,11 +1,17 @@
 //! What must hold of any policy and any evidence.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
 use super::{
-    Assurance, CredentialRule, Identity, Named, Policy, Proofs, Reason, Selectors, Wish, index::Index,
+    Assurance, CredentialRule, Door, Export, Exports, Identity, Named, Per, Policy, Proofs, Reason,
+    Selectors, Wish, index::Index,
 };
 use crate::{
     attest::{Evidence, Executable, Hold, Manager, Missing, Status, Unit},
@@ -13,7 +19,8 @@ use crate::{
 };
 
 /// Evidence that is missing matches nothing; one selector more never lets somebody in; the index leaves nobody out; what is
-/// granted was asked for and is in the rule; the same question has the same answer.
+/// granted was asked for and is in the rule; an exported socket takes away whom it is not for and changes nothing else; the
+/// same question has the same answer.
 pub fn policy(bytes: &[u8]) {
     let mut chance = Chance(bytes.iter());
     let identities: Vec<Identity> =
@@ -38,10 +45,14 @@ pub fn policy(bytes: &[u8]) {
             assert!(!(names_evidence && selectors.match_all(&nothing)), "missing evidence matched");
         }
     }
-    let Ok(policy) = Policy::new(identities, "fuzz", Timestamp::UNIX_EPOCH) else { return };
     let words = ["read", "write", "admin"].map(str::to_owned);
     let scope: Vec<String> = words.into_iter().filter(|_| chance.below(2) == 1).collect();
-    let wish = Wish { credential: "c", scope: &scope, proof: None };
+    let names = all.iter().map(|identity| Arc::clone(&identity.name));
+    let served: BTreeSet<Arc<str>> = names.filter(|_| chance.below(2) == 1).collect();
+    let export = Export { path: "/e".into(), identities: served.clone() };
+    let exports = Exports::from_iter((!served.is_empty()).then_some(("e".into(), export)));
+    let Ok(policy) = Policy::new(identities, exports, "fuzz", Timestamp::UNIX_EPOCH) else { return };
+    let wish = Wish { credential: "c", scope: &scope, ..Wish::at(&Door::Own) };
     let (reason, explanation) = policy.explain(&evidence, &wish, Timestamp::UNIX_EPOCH);
     assert_eq!(policy.explain(&evidence, &wish, Timestamp::UNIX_EPOCH), (reason, explanation.clone()));
     let who: Vec<&Arc<Identity>> = all
@@ -58,6 +69,12 @@ pub fn policy(bytes: &[u8]) {
             assert!(scope.iter().all(|word| rule.scope.iter().any(|granted| **granted == **word)));
         }
         ([_], Some(_)) => {}
+    }
+    let door = Door::Export(Path::new("/e").into());
+    let there = policy.explain(&evidence, &Wish { door: &door, ..wish }, Timestamp::UNIX_EPOCH).0;
+    match &who[..] {
+        [one] if !served.contains(&one.name) => assert_eq!(there, Some(Reason::NotAtThisSocket)),
+        _ => assert_eq!(there, reason),
     }
 }
 
@@ -87,6 +104,8 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         binding: Binding::Bearer,
         key_export: false,
         proofs: Proofs::default(),
+        per: Per::Identity,
+        max_uses: None,
         max_ttl: Duration::from_secs(300),
         exception: Some(super::Exception {
             owner: "team@example.com".into(),

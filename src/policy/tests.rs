@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use proptest::prelude::*;
 
@@ -69,6 +69,8 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         binding: Binding::Bearer,
         key_export: false,
         proofs: Proofs::default(),
+        per: Per::Identity,
+        max_uses: None,
         max_ttl: Duration::from_secs(300),
         exception: Some(Exception {
             owner: "ops@example.com".into(),
@@ -86,15 +88,15 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
 }
 
 fn policy(identities: Vec<Identity>) -> Policy {
-    Policy::new(identities, "prod", now()).unwrap()
+    Policy::new(identities, Exports::new(), "prod", now()).unwrap()
 }
 
 fn refused(identities: Vec<Identity>) -> Vec<String> {
-    let problems = Policy::new(identities, "prod", now()).unwrap_err();
+    let problems = Policy::new(identities, Exports::new(), "prod", now()).unwrap_err();
     problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
 }
 
-const LEDGER: Wish<'static> = Wish { credential: "ledger", scope: &[], proof: None };
+const LEDGER: Wish<'static> = Wish { credential: "ledger", scope: &[], door: &Door::Own, proof: None };
 
 fn reason(policy: &Policy, evidence: &Evidence, wish: &Wish<'_>, at: Timestamp) -> Option<Reason> {
     policy.explain(evidence, wish, at).0
@@ -194,6 +196,39 @@ fn weak_evidence_is_denied_with_what_it_lacks() {
     let (why, explanation) = policy.explain(&opened, &LEDGER, now());
     assert_eq!(why, Some(Reason::Level));
     assert_eq!(explanation.missing(), ["assurance standard needs level L3, this is L1"]);
+}
+
+#[test]
+fn at_an_exported_socket_only_those_count_that_it_is_for() {
+    // ATT-23
+    let identities = || vec![identity("payments", user(1000)), identity("billing", user(1001))];
+    let exports = |served: &[&str]| {
+        let identities = served.iter().map(|name| Arc::from(*name)).collect();
+        Exports::from([("web".into(), Export { path: "/run/web/agent.sock".into(), identities })])
+    };
+    let policy = Policy::new(identities(), exports(&["payments"]), "prod", now()).unwrap();
+    let at = |uid, door: &Door| {
+        let (reason, why) = policy.explain(&evidence(uid, None), &Wish { door, ..LEDGER }, now());
+        (reason, why.missing())
+    };
+    let web = Door::Export(Path::new("/run/web/agent.sock").into());
+    assert_eq!((at(1000, &web).0, at(1001, &Door::Own).0), (None, None));
+    let refused = (Some(Reason::NotAtThisSocket), vec!["billing is not served at this socket".to_owned()]);
+    assert_eq!(at(1001, &web), refused);
+    assert_eq!(at(7, &web).0, Some(Reason::NoIdentity), "whoever is nobody is nobody here too");
+    // The settings name it no more, or its name is another's now, but it listens until the restart.
+    let gone = Door::Export(Path::new("/run/gone/agent.sock").into());
+    assert_eq!(at(1000, &gone).0, Some(Reason::NotAtThisSocket));
+
+    let said = |served| {
+        let problems = Policy::new(identities(), exports(served), "prod", now()).unwrap_err();
+        problems
+            .into_iter()
+            .map(|problem| format!("{}: {}", problem.key, problem.message))
+            .collect::<String>()
+    };
+    assert!(said(&[]).starts_with("exports.web.identities: it is for nobody"), "{}", said(&[]));
+    assert!(said(&["payments", "paymnts"]).contains("no [identities.NAME]"), "{}", said(&["paymnts"]));
 }
 
 #[test]
@@ -417,7 +452,8 @@ proptest! {
         let named = |count: usize| {
             all.iter().take(count).enumerate().map(|(n, selectors)| identity(&format!("i{n}"), selectors.clone())).collect::<Vec<_>>()
         };
-        let (fewer, more) = (Policy::new(named(all.len() - 1), "prod", now()), Policy::new(named(all.len()), "prod", now()));
+        let load = |count| Policy::new(named(count), Exports::new(), "prod", now());
+        let (fewer, more) = (load(all.len() - 1), load(all.len()));
         // Only sets that load can serve; the others are refused whole.
         if let (Ok(fewer), Ok(more)) = (fewer, more) {
             let (before, why_before) = fewer.explain(&seen, &LEDGER, now());
@@ -437,7 +473,7 @@ proptest! {
         selectors in any_selectors(),
         seen in any_evidence(),
     ) {
-        if let Ok(policy) = Policy::new(vec![identity("i", selectors)], "prod", now()) {
+        if let Ok(policy) = Policy::new(vec![identity("i", selectors)], Exports::new(), "prod", now()) {
             let mut more = seen.clone();
             more.status.groups.push(4711);
             more.exe_paths = Ok(vec!["/nobody/asks".into()]);

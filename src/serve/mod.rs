@@ -22,13 +22,15 @@ use tower::Service;
 use crate::{
     attest::AttestError,
     journey::{Journey, Proving, Session},
+    policy::Door,
     proof::{Nonce, Target},
     wire::{Accepted, Arrival, Ended, Fate, Limits, Listener, Protocol, serve},
 };
 
-/// Serves gRPC on `listener` until `stop`, then lets calls under way finish for as long as `drain`.
+/// Serves gRPC on `listener`, which is this door, until `stop`, then lets calls under way finish for as long as `drain`.
 pub async fn grpc_on(
     listener: Listener,
+    door: Door,
     journey: Arc<Journey>,
     service: impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
     + Clone
@@ -37,7 +39,7 @@ pub async fn grpc_on(
     stop: watch::Receiver<bool>,
     drain: Duration,
 ) {
-    accept_all(listener, journey, stop, drain, move |accepted, session, limits, stop| {
+    accept_all(listener, door, journey, stop, drain, move |accepted, session, limits, stop| {
         let service = service.clone();
         async move {
             let speaks = Protocol::Http2(Arc::clone(session.challenge()));
@@ -64,7 +66,7 @@ pub async fn http_on<F, B>(
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    accept_all(listener, journey, stop, drain, move |accepted, session, limits, stop| {
+    accept_all(listener, Door::Own, journey, stop, drain, move |accepted, session, limits, stop| {
         let answer = answer.clone();
         async move {
             let service = service_fn(move |request| {
@@ -79,6 +81,7 @@ pub async fn http_on<F, B>(
 
 async fn accept_all<F>(
     listener: Listener,
+    door: Door,
     journey: Arc<Journey>,
     mut stop: watch::Receiver<bool>,
     drain: Duration,
@@ -97,13 +100,13 @@ async fn accept_all<F>(
         };
         match arrival {
             Ok(Arrival::Accepted(accepted, permit)) => {
-                let (journey, socket) = (Arc::clone(&journey), Arc::clone(&socket));
+                let (journey, socket, door) = (Arc::clone(&journey), Arc::clone(&socket), door.clone());
                 let (serve, stop) = (serve.clone(), stop.clone());
                 connections.spawn(async move {
                     let peer = Arc::clone(&accepted.peer);
                     // Begun before anything is read: what the process is now is what counts. A program that has to be hashed
                     // first keeps nobody else waiting.
-                    let session = Arc::new(journey.begin(Arc::clone(&peer), Arc::clone(&socket)).await);
+                    let session = Arc::new(journey.begin(Arc::clone(&peer), Arc::clone(&socket), door).await);
                     if let Ended::Cut(fate) = serve(accepted, session, limits, stop).await {
                         let (reason, detail) = told(&fate);
                         journey.cut(Some(&peer), &socket, reason, &detail).await;

@@ -271,6 +271,11 @@ impl TestAgent {
         (status.code(), self.log_text())
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Ends it at once, as a crash would.
     pub fn kill(mut self) -> String {
         self.child.kill().unwrap();
@@ -292,19 +297,30 @@ impl Drop for TestAgent {
 
 /// The attacker, where anybody may run it.
 pub fn attacker(agent: &TestAgent) -> PathBuf {
-    let built = std::env::current_exe().unwrap();
-    let built = built.parent().unwrap().parent().unwrap().join("examples/attacker");
     let copy = agent.dir.path().join("attacker");
     if !copy.exists() {
-        install(&built, &copy);
+        install(&built("attacker"), &copy);
     }
     copy
+}
+
+/// A program, or a shared object to be loaded into one, that was built for these tests.
+pub fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().join("examples").join(name)
 }
 
 /// Copies a program by a process of its own: a descriptor that is open for writing here would be inherited by whatever
 /// another test starts in this moment, and then the copy could not be run ("text file busy").
 pub fn install(program: &Path, at: &Path) {
     assert!(Command::new("install").args(["-m", "755"]).args([program, at]).status().unwrap().success());
+}
+
+/// The beginning of any JWT that stands in a text.
+pub fn jwt_in(text: &str) -> Option<&str> {
+    let mut words = text.split(|c: char| !(c.is_ascii_alphanumeric() || "-_.".contains(c)));
+    let jwt = words.find(|word| word.starts_with("eyJ") && word.matches('.').count() == 2)?;
+    Some(jwt.get(..20).unwrap_or(jwt))
 }
 
 /// One HTTP/1.1 exchange on a Unix socket: status and whole answer.

@@ -1,12 +1,13 @@
 //! An issuer that says exactly what a test wants, byte by byte, and counts what it was asked. Its metadata are in order
-//! unless the test says otherwise.
+//! unless the test says otherwise. Where it says `@ASSERTION@` it throws back the assertion that it was sent.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -33,7 +34,8 @@ struct Shared {
     token: Says,
     asked: AtomicUsize,
     waiting: AtomicUsize,
-    skew: i64,
+    skew: AtomicI64,
+    assertion: Mutex<String>,
 }
 
 impl Scripted {
@@ -47,7 +49,8 @@ impl Scripted {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let metadata = Mutex::new(Says::Bytes(json(200, &metadata(&url))));
         let (asked, waiting) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shared = Arc::new(Shared { metadata, token, asked, waiting, skew });
+        let (skew, assertion) = (AtomicI64::new(skew), Mutex::default());
+        let shared = Arc::new(Shared { metadata, token, asked, waiting, skew, assertion });
         let serving = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -62,9 +65,19 @@ impl Scripted {
         *self.shared.metadata.lock().unwrap() = metadata;
     }
 
+    /// From now on its `Date` is off by so many seconds.
+    pub fn skewed_by(&self, skew: i64) {
+        self.shared.skew.store(skew, Ordering::SeqCst);
+    }
+
     /// How many token requests came.
     pub fn asked(&self) -> usize {
         self.shared.asked.load(Ordering::SeqCst)
+    }
+
+    /// The last assertion that came.
+    pub fn assertion(&self) -> String {
+        self.shared.assertion.lock().unwrap().clone()
     }
 
     /// How many of them have no answer and are still open.
@@ -75,7 +88,11 @@ impl Scripted {
 
 impl Shared {
     fn serve(&self, mut stream: TcpStream) {
-        let Some(path) = request_path(&mut stream) else { return };
+        let Some((path, form)) = request(&mut stream) else { return };
+        let assertion = form.split('&').find_map(|field| field.strip_prefix("client_assertion="));
+        if let Some(assertion) = assertion {
+            assertion.clone_into(&mut self.assertion.lock().unwrap());
+        }
         let says = if path.starts_with("/.well-known/") {
             self.metadata.lock().unwrap().clone()
         } else {
@@ -84,12 +101,13 @@ impl Shared {
         };
         match says {
             Says::Bytes(bytes) => {
-                let now = SystemClock::shared().wall().as_second() + self.skew;
+                let now = SystemClock::shared().wall().as_second() + self.skew.load(Ordering::SeqCst);
                 let date = jiff::Timestamp::from_second(now)
                     .unwrap()
                     .strftime("%a, %d %b %Y %H:%M:%S GMT")
                     .to_string();
                 let bytes = replaced(&bytes, b"@DATE@", date.as_bytes());
+                let bytes = replaced(&bytes, b"@ASSERTION@", assertion.unwrap_or_default().as_bytes());
                 // An agent that has had enough hangs up.
                 let _ = stream.write_all(&bytes);
                 let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -105,8 +123,8 @@ impl Shared {
     }
 }
 
-/// Reads a request whole, and gives its path.
-fn request_path(stream: &mut TcpStream) -> Option<String> {
+/// Reads a request whole, and gives its path and its form.
+fn request(stream: &mut TcpStream) -> Option<(String, String)> {
     let mut bytes = vec![];
     let mut chunk = [0; 4096];
     loop {
@@ -116,7 +134,7 @@ fn request_path(stream: &mut TcpStream) -> Option<String> {
                 line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse::<usize>().ok()
             });
             if body.len() >= length.unwrap_or(0) {
-                return head.split(' ').nth(1).map(str::to_owned);
+                return head.split(' ').nth(1).map(|path| (path.to_owned(), body.to_owned()));
             }
         }
         match stream.read(&mut chunk) {

@@ -43,9 +43,12 @@ pub(super) struct Proof {
     pub(super) until: i64,
 }
 
-/// Only for the diary: who the assertion says it is from, and its one-time value. Not believed.
+/// Only for the diary, and to know which rules apply: who the assertion says it is from, and its one-time value. Not
+/// believed.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq)]
 pub(super) struct Glimpse {
+    #[serde(default)]
+    pub(super) iss: Option<String>,
     #[serde(default)]
     pub(super) sub: Option<String>,
     #[serde(default)]

@@ -17,6 +17,7 @@ use super::{
     faults::{Fault, Knob},
     register::{Client, MAX_CLIENTS, RegisterError},
     token::Revoked,
+    trust::Trust,
 };
 use crate::{
     clock::{Clock, Dice},
@@ -74,6 +75,7 @@ pub(super) struct Desk {
 /// What changes while it runs.
 pub(super) struct Books {
     pub(super) clients: BTreeMap<String, Client>,
+    pub(super) trust: Trust,
     pub(super) used: Once,
     pub(super) possession: Possession,
     pub(super) revoked: Revoked,
@@ -91,6 +93,7 @@ impl Desk {
     ) -> Self {
         let books = Mutex::new(Books {
             clients: BTreeMap::new(),
+            trust: Trust::default(),
             used: Once::default(),
             possession: Possession::new(settings.dpop_nonces),
             revoked: Revoked::default(),
@@ -170,6 +173,14 @@ impl Desk {
         let mut books = self.books();
         if books.clients.len() >= MAX_CLIENTS && !books.clients.contains_key(&client.client_id) {
             return Err(RegisterError::Full);
+        }
+        let same = |other: &&Client| {
+            other.client_id != client.client_id
+                && ((client.federated.is_some() && other.federated == client.federated)
+                    || (client.spiffe_id.is_some() && other.spiffe_id == client.spiffe_id))
+        };
+        if let Some(other) = books.clients.values().find(same) {
+            return Err(RegisterError::Taken(other.client_id.clone()));
         }
         let client_id = client.client_id.clone();
         books.clients.insert(client_id.clone(), client);

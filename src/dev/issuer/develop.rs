@@ -1,4 +1,4 @@
-//! What only a development issuer has: clients that register themselves, faults, the diary. In goes a request below
+//! What only a development issuer has: clients that register themselves, issuers to believe, faults, the diary. In goes a request below
 //! `/dev/`; out comes an answer, and nothing in the diary.
 
 use http::{Method, StatusCode, header};
@@ -20,8 +20,11 @@ impl Desk {
             let diary = serde_json::to_value(&self.books().diary).expect("the diary serializes");
             return json(StatusCode::OK, &diary);
         }
-        if path != "/dev/clients" && path != "/dev/fault" {
-            return refuse(StatusCode::NOT_FOUND, "there are /dev/clients, /dev/diary and /dev/fault");
+        if !["/dev/clients", "/dev/fault", "/dev/trust"].contains(&path) {
+            return refuse(
+                StatusCode::NOT_FOUND,
+                "there are /dev/clients, /dev/diary, /dev/fault and /dev/trust",
+            );
         }
         if ask.method() != Method::POST {
             return allow("POST");
@@ -36,6 +39,12 @@ impl Desk {
                     self.books().knob.set(fault, times);
                     json(StatusCode::OK, &set)
                 }
+                Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+            };
+        }
+        if path == "/dev/trust" {
+            return match self.books().trust.add_json(ask.body()) {
+                Ok(issuer) => json(StatusCode::CREATED, &json!({"trusted": issuer, "note": NOTE})),
                 Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
             };
         }

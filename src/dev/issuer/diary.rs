@@ -116,6 +116,13 @@ impl Diary {
         }
     }
 
+    /// Who the request is from, as it turned out: a subject of somebody else's may be a client of ours.
+    pub(super) fn identify(&mut self, number: u64, client_id: &str) {
+        if let Some(entry) = self.entry(number) {
+            entry.client_id = Some(client_id.to_owned());
+        }
+    }
+
     /// Which proof the request came with.
     pub(super) fn show(&mut self, number: u64, headers: &HeaderMap) {
         let Some(proof) = headers.get("dpop") else { return };

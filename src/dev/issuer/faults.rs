@@ -61,6 +61,8 @@ pub enum Fault {
     Unavailable,
     /// A bearer token, whatever proof came: the issuer knows nothing of DPoP (DPOP-04).
     Unbound,
+    /// A token and an answer with the action `admin` in each of the `authorization_details` (OA-27).
+    WiderDetails,
     /// A token and an answer with `admin` in the scope, which nobody asked for.
     WiderScope,
     /// A token for somebody else.
@@ -90,6 +92,7 @@ impl Fault {
             Self::TwoNonces => "two_nonces",
             Self::Unavailable => "unavailable",
             Self::Unbound => "unbound",
+            Self::WiderDetails => "wider_details",
             Self::WiderScope => "wider_scope",
             Self::WrongAudience => "wrong_audience",
             Self::WrongIssuer => "wrong_issuer",
@@ -123,6 +126,7 @@ impl Fault {
             "two_nonces" => Self::TwoNonces,
             "unavailable" => Self::Unavailable,
             "unbound" => Self::Unbound,
+            "wider_details" => Self::WiderDetails,
             "wider_scope" => Self::WiderScope,
             "wrong_audience" => Self::WrongAudience,
             "wrong_issuer" => Self::WrongIssuer,
@@ -166,6 +170,7 @@ impl Fault {
             | Self::Slow { .. }
             | Self::TwoNonces
             | Self::Unbound
+            | Self::WiderDetails
             | Self::WiderScope
             | Self::WrongAudience
             | Self::WrongIssuer => None,
@@ -185,6 +190,7 @@ impl Fault {
             | Self::StubbornNonce
             | Self::TwoNonces
             | Self::Unbound
+            | Self::WiderDetails
             | Self::WiderScope
             | Self::WrongAudience => endpoint == Endpoint::Token,
             Self::Garbage
@@ -242,7 +248,7 @@ pub enum FaultError {
     #[error(
         "fault must be one of none, bad_nonce, foreign_cnf, garbage, hang, html, invalid_client, long_life, \
          no_nonce_header, rate_limited, redirect, short_life, slow, stubborn_nonce, two_nonces, unavailable, \
-         unbound, wider_scope, wrong_audience, wrong_issuer"
+         unbound, wider_details, wider_scope, wrong_audience, wrong_issuer"
     )]
     Name,
     /// A redirect to nowhere.
@@ -304,6 +310,7 @@ mod tests {
             "two_nonces",
             "unavailable",
             "unbound",
+            "wider_details",
             "wider_scope",
             "wrong_audience",
             "wrong_issuer",

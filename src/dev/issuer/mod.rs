@@ -1,29 +1,36 @@
-//! The embedded development issuer: an authorization server for machines, with one grant
-//! (`client_credentials`), one way to prove oneself (`private_key_jwt`), and no shared secret. In go requests;
-//! out come RFC 9068 tokens. It never forgives: what the standards demand of an authorization server is enforced.
+//! The embedded development issuer: an authorization server for machines that knows no shared secret. Its grants are
+//! `client_credentials`, token exchange and the JWT of an issuer it trusts; its tokens are bearers' or bound to a
+//! key. In go requests; out come RFC 9068 tokens. It never forgives: what the standards demand of an authorization
+//! server is enforced.
 //!
 //! ```text
 //!  GET  /.well-known/oauth-authorization-server   RFC 8414      POST /dev/clients   register a client
-//!  GET  /jwks                                     RFC 7517      POST /dev/fault     behave badly
-//!  POST /token                                    RFC 6749      GET  /dev/diary     what was asked
-//!  POST /revoke                                   RFC 7009
+//!  GET  /jwks                                     RFC 7517      POST /dev/trust     believe another issuer
+//!  POST /token                                    RFC 6749      POST /dev/fault     behave badly
+//!  POST /revoke                                   RFC 7009      GET  /dev/diary     what was asked
 //!  POST /introspect                               RFC 7662
 //! ```
 
 mod afterwards;
 mod assertion;
 mod binding;
+mod chaining;
 mod desk;
+mod details;
 mod develop;
 mod diary;
 mod entrance;
+mod exchange;
 mod faults;
 mod form;
 mod grants;
 mod metadata;
 mod refusal;
 mod register;
+mod spiffe;
 mod token;
+mod trust;
+mod vouched;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -31,7 +38,7 @@ use serde_json::Value;
 
 pub use diary::{Counts, Diary, DiaryEntry, DiaryProof};
 pub use faults::{Fault, FaultError};
-pub use register::{Client, RegisterError};
+pub use register::{Client, Federated, RegisterError};
 
 pub(in crate::dev) use register::is_scope_token;
 
@@ -163,6 +170,15 @@ impl Handle {
         self.0.register(client).map(|_| ())
     }
 
+    /// Believes the JWTs of `issuer` from now on, by the keys of the JWK set `jwks` alone. A name that begins with
+    /// `spiffe://` is a trust domain's.
+    ///
+    /// # Errors
+    /// [`RegisterError`] says which part cannot be used.
+    pub fn trust(&self, issuer: &str, jwks: &Value) -> Result<(), RegisterError> {
+        self.0.books().trust.add(issuer, jwks)
+    }
+
     /// Behaves badly in this way for the next `times` requests that the fault bites, or until further notice.
     pub fn set_fault(&self, fault: Fault, times: Option<u32>) {
         self.0.books().knob.set(fault, times);
@@ -181,6 +197,11 @@ impl Handle {
     /// The public keys of its tokens, each with its algorithm.
     pub fn keys(&self) -> Vec<(PublicKey, Algorithm)> {
         vec![(self.0.key.public().clone(), self.0.key.algorithm())]
+    }
+
+    /// The dice it was given.
+    pub(in crate::dev) fn dice(&self) -> &dyn Dice {
+        &*self.0.dice
     }
 
     /// Whether the token with this `jti` was revoked before its time.

@@ -5,6 +5,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::spiffe;
 use crate::jose::{Algorithm, JoseError, PublicKey};
 
 /// More clients than a development host has.
@@ -27,11 +28,27 @@ pub struct Client {
     pub resources: Vec<String>,
     /// Whether it gets no token without a DPoP proof (RFC 9449 5.2, DPOP-15).
     pub dpop_bound_access_tokens: bool,
+    /// Whose JWTs are its client assertions, besides those that its own keys sign.
+    pub federated: Option<Federated>,
+    /// The SPIFFE ID whose JWT-SVIDs are its client assertions; a last segment `*` stands for any (DR-05).
+    pub spiffe_id: Option<String>,
+    /// The `type` values it may ask for in `authorization_details` (RFC 9396 10).
+    pub authorization_details_types: Vec<String>,
+}
+
+/// A subject of another issuer, both to the letter.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Federated {
+    /// `iss`, which must be trusted for it to count.
+    pub issuer: String,
+    /// `sub`.
+    pub subject: String,
 }
 
 impl Client {
-    /// Reads `{client_id, jwks: {keys: [..]}, scope, resources, dpop_bound_access_tokens}`; `scope` is one string as
-    /// in RFC 7591, or a list. A JWK without `alg` gets the algorithm of its kind (RSA: PS256).
+    /// Reads `{client_id, jwks: {keys: [..]}, scope, resources, dpop_bound_access_tokens, federated: {issuer, subject},
+    /// spiffe_id, authorization_details_types}`; `scope` is one string as in RFC 7591, or a list. A JWK without `alg` gets the algorithm of its kind (RSA: PS256).
     ///
     /// # Errors
     /// [`RegisterError::Json`] or [`RegisterError::Key`]; the rest is [`Client::checked`].
@@ -48,6 +65,9 @@ impl Client {
             scope,
             resources: written.resources,
             dpop_bound_access_tokens: written.dpop_bound_access_tokens,
+            federated: written.federated,
+            spiffe_id: written.spiffe_id,
+            authorization_details_types: written.authorization_details_types,
         })
     }
 
@@ -60,8 +80,14 @@ impl Client {
         if !printable || !(1..=256).contains(&self.client_id.len()) {
             return Err(RegisterError::ClientId);
         }
-        if self.keys.is_empty() {
+        if self.keys.is_empty() && self.federated.is_none() && self.spiffe_id.is_none() {
             return Err(RegisterError::NoKey);
+        }
+        if self.federated.as_ref().is_some_and(|named| named.issuer.is_empty() || named.subject.is_empty()) {
+            return Err(RegisterError::Federated);
+        }
+        if self.spiffe_id.as_ref().is_some_and(|pattern| !spiffe::is_pattern(pattern)) {
+            return Err(RegisterError::SpiffeId);
         }
         let mut kids: Vec<String> = self.keys.iter().map(|(key, _)| key.thumbprint()).collect();
         kids.sort();
@@ -84,25 +110,32 @@ impl Client {
     }
 }
 
-/// Why a client is not registered.
+/// Why a client is not registered, or an issuer not trusted.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum RegisterError {
     /// Empty, too long, or not printable ASCII.
     #[error("client_id must be 1 to 256 printable ASCII characters")]
     ClientId,
+    /// A subject without an issuer, or the other way round.
+    #[error("federated must hold issuer and subject, as the JWTs of that issuer write them")]
+    Federated,
     /// As many as fit are there.
     #[error("1000 clients are registered already: start the development issuer anew")]
     Full,
+    /// An issuer without a name that tokens could have.
+    #[error("issuer must begin with https://, http:// or spiffe:// and hold no space")]
+    Issuer,
     /// Not the JSON that was expected.
     #[error(
-        "send JSON {{client_id, jwks: {{keys: [..]}}, scope, resources, dpop_bound_access_tokens}} and nothing else"
+        "send JSON {{client_id, jwks: {{keys: [..]}}, scope, resources}} and, if wanted, dpop_bound_access_tokens, \
+         federated: {{issuer, subject}}, spiffe_id and authorization_details_types, and nothing else"
     )]
     Json,
     /// A key that cannot be used, or a private one.
     #[error("a key of jwks cannot be used: {0}")]
     Key(&'static str),
-    /// No key at all.
-    #[error("jwks must hold at least one public key")]
+    /// Nothing that it could prove itself with.
+    #[error("jwks must hold at least one public key for signing")]
     NoKey,
     /// RFC 8707 2.
     #[error("resource {0:?} is not an absolute URI without a fragment")]
@@ -110,6 +143,18 @@ pub enum RegisterError {
     /// RFC 6749 3.3.
     #[error("scope {0:?} is not a scope word (printable ASCII without space, quote and backslash)")]
     Scope(String),
+    /// DR-05.
+    #[error("spiffe_id must be spiffe://TRUST-DOMAIN/PATH, whose last segment may be *")]
+    SpiffeId,
+    /// Two clients for one subject: nobody could tell who asks.
+    #[error("{0:?} is registered for the same federated subject or spiffe_id: each has one client")]
+    Taken(String),
+    /// As many issuers as fit are there, or one has more keys than one has.
+    #[error("at most 100 issuers are trusted, with 32 keys each")]
+    TooMuchTrust,
+    /// Not the JSON that was expected.
+    #[error("send JSON {{issuer, jwks: {{keys: [..]}}}} and nothing else")]
+    TrustJson,
     /// BCP-06.
     #[error("client_id must not begin with \"user:\": that is how people are named")]
     Subject,
@@ -124,6 +169,7 @@ pub(in crate::dev) fn is_scope_token(word: &str) -> bool {
 #[serde(deny_unknown_fields)]
 struct Written {
     client_id: String,
+    #[serde(default)]
     jwks: Jwks,
     #[serde(default)]
     scope: Scope,
@@ -131,9 +177,13 @@ struct Written {
     resources: Vec<String>,
     #[serde(default)]
     dpop_bound_access_tokens: bool,
+    federated: Option<Federated>,
+    spiffe_id: Option<String>,
+    #[serde(default)]
+    authorization_details_types: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Jwks {
     keys: Vec<Value>,
 }
@@ -152,13 +202,19 @@ impl Default for Scope {
 }
 
 fn read_key(jwk: &Value) -> Result<(PublicKey, Algorithm), RegisterError> {
+    let (key, algorithm) = algorithm_of(jwk)?;
+    if jwk.get("kid").is_some_and(|kid| kid.as_str() != Some(&key.thumbprint())) {
+        return Err(RegisterError::Key("kid is not its RFC 7638 SHA-256 thumbprint"));
+    }
+    Ok((key, algorithm))
+}
+
+/// The key of a JWK and the one algorithm that it is for, whoever named it and how.
+pub(super) fn algorithm_of(jwk: &Value) -> Result<(PublicKey, Algorithm), RegisterError> {
     let key = PublicKey::from_jwk(jwk).map_err(|error| match error {
         JoseError::Key(why) => RegisterError::Key(why),
         _ => RegisterError::Key("it is no public JWK"),
     })?;
-    if jwk.get("kid").is_some_and(|kid| kid.as_str() != Some(&key.thumbprint())) {
-        return Err(RegisterError::Key("kid is not its RFC 7638 SHA-256 thumbprint"));
-    }
     let algorithm = match (jwk.get("alg"), &key) {
         (Some(alg), _) => {
             let named = alg.as_str().and_then(|alg| alg.parse().ok());
@@ -230,6 +286,14 @@ mod tests {
         for resource in ["orders", "/orders", "https://orders.test/#top", "https:", "https://a b"] {
             let asked = Client { resources: vec![resource.into()], ..client("a") };
             assert_eq!(asked.checked(), Err(RegisterError::Resource(resource.into())));
+        }
+        for pattern in ["spiffe://e", "spiffe://e/a*", "https://e/a"] {
+            let asked = Client { spiffe_id: Some(pattern.into()), ..client("a") };
+            assert_eq!(asked.checked(), Err(RegisterError::SpiffeId), "{pattern}");
+        }
+        for (issuer, subject) in [("", "job:7"), ("https://ci.test", "")] {
+            let federated = Some(Federated { issuer: issuer.into(), subject: subject.into() });
+            assert_eq!(Client { federated, ..client("a") }.checked(), Err(RegisterError::Federated));
         }
         for word in ["", "a b", "a\"b"] {
             let asked = Client { scope: vec![word.into()], ..client("a") };

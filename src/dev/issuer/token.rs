@@ -5,8 +5,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::{faults::Fault, form::Form, refusal::Refusal, register::Client};
+use super::{details, faults::Fault, form::Form, refusal::Refusal, register::Client};
 use crate::{
     clock::Dice,
     jose::{self, Algorithm, Header, SignError, Signer, Unverified, b64},
@@ -22,30 +23,69 @@ pub(super) const OTHER_ISSUER: &str = "https://other-issuer.invalid";
 /// Whom `wrong_audience` names.
 const OTHER_AUDIENCE: &str = "https://other-audience.invalid";
 
+/// Whom a token is about.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Subject {
+    /// `sub`.
+    pub(super) name: String,
+    /// Who acts for them (RFC 8693 4.1).
+    pub(super) act: Option<Value>,
+}
+
+/// What kind of token is handed out, and what the answer says of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Issued {
+    /// An access token by exchange.
+    Exchanged,
+    /// By exchange, a JWT that is for somebody else to judge: no access token (RFC 8693 2.2.1, `N_A`).
+    Jwt,
+    /// An access token, about which nothing more is to be said.
+    Plain,
+}
+
+impl Issued {
+    /// `issued_token_type`, which only an exchange has (OA-23).
+    pub(super) fn as_urn(self) -> Option<&'static str> {
+        match self {
+            Self::Exchanged => Some("urn:ietf:params:oauth:token-type:access_token"),
+            Self::Jwt => Some("urn:ietf:params:oauth:token-type:jwt"),
+            Self::Plain => None,
+        }
+    }
+}
+
 /// What a client asks for, within what it may.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Wish {
+    /// Whom the token is about.
+    pub(super) subject: Subject,
+    /// What kind of token it is.
+    pub(super) issued: Issued,
     /// Sorted, without duplicates.
     pub(super) scope: Vec<String>,
     /// The one resource, if one was named.
     pub(super) resource: Option<String>,
     /// The thumbprint of the key that the token is bound to.
     pub(super) binding: Option<String>,
+    /// What it asks for beyond scope (RFC 9396).
+    pub(super) details: Option<Value>,
 }
 
 impl Wish {
-    /// Reads what `form` asks for and holds it against the registration.
-    pub(super) fn read(form: &Form, client: &Client) -> Result<Self, Refusal> {
-        match form.one("grant_type") {
-            None => return Err(Refusal::request("grant_type is missing: send client_credentials")),
-            Some("client_credentials") => {}
-            Some(_) => {
-                return Err(Refusal::new("unsupported_grant_type", "only client_credentials is served here"));
-            }
+    /// Reads what `form` asks for, about `subject`, and holds it against the registration. An exchange may name its target
+    /// as `audience`, too (RFC 8693 2.1).
+    pub(super) fn read(
+        form: &Form,
+        client: &Client,
+        subject: Subject,
+        issued: Issued,
+    ) -> Result<Self, Refusal> {
+        let mut resources: Vec<&str> = form.all("resource").collect();
+        if issued != Issued::Plain {
+            resources.extend(form.one("audience"));
         }
-        let mut resources = form.all("resource");
-        let resource = resources.next();
-        if resources.next().is_some() {
+        let resource = resources.first().copied();
+        if resources.iter().any(|other| Some(*other) != resource) || form.all("resource").nth(1).is_some() {
             return Err(Refusal::new("invalid_target", "ask for one resource per token"));
         }
         if resource.is_some_and(|asked| !client.resources.iter().any(|known| known == asked)) {
@@ -63,11 +103,18 @@ impl Wish {
                 words
             }
         };
-        Ok(Self { scope, resource: resource.map(str::to_owned), binding: None })
+        Ok(Self {
+            subject,
+            issued,
+            scope,
+            resource: resource.map(str::to_owned),
+            binding: None,
+            details: details::read(form, client)?,
+        })
     }
 }
 
-/// The claims of RFC 9068, as far as a client without a user has them.
+/// The claims of RFC 9068, as far as they are known here.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(super) struct Claims {
     pub(super) iss: String,
@@ -80,6 +127,10 @@ pub(super) struct Claims {
     pub(super) jti: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) cnf: Option<Confirmation>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) act: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) authorization_details: Option<Value>,
 }
 
 impl Claims {
@@ -110,7 +161,7 @@ pub(super) fn claims(
     dice.fill(&mut jti);
     let mut made = Claims {
         iss: issuer.to_owned(),
-        sub: client_id.to_owned(),
+        sub: wish.subject.name,
         aud: wish.resource.unwrap_or_else(|| issuer.to_owned()),
         client_id: client_id.to_owned(),
         scope: wish.scope.join(" "),
@@ -118,6 +169,8 @@ pub(super) fn claims(
         exp: now.saturating_add_unsigned(life.as_secs()),
         jti: b64(&jti),
         cnf: wish.binding.map(|jkt| Confirmation { jkt }),
+        act: wish.subject.act,
+        authorization_details: details::granted(wish.details, fault),
     };
     match fault {
         Fault::LongLife => made.exp = now + 365 * 24 * 3600,
@@ -130,9 +183,10 @@ pub(super) fn claims(
     made
 }
 
-/// Signs `claims` as an access token.
-pub(super) fn sign(key: &dyn Signer, claims: &Claims) -> Result<Secret, SignError> {
-    jose::sign(key, Header { typ: "at+jwt" }, claims)
+/// Signs `claims` as a token of that kind. What is no access token must not look like one (RFC 9068 2.1).
+pub(super) fn sign(key: &dyn Signer, claims: &Claims, issued: Issued) -> Result<Secret, SignError> {
+    let typ = if issued == Issued::Jwt { "JWT" } else { "at+jwt" };
+    jose::sign(key, Header { typ }, claims)
 }
 
 /// The claims of `token` if this issuer signed it and it has not expired. Anything else is unknown, whatever

@@ -72,8 +72,11 @@ async fn the_metadata_says_what_is_there_and_may_be_cached() {
     let metadata = reply.json();
     assert_eq!(reply.header("cache-control"), Some("public, max-age=300"));
     assert_eq!(metadata["issuer"], url);
-    assert_eq!(metadata["grant_types_supported"], json!(["client_credentials"]));
-    assert_eq!(metadata["token_endpoint_auth_methods_supported"], json!(["private_key_jwt"]));
+    let uri = |name: &str| format!("urn:ietf:params:oauth:grant-type:{name}");
+    let grants = json!(["client_credentials", uri("token-exchange"), uri("jwt-bearer")]);
+    assert_eq!(metadata["grant_types_supported"], grants);
+    let methods = json!(["private_key_jwt", "spiffe_jwt"]);
+    assert_eq!(metadata["token_endpoint_auth_methods_supported"], methods);
     let algorithms = &metadata["token_endpoint_auth_signing_alg_values_supported"];
     assert_eq!(algorithms, &json!(["ES256", "EdDSA", "PS256", "RS256"]));
     assert!(url.starts_with("http://127.0.0.1:"));

@@ -1,10 +1,14 @@
 //! Both servers from outside, over a socket: a client that is as good or as bad as a test wants it.
 
 mod api;
+mod bound_api;
+mod details;
 mod faults;
+mod grants;
 mod holder;
 mod issuer;
 mod possession;
+mod vouched;
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,10 +50,14 @@ impl Rig {
     }
 
     fn with(settings: DevIssuerSettings) -> Self {
+        Self::with_api(settings, DemoApiSettings::default())
+    }
+
+    fn with_api(settings: DevIssuerSettings, api: DemoApiSettings) -> Self {
         let clock = ManualClock::at(Timestamp::from_second(1_800_000_000).unwrap());
         let issuer = DevIssuer::bind(settings, clock.clone(), SeededDice::from_seed(1)).unwrap();
         let handle = issuer.handle();
-        let settings = DemoApiSettings { port: 0, audience: ORDERS.into(), scope: "orders.read".into() };
+        let settings = DemoApiSettings { audience: ORDERS.into(), scope: "orders.read".into(), ..api };
         let api = DemoApi::bind(settings, handle.clone(), clock.clone()).unwrap();
         let url = api.url();
         let key = Key::generate(Algorithm::EdDsa).unwrap();
@@ -290,7 +298,8 @@ async fn a_taken_port_and_senseless_settings_are_refused() {
     let long = bind(DevIssuerSettings { assertion_life: Duration::MAX, ..DevIssuerSettings::default() });
     assert!(matches!(long, Some(DevError::Setting { key: "assertion_life", .. })), "{long:?}");
     let bind = |audience: &str, scope: &str| {
-        let settings = DemoApiSettings { port: 0, audience: audience.into(), scope: scope.into() };
+        let settings =
+            DemoApiSettings { audience: audience.into(), scope: scope.into(), ..DemoApiSettings::default() };
         DemoApi::bind(settings, rig.issuer.clone(), rig.clock.clone()).err()
     };
     assert!(matches!(bind("", "a"), Some(DevError::Setting { key: "audience", .. })));

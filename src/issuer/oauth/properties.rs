@@ -133,6 +133,8 @@ fn order() -> Order {
         require_aud: true,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
+        max_uses: None,
+        instance: None,
     }
 }
 

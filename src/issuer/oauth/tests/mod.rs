@@ -94,6 +94,8 @@ fn order() -> Order {
         require_aud: false,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
+        max_uses: None,
+        instance: None,
     }
 }
 

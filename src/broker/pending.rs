@@ -1,0 +1,158 @@
+//! Revocations that wait, kept for the next start: sealed, in a file that no key lies beside. In go those that wait; out come,
+//! after a restart, those whose credential still lives. A file that does not open is said to be so and left behind: its
+//! credentials end by themselves.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize as _, Zeroizing};
+
+use super::revocations::{Cause, Revocation};
+use crate::{
+    clock::{Boot, Clock, Dice},
+    credential::{Binding, Bound, Credential, Window},
+    issuer::{ClientAuth, Order},
+    keys::SealingKey,
+    secret::Secret,
+};
+
+/// What the bytes are sealed for.
+const PURPOSE: &str = "pending revocations";
+
+/// Where they are kept.
+#[derive(Debug)]
+pub struct PendingFile {
+    path: PathBuf,
+    key: SealingKey,
+    dice: Arc<dyn Dice>,
+}
+
+/// As little of a revocation as its issuer has to be told.
+#[derive(Deserialize, Serialize)]
+struct Kept {
+    identity: String,
+    credential: String,
+    issuer: String,
+    client_id: String,
+    client_auth: String,
+    token: String,
+    /// By the wall clock, in seconds.
+    until: i64,
+    cause: String,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.token.zeroize();
+    }
+}
+
+impl PendingFile {
+    /// A file at `path`, sealed with `key`.
+    pub fn new(path: PathBuf, key: SealingKey, dice: Arc<dyn Dice>) -> Self {
+        Self { path, key, dice }
+    }
+
+    /// Writes down all that wait, or takes the file away if none does.
+    pub(super) fn keep<'a>(&self, waiting: impl Iterator<Item = &'a Revocation>) {
+        let kept: Vec<Kept> = waiting
+            .map(|revocation| Kept {
+                identity: revocation.order.identity.to_string(),
+                credential: revocation.order.credential.to_string(),
+                issuer: revocation.order.issuer.to_string(),
+                client_id: revocation.order.client_id.to_string(),
+                client_auth: revocation.order.client_auth.as_str().into(),
+                token: revocation.credential.token.expose_str().unwrap_or_default().to_owned(),
+                until: revocation.credential.window.until_wall.as_second(),
+                cause: revocation.cause.as_str().into(),
+            })
+            .collect();
+        if let Err(error) = self.write(&kept) {
+            let path = self.path.display();
+            tracing::error!(%error, %path, "revocations that wait are not kept for the next start: make room");
+        }
+    }
+
+    fn write(&self, kept: &[Kept]) -> io::Result<()> {
+        if kept.is_empty() {
+            return match fs::remove_file(&self.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        }
+        // Room for all at once: a buffer that grows leaves copies of tokens behind.
+        let room = kept.iter().map(|kept| 1024 + kept.token.len()).sum();
+        let mut plain = Zeroizing::new(Vec::with_capacity(room));
+        serde_json::to_writer(&mut *plain, kept)?;
+        let plain = Secret::new(std::mem::take(&mut *plain));
+        let sealed = self
+            .key
+            .seal(PURPOSE, &plain, &*self.dice)
+            .ok_or_else(|| io::Error::other("they cannot be sealed"))?;
+        let beside = self.path.with_extension("new");
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(&sealed)?;
+        fs::rename(&beside, &self.path)
+    }
+
+    /// What an agent before this one left behind, as far as it still lives.
+    pub(super) fn left_behind(&self, clock: &dyn Clock) -> Vec<(Order, Credential, Cause)> {
+        let sealed = match fs::read(&self.path) {
+            Ok(sealed) => sealed,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return vec![],
+            Err(error) => {
+                tracing::error!(%error, path = %self.path.display(), "revocations left behind cannot be read");
+                return vec![];
+            }
+        };
+        let kept: Option<Vec<Kept>> =
+            self.key.unseal(PURPOSE, &sealed).and_then(|plain| serde_json::from_slice(plain.expose()).ok());
+        let Some(kept) = kept else {
+            let path = self.path.display();
+            tracing::error!(%path, "revocations left behind were sealed by another key or changed: their credentials \
+                                    end by themselves");
+            return vec![];
+        };
+        let (wall, boot) = (clock.wall(), clock.boot());
+        kept.iter().filter_map(|kept| revived(kept, wall, boot)).collect()
+    }
+}
+
+fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credential, Cause)> {
+    let left = u64::try_from(kept.until - wall.as_second()).ok().filter(|left| *left > 0)?;
+    let left = Duration::from_secs(left);
+    let token = Secret::new(kept.token.as_str());
+    let order = Order {
+        identity: kept.identity.as_str().into(),
+        credential: kept.credential.as_str().into(),
+        issuer: kept.issuer.as_str().into(),
+        client_id: kept.client_id.as_str().into(),
+        client_auth: ClientAuth::named(&kept.client_auth)?,
+        resource: None,
+        scope: Arc::from([]),
+        require_aud: false,
+        max_ttl: left,
+        binding: Binding::Bearer,
+        max_uses: None,
+        instance: None,
+    };
+    let credential = Credential {
+        fingerprint: token.fingerprint(),
+        token,
+        window: Window::opening(boot, wall, left),
+        bound: Bound::Bearer,
+        scope: vec![],
+        audience: None,
+        jti: None,
+    };
+    Some((order, credential, Cause::named(&kept.cause)?))
+}

@@ -1,0 +1,252 @@
+//! Credentials that have to die before their time, until their issuer has confirmed it or they have ended by themselves. In go
+//! credentials and what came of trying; out come those to try now and, in the end, what became of each. Pure, but for what
+//! it carries along to try with.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::timing::back_off;
+use crate::{
+    clock::Boot,
+    credential::Credential,
+    issuer::{IssueError, Issuer, Order, Signers},
+};
+
+/// So many are tried at once: a host that goes down is no flood for an issuer.
+const AT_ONCE: usize = 16;
+
+/// So many wait at most; what comes then is told as not revoked.
+const MOST: usize = 4096;
+
+/// Why a credential is revoked before its time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Cause {
+    /// The process it was for has exited.
+    Exited,
+    /// Whoever had it gave it back.
+    GivenBack,
+    /// An operator said so.
+    Operator,
+    /// The settings do not grant it any more.
+    Settings,
+    /// It came when nobody was entitled to it any more.
+    Unclaimed,
+}
+
+impl Cause {
+    const ALL: [Self; 5] = [Self::Exited, Self::GivenBack, Self::Operator, Self::Settings, Self::Unclaimed];
+
+    /// As records write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exited => "process_exited",
+            Self::GivenBack => "given_back",
+            Self::Operator => "operator",
+            Self::Settings => "settings",
+            Self::Unclaimed => "unclaimed",
+        }
+    }
+
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.as_str() == name)
+    }
+}
+
+/// The issuer of an order, and the keys to talk to it with.
+pub(super) type Placed = (Arc<dyn Issuer>, Signers);
+
+/// A credential that has to die.
+#[derive(Debug)]
+pub(super) struct Revocation {
+    pub(super) order: Order,
+    pub(super) credential: Arc<Credential>,
+    pub(super) cause: Cause,
+    /// As they were when it was taken off the shelf: the settings may name neither any more.
+    pub(super) placed: Result<Placed, IssueError>,
+    pub(super) since: Boot,
+}
+
+impl Revocation {
+    /// Asks the issuer once.
+    pub(super) async fn attempt(&self) -> Result<(), IssueError> {
+        let (issuer, signers) = self.placed.as_ref().map_err(Clone::clone)?;
+        issuer.revoke(&self.order, signers, &self.credential).await
+    }
+
+    fn over(&self, tries: u32, error: Option<String>, now: Boot) -> Revoked {
+        Revoked {
+            order: self.order.clone(),
+            credential: Arc::clone(&self.credential),
+            cause: self.cause,
+            tries,
+            took: now.since(self.since),
+            error,
+        }
+    }
+}
+
+/// What became of it.
+#[derive(Clone, Debug)]
+pub struct Revoked {
+    /// What it was ordered as.
+    pub order: Order,
+    /// It.
+    pub credential: Arc<Credential>,
+    /// Why it had to die.
+    pub cause: Cause,
+    /// How often its issuer was asked.
+    pub tries: u32,
+    /// From the cause to the end.
+    pub took: Duration,
+    /// Why it was not revoked, if it was not: it works until it ends by itself.
+    pub error: Option<String>,
+}
+
+/// All that wait.
+#[derive(Debug, Default)]
+pub(super) struct Revocations {
+    waiting: BTreeMap<u64, Waiting>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    revocation: Arc<Revocation>,
+    tries: u32,
+    at: Boot,
+    under_way: bool,
+}
+
+impl Revocations {
+    /// Takes one more; what became of it at once, if there are too many.
+    pub(super) fn add(&mut self, revocation: Revocation, now: Boot) -> Option<Revoked> {
+        if self.waiting.len() >= MOST {
+            let error = format!("{MOST} revocations wait already: it works until it ends by itself");
+            return Some(revocation.over(0, Some(error), now));
+        }
+        self.next += 1;
+        let revocation = Arc::new(revocation);
+        self.waiting.insert(self.next, Waiting { revocation, tries: 0, at: now, under_way: false });
+        None
+    }
+
+    /// Those to try now. Each has to come back through [`Revocations::tried`].
+    pub(super) fn due(&mut self, now: Boot) -> Vec<(u64, Arc<Revocation>)> {
+        let busy = self.waiting.values().filter(|waiting| waiting.under_way).count();
+        let due = self.waiting.iter_mut().filter(|(_, waiting)| !waiting.under_way && waiting.at <= now);
+        due.take(AT_ONCE.saturating_sub(busy))
+            .map(|(id, waiting)| {
+                (waiting.under_way, waiting.tries) = (true, waiting.tries + 1);
+                (*id, Arc::clone(&waiting.revocation))
+            })
+            .collect()
+    }
+
+    /// What came of trying; what became of it, once that is known (OA-43).
+    pub(super) fn tried(
+        &mut self,
+        id: u64,
+        result: Result<(), IssueError>,
+        chance: f64,
+        now: Boot,
+    ) -> Option<Revoked> {
+        let waiting = self.waiting.get_mut(&id)?;
+        waiting.under_way = false;
+        let error = match result {
+            Ok(()) => None,
+            Err(IssueError::Retry { after, reason, detail }) => {
+                waiting.at = now + back_off(waiting.tries, after, chance);
+                if waiting.at < waiting.revocation.credential.window.until {
+                    return None;
+                }
+                Some(format!("it ended by itself before its issuer confirmed: {reason}: {detail}"))
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        let waiting = self.waiting.remove(&id)?;
+        Some(waiting.revocation.over(waiting.tries, error, now))
+    }
+
+    /// When one is to be tried next, if there is room to.
+    pub(super) fn next_due(&self) -> Option<Boot> {
+        let busy = self.waiting.values().filter(|waiting| waiting.under_way).count();
+        let due = self.waiting.values().filter(|waiting| !waiting.under_way).map(|waiting| waiting.at).min();
+        due.filter(|_| busy < AT_ONCE)
+    }
+
+    /// All of them, to be kept for the next start.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Revocation> {
+        self.waiting.values().map(|waiting| &*waiting.revocation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        broker::tests::{credential, order},
+        issuer::Reason,
+    };
+
+    fn revocation(life: u64) -> Revocation {
+        let error = IssueError::Refused { reason: Reason::IssuerConfig, detail: "none here".into() };
+        Revocation {
+            order: order("corp", "ledger"),
+            credential: Arc::new(credential(at(0), Duration::from_secs(life))),
+            cause: Cause::Exited,
+            placed: Err(error),
+            since: at(0),
+        }
+    }
+
+    fn at(seconds: u64) -> Boot {
+        Boot::from_nanos(seconds * 1_000_000_000)
+    }
+
+    fn down(after: Option<u64>) -> Result<(), IssueError> {
+        let after = after.map(Duration::from_secs);
+        Err(IssueError::Retry { reason: Reason::IssuerUnavailable, detail: "503".into(), after })
+    }
+
+    #[test]
+    fn it_is_tried_until_it_is_confirmed() {
+        // OA-43
+        let mut all = Revocations::default();
+        assert!(all.add(revocation(300), at(0)).is_none());
+        let (id, _) = all.due(at(0)).remove(0);
+        assert!(all.due(at(0)).is_empty(), "one at a time");
+        assert!(all.tried(id, down(Some(7)), 0.0, at(1)).is_none());
+        assert_eq!(all.next_due(), Some(at(8)), "not before the issuer said");
+        assert!(all.due(at(7)).is_empty());
+        assert_eq!(all.due(at(8)).len(), 1);
+        let done = all.tried(id, Ok(()), 0.0, at(9)).unwrap();
+        assert_eq!((done.tries, done.took, done.error), (2, Duration::from_secs(9), None));
+        assert_eq!((all.next_due(), all.all().count()), (None, 0));
+    }
+
+    #[test]
+    fn it_is_given_up_when_it_has_ended_or_the_issuer_says_no() {
+        // OA-43
+        let mut all = Revocations::default();
+        all.add(revocation(5), at(0));
+        let (id, _) = all.due(at(0)).remove(0);
+        let over = all.tried(id, down(Some(10)), 0.0, at(1)).unwrap();
+        assert!(over.error.unwrap().starts_with("it ended by itself"));
+        all.add(revocation(300), at(0));
+        let (id, _) = all.due(at(0)).remove(0);
+        let no = IssueError::Refused { reason: Reason::IssuerConfig, detail: "no revocation".into() };
+        assert!(all.tried(id, Err(no), 0.0, at(1)).unwrap().error.unwrap().contains("no revocation"));
+    }
+
+    #[test]
+    fn a_host_that_goes_down_is_no_flood() {
+        let mut all = Revocations::default();
+        for _ in 0..MOST {
+            assert!(all.add(revocation(300), at(0)).is_none());
+        }
+        assert!(all.add(revocation(300), at(0)).unwrap().error.is_some(), "told, not forgotten");
+        let first = all.due(at(0));
+        assert_eq!((first.len(), all.due(at(0)).len(), all.next_due()), (AT_ONCE, 0, None));
+        all.tried(first[0].0, Ok(()), 0.0, at(0));
+        assert_eq!(all.due(at(0)).len(), 1);
+    }
+}

@@ -1,0 +1,103 @@
+//! What has to outlive the process and must not be read: sealed. In go bytes and what they are for; out come bytes that only
+//! this agent's sealing key opens, and only for the same use. The key is a file like every other (KEY-11); what it seals is
+//! kept elsewhere, so that neither place alone tells anything.
+
+use std::{fmt, path::Path};
+
+use ring::{aead, hkdf};
+
+use super::{FileError, file};
+use crate::{clock::Dice, jose::Algorithm, secret::Secret};
+
+/// The key that seals.
+pub struct SealingKey(hkdf::Prk);
+
+impl SealingKey {
+    /// Opens the key at `path`, or makes one there.
+    ///
+    /// # Errors
+    /// [`FileError`] as for every key file.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        // The file is that of an Ed25519 key, whose form and checks are there; it signs nothing, its bytes are the seed.
+        Ok(Self::of(&file::open_or_make_pkcs8(path, Algorithm::EdDsa)?))
+    }
+
+    /// The key of this seed.
+    pub fn of(seed: &Secret) -> Self {
+        Self(hkdf::Salt::new(hkdf::HKDF_SHA256, b"keybearer sealing key").extract(seed.expose()))
+    }
+
+    /// Seals `plain` for `purpose`. None if it is longer than anything can be sealed at once.
+    pub fn seal(&self, purpose: &str, plain: &Secret, dice: &dyn Dice) -> Option<Vec<u8>> {
+        let mut chance = [0; aead::NONCE_LEN];
+        dice.fill(&mut chance);
+        let mut sealed = plain.expose().to_vec();
+        let nonce = aead::Nonce::assume_unique_for_key(chance);
+        self.key(purpose)?.seal_in_place_append_tag(nonce, aead::Aad::empty(), &mut sealed).ok()?;
+        Some([&chance[..], &sealed].concat())
+    }
+
+    /// Opens what was sealed for `purpose`. None if it was not, or by another key, or was changed.
+    pub fn unseal(&self, purpose: &str, sealed: &[u8]) -> Option<Secret> {
+        let (chance, sealed) = sealed.split_at_checked(aead::NONCE_LEN)?;
+        let nonce = aead::Nonce::try_assume_unique_for_key(chance).ok()?;
+        let mut opened = sealed.to_vec();
+        let length = self.key(purpose)?.open_in_place(nonce, aead::Aad::empty(), &mut opened).ok()?.len();
+        opened.truncate(length);
+        Some(Secret::new(opened))
+    }
+
+    /// A key of its own for each use: what is sealed for one opens for no other.
+    fn key(&self, purpose: &str) -> Option<aead::LessSafeKey> {
+        let info = [purpose.as_bytes()];
+        let okm = self.0.expand(&info, &aead::AES_256_GCM).ok()?;
+        Some(aead::LessSafeKey::new(okm.into()))
+    }
+}
+
+impl fmt::Debug for SealingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SealingKey(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemDice;
+
+    #[test]
+    fn what_is_sealed_opens_for_the_same_key_and_use_only() {
+        let dice = SystemDice::shared();
+        let (key, other) = (SealingKey::of(&Secret::new("seed")), SealingKey::of(&Secret::new("seeds")));
+        let sealed = key.seal("a", &Secret::new("canary"), &*dice).unwrap();
+        assert!(!sealed.windows(6).any(|window| window == b"canary"));
+        assert_eq!(key.unseal("a", &sealed).unwrap().expose(), b"canary");
+        assert!(key.unseal("b", &sealed).is_none() && other.unseal("a", &sealed).is_none());
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert!(key.unseal("a", &changed).is_none(), "byte {at}");
+        }
+        assert!(key.unseal("a", b"short").is_none());
+        assert_ne!(
+            key.seal("a", &Secret::new("canary"), &*dice).unwrap(),
+            sealed,
+            "never the same bytes twice"
+        );
+    }
+
+    #[test]
+    fn the_key_file_is_checked_like_any_other() {
+        // KEY-11
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let path = dir.path().join("seal.pem");
+        let sealed =
+            SealingKey::open(&path).unwrap().seal("a", &Secret::new("x"), &*SystemDice::shared()).unwrap();
+        assert_eq!(SealingKey::open(&path).unwrap().unseal("a", &sealed).unwrap().expose(), b"x");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(SealingKey::open(&path), Err(FileError::Perm { .. })));
+    }
+}
