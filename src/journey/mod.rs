@@ -21,9 +21,11 @@ use crate::{
     audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
     broker::{Broker, Failure, Fetched, Revoked, Subscription},
     clock::{Clock, Dice, uuid_v7},
-    credential::Credential,
+    credential::{Bound, Credential},
+    keys::ClientCertificate,
     policy::{Denial, Door, Entitlement, Explanation, Grant, Policy, Reason, Wish},
     proof::Nonces,
+    secret::Secret,
 };
 use account::Account;
 use lives::Lives;
@@ -89,6 +91,7 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Answer {
     credential: Arc<Credential>,
+    exports_key: bool,
     receipt: Receipt,
 }
 
@@ -96,6 +99,12 @@ impl Answer {
     /// The credential.
     pub fn credential(&self) -> &Credential {
         &self.credential
+    }
+
+    /// The certificate that binds it, and its private key in PEM if that is handed out: the record says so (MT-11).
+    pub fn client_certificate(&self) -> Option<(&ClientCertificate, Option<&Secret>)> {
+        let Bound::Mtls(certificate) = &self.credential.bound else { return None };
+        Some((certificate, certificate.private_pem().filter(|_| self.exports_key)))
     }
 
     /// Where it is on record.
@@ -201,7 +210,7 @@ impl Journey {
         let Fetched { credential, source } = fetched;
         let line = account.released(&workload, &grant, &credential, &source);
         let receipt = self.ledger.record(line).await?;
-        Ok(Answer { credential, receipt })
+        Ok(Answer { exports_key: account::exports_key(&grant, &credential), credential, receipt })
     }
 
     /// The first half of every request for a credential: who calls, and may it.

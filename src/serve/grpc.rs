@@ -29,16 +29,16 @@ use super::{
 use crate::{
     audit::Receipt,
     clock::Clock,
-    credential::Credential,
     journey::{self, Answer, Journey, Session, trace_id},
     policy::name_is_sound,
     proto::v1::{
-        AccessToken, Caller, Credential as Wire, DESCRIPTORS, DescribeRequest, DescribeResponse, GetRequest,
-        GetResponse, Offer, ProveRequest, ProveResponse, ReleaseRequest, ReleaseResponse, WatchRequest,
-        WatchResponse,
+        AccessToken, Caller, ClientCertificate, Credential as Wire, DESCRIPTORS, DescribeRequest,
+        DescribeResponse, GetRequest, GetResponse, Offer, ProveRequest, ProveResponse, ReleaseRequest,
+        ReleaseResponse, WatchRequest, WatchResponse,
         credential::Kind,
         credentials_server::{Credentials, CredentialsServer},
     },
+    secret::Secret,
 };
 
 /// A request is small; a larger message is none of ours (ATT-26).
@@ -174,7 +174,12 @@ impl Face {
         })
     }
 
-    fn wire(&self, name: &str, credential: &Credential) -> Wire {
+    fn wire(&self, name: &str, answer: &Answer) -> Wire {
+        let credential = answer.credential();
+        let certificate = answer.client_certificate().map(|(certificate, key)| ClientCertificate {
+            chain_pem: certificate.chain_pem(),
+            key_pem: key.and_then(Secret::expose_str).unwrap_or_default().to_owned(),
+        });
         let left = credential.window.left(self.clock.boot());
         let until = credential.window.until_wall;
         Wire {
@@ -189,11 +194,13 @@ impl Face {
             audience: credential.audience.clone().unwrap_or_default(),
             binding: credential.binding().as_str().into(),
             fingerprint: credential.fingerprint.to_string(),
+            thumbprint: credential.bound.thumbprint().unwrap_or_default().to_owned(),
+            client_certificate: certificate,
         }
     }
 
     fn watched(&self, name: &str, answer: &Answer) -> WatchResponse {
-        WatchResponse { credential: Some(self.wire(name, answer.credential())) }
+        WatchResponse { credential: Some(self.wire(name, answer)) }
     }
 }
 
@@ -237,7 +244,7 @@ impl Credentials for Face {
         let (metadata, _, GetRequest { name, scope, min_ttl }) = request.into_parts();
         let asked = self.asked(&session, &metadata, name, scope, min_ttl).await?;
         let answer = self.journey.fulfil(&session, &asked).await.map_err(|no| told(&no).status())?;
-        let response = GetResponse { credential: Some(self.wire(&asked.name, answer.credential())) };
+        let response = GetResponse { credential: Some(self.wire(&asked.name, &answer)) };
         Ok(receipted(response, answer.receipt()))
     }
 
