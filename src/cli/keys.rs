@@ -9,7 +9,7 @@ use super::{
     ConfigFile, Exit,
     agent::mistaken,
     environment, paint, print_json,
-    registration::{jwk, registration},
+    registration::{Which, jwk, registration},
 };
 use crate::{
     clock::SystemClock,
@@ -43,6 +43,9 @@ enum KeysCommand {
         /// Only the client at this issuer, by its name in the settings.
         #[arg(long, value_name = "NAME", requires = "registration")]
         issuer: Option<String>,
+        /// Only the client of this id.
+        #[arg(long, value_name = "ID", requires = "registration")]
+        client: Option<String>,
     },
     /// List identities, key ids and algorithms.
     List {
@@ -64,7 +67,7 @@ enum Format {
 impl Keys {
     pub(super) fn run(self) -> Result<(), Exit> {
         match self.command {
-            KeysCommand::Export { file, identity, format, registration: whole, issuer } => {
+            KeysCommand::Export { file, identity, format, registration: whole, issuer, client } => {
                 let held = Held::open(&file)?;
                 let wanted = |name: &str| identity.as_deref().is_none_or(|wanted| wanted == name);
                 let keys: Vec<(&str, &dyn Signer)> =
@@ -73,14 +76,12 @@ impl Keys {
                 certificates.retain(|name, _| wanted(name));
                 if whole {
                     let key = |of: &str| keys.iter().find(|(name, _)| *name == of).map(|(_, key)| jwk(*key));
-                    let (identity, issuer) = (identity.as_deref(), issuer.as_deref());
-                    return print_json(&registration(
-                        &held.settings.policy,
-                        identity,
-                        issuer,
-                        key,
-                        &certificates,
-                    )?);
+                    let which = Which {
+                        identity: identity.as_deref(),
+                        issuer: issuer.as_deref(),
+                        client: client.as_deref(),
+                    };
+                    return print_json(&registration(&held.settings.policy, which, key, &certificates)?);
                 }
                 let all = || certificates.values().flatten();
                 match format {

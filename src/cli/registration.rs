@@ -22,29 +22,47 @@ struct ClientOf<'a> {
     identity: &'a str,
 }
 
-/// The metadata of the one client that `identity` and `issuer` leave.
+/// Which client is meant: what is not said is anything.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Which<'a> {
+    pub(super) identity: Option<&'a str>,
+    pub(super) issuer: Option<&'a str>,
+    pub(super) client: Option<&'a str>,
+}
+
+impl Which<'_> {
+    fn is(self, client: &ClientOf<'_>) -> bool {
+        let fits = |wanted: Option<&str>, is: &str| wanted.is_none_or(|wanted| wanted == is);
+        fits(self.identity, client.identity)
+            && fits(self.issuer, client.issuer)
+            && fits(self.client, client.client_id)
+    }
+}
+
+/// The metadata of the one client that `which` leaves.
 pub(super) fn registration(
     policy: &Policy,
-    identity: Option<&str>,
-    issuer: Option<&str>,
+    which: Which<'_>,
     key: impl Fn(&str) -> Option<Value>,
     certificates: &BTreeMap<&str, Vec<std::sync::Arc<ClientCertificate>>>,
 ) -> Result<Value, Exit> {
     let mut clients: BTreeMap<ClientOf<'_>, Vec<&CredentialRule>> = BTreeMap::new();
-    for of in policy.identities().filter(|of| identity.is_none_or(|wanted| *of.name == *wanted)) {
-        for rule in of.credentials.values().filter(|rule| issuer.is_none_or(|wanted| *rule.issuer == *wanted))
-        {
+    for of in policy.identities() {
+        for rule in of.credentials.values() {
             let client = ClientOf { issuer: &rule.issuer, client_id: &rule.client_id, identity: &of.name };
             clients.entry(client).or_default().push(rule);
         }
     }
+    clients.retain(|client, _| which.is(client));
     let mut each = clients.into_iter();
     match (each.next(), each.next()) {
         (Some((client, rules)), None) => metadata(&client, &rules, key, certificates),
-        (None, _) => Err(Exit::new(Exit::DATA, "there is no such client: see --identity and --issuer")),
+        (None, _) => {
+            Err(Exit::new(Exit::DATA, "there is no such client: see --identity, --issuer and --client"))
+        }
         (Some(_), Some(_)) => Err(Exit::new(
             Exit::USAGE,
-            "these are several clients, and each is registered by itself: choose one by --identity and --issuer",
+            "these are several clients, and each is registered by itself: choose one by --identity, --issuer and --client",
         )),
     }
 }
