@@ -16,6 +16,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let small = text.replace("tonic_prost::ProstCodec::default()", "crate::proto::Codec::default()");
     assert_ne!(text, small, "the generated code names its codec otherwise: mend this replacement");
     fs::write(generated, small)?;
+    // Apart from ours: reflection describes our API only. Its server half is for tests, which stand in for SPIRE.
+    tonic_prost_build::configure().compile_fds(protox::compile(["spiffe/workload.proto"], ["proto"])?)?;
+    // A file without a package is generated as `_.rs`.
+    fs::rename(out.join("_.rs"), out.join("spiffe.rs"))?;
     println!("cargo::rerun-if-changed=proto");
     Ok(())
 }

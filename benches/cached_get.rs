@@ -10,6 +10,7 @@ mod support;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,7 @@ use support::{
     argument, configure, connect, cpu, request, serve_if_asked, spread, start_agent, start_issuer,
     start_stock,
 };
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 const IN_FLIGHT: usize = 64;
 const ROUND: Duration = Duration::from_millis(700);
@@ -54,17 +56,35 @@ async fn compare(rounds: usize) {
     println!("{:<46} {:>10} {:>10}   agent / tonic, median (min - max)", "", "agent", "tonic");
     let (agent_at, bare_at) = ((agent_socket.as_path(), agent.0.id()), (bare_socket.as_path(), bare.0.id()));
 
-    let one_after_another = pairs(rounds, agent_at, bare_at, one_after_another).await;
-    row("one after another: p50, us", &one_after_another, |sample| sample.p50_us);
-    row("one after another: server CPU us/call", &one_after_another, |sample| sample.cpu_us);
-    let one = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 1)).await;
-    row("64 in flight, 1 connection: calls/s", &one, |sample| sample.rate);
-    row("64 in flight, 1 connection: server CPU us/call", &one, |sample| sample.cpu_us);
-    let sixteen = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 16)).await;
-    row("64 in flight, 16 connections: calls/s", &sixteen, |sample| sample.rate);
-    row("64 in flight, 16 connections: server CPU us/call", &sixteen, |sample| sample.cpu_us);
-    let fresh = pairs(rounds, agent_at, bare_at, fresh_connections).await;
-    row("new connection per call: p50, us", &fresh, |sample| sample.p50_us);
+    // One kind of load alone, for a look at where its time goes: `--only 1` to `--only 4`.
+    let only = argument("--only", 0);
+    let wanted = |kind| only == 0 || only == kind;
+    if wanted(1) {
+        let one_after_another = pairs(rounds, agent_at, bare_at, one_after_another).await;
+        row("one after another: p50, us", &one_after_another, |sample| sample.p50_us);
+        row("one after another: server CPU us/call", &one_after_another, |sample| sample.cpu_us);
+    }
+    if wanted(2) {
+        let one = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 1)).await;
+        row("64 in flight, 1 connection: calls/s", &one, |sample| sample.rate);
+        row("64 in flight, 1 connection: server CPU us/call", &one, |sample| sample.cpu_us);
+    }
+    if wanted(3) {
+        let sixteen = pairs(rounds, agent_at, bare_at, |socket| in_flight(socket, 16)).await;
+        row("64 in flight, 16 connections: calls/s", &sixteen, |sample| sample.rate);
+        row("64 in flight, 16 connections: server CPU us/call", &sixteen, |sample| sample.cpu_us);
+    }
+    if wanted(4) {
+        let fresh = pairs(rounds, agent_at, bare_at, fresh_connections).await;
+        row("new connection per call: p50, us", &fresh, |sample| sample.p50_us);
+        row("new connection per call: server CPU us/call", &fresh, |sample| sample.cpu_us);
+    }
+    if wanted(1) {
+        match system_calls(&agent_socket, agent.0.id(), dir.path()).await {
+            Some(calls) => println!("one after another: system calls of the agent a call: {calls:.1}"),
+            None => println!("system calls: NOT counted, there is no strace here"),
+        }
+    }
     println!("idle resident memory of the agent before load: {} KiB, of tonic: {} KiB", agent.1, bare.1);
 }
 
@@ -120,6 +140,27 @@ async fn one_after_another(socket: PathBuf) -> (usize, Vec<Duration>, Duration) 
         times.push(asked.elapsed());
     }
     (times.len(), times, start.elapsed())
+}
+
+/// How many system calls the agent makes for one call, counted by strace.
+async fn system_calls(socket: &Path, pid: u32, dir: &Path) -> Option<f64> {
+    let table = dir.join("strace");
+    let mut strace = tokio::process::Command::new("strace")
+        .args(["-f", "-c", "-U", "calls,name", "-o"])
+        .arg(&table)
+        .args(["-p", &pid.to_string()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    // It says when it has taken hold.
+    BufReader::new(strace.stderr.take()?).lines().next_line().await.ok()??;
+    let (calls, ..) = one_after_another(socket.to_owned()).await;
+    let stop = Command::new("kill").args(["-INT", &strace.id()?.to_string()]).status();
+    assert!(stop.is_ok_and(|stop| stop.success()));
+    strace.wait().await.ok()?;
+    let table = fs::read_to_string(table).ok()?;
+    let total = table.lines().find_map(|line| line.strip_suffix("total")?.trim().parse::<f64>().ok())?;
+    Some(total / calls as f64)
 }
 
 async fn in_flight(socket: PathBuf, connections: usize) -> (usize, Vec<Duration>, Duration) {

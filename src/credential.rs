@@ -1,7 +1,12 @@
 //! What we hand out: the secret, when it ends, what binds it, and what may be said about it in a log.
 //! Made by the room `issuer` after it has doubted the issuer's answer; handed on unchanged.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
@@ -130,6 +135,22 @@ pub struct Credential {
     pub fingerprint: Fingerprint,
     /// The fingerprint of its `jti`, where it is a JWT with one (AUD-05).
     pub jti: Option<Fingerprint>,
+    /// How it is told to callers.
+    pub form: Form,
+}
+
+/// How a credential is told, spelled out by whoever tells it first: the same for everybody as long as it lives, and wiped
+/// with it.
+#[derive(Debug, Default)]
+pub struct Form(OnceLock<(String, Secret)>);
+
+impl Form {
+    /// The form under `name`, made by `spell` if it is not there yet.
+    pub fn get_or_spell(&self, name: &str, spell: impl Fn() -> Vec<u8>) -> Cow<'_, [u8]> {
+        let (told_as, form) = self.0.get_or_init(|| (name.to_owned(), Secret::new(spell())));
+        // One credential has one name; what would be told under another is not taken from here.
+        if told_as == name { Cow::Borrowed(form.expose()) } else { Cow::Owned(spell()) }
+    }
 }
 
 impl Credential {

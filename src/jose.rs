@@ -427,6 +427,33 @@ mod tests {
     }
 
     #[test]
+    fn signatures_that_others_made_verify() {
+        // standards-vectors.json, wimse_wit_wpt: an ES256 and an EdDSA signature of another implementation, the second by the
+        // key that the first one names.
+        let wit = "eyJhbGciOiJFUzI1NiIsImtpZCI6Ikp1bmUgNSIsInR5cCI6IndpdCtqd3QifQ.eyJjbmYiOnsiandrIjp7ImFsZyI6IkVkRFNBIiwiY3J2IjoiRWQyNTUxOSIsImt0eSI6Ik9LUCIsIngiOiIxQ1hYdmZsTl9MVlZzSXNZWHNVdkIwM0ptbEdXZUNIcVFWdW91Q0Y5MmJnIn19LCJleHAiOjE3NDU1MTI1MTAsImlhdCI6MTc0NTUwODkxMCwianRpIjoieC1fMUNUTDJjY2EzQ1NFNGN3Yl9sIiwic3ViIjoid2ltc2U6Ly9leGFtcGxlLmNvbS9zcGVjaWZpYy13b3JrbG9hZCJ9.6KraSQUxWdl9dxFQ3Fj6dPY0Vi88OkwFwZpAIOhLeq6AbXAnLLQgOp8U9UDGcBuYF3KiNv6oKQD1ZWAzrMZOJw";
+        let wpt = "eyJhbGciOiJFZERTQSIsInR5cCI6IndwdCtqd3QifQ.eyJhdGgiOiJDTDR3amZwUm1OZi1iZFlJYllMblY5ZDVyTUFSR3dLWUUxMHdVd3pDMGpJIiwiYXVkIjoiaHR0cHM6Ly93b3JrbG9hZC5leGFtcGxlLmNvbS9wYXRoIiwiZXhwIjoxNzQ1NTEwMDE2LCJqdGkiOiJfX2J3YzRFU0MzYWNjMkxUQzEtX3giLCJ3dGgiOiJBYVlVZkMzNEQxZGkyRnhRTHBpSUpKN1NnOFZaNm84T0Nkd1NmOUlUb0xnIn0.PI7d9AcYhLoEgPgbJvcM132lkBKnM1NXU-5hZUzVTIyj2dRJaTLFs6e5NYv5gg6AqcV7NvkYCwfgMgWasWQzCA";
+        let issuer = json!({
+            "kty": "EC", "crv": "P-256", "x": "kXqnA2Op7hgd4zRMbw0iFcc_hDxUxhojxOFVGjE2gks",
+            "y": "n__VndPMR021-59UAs0b9qDTFT-EZtT6xSNs_xFskLo",
+        });
+        let (wit_jws, wpt_jws) = (Unverified::parse(wit).unwrap(), Unverified::parse(wpt).unwrap());
+        wit_jws.verify(&PublicKey::from_jwk(&issuer).unwrap(), &[Algorithm::Es256]).unwrap();
+        let claims: Value = wit_jws.claims().unwrap();
+        let bound = PublicKey::from_jwk(&claims["cnf"]["jwk"]).unwrap();
+        wpt_jws.verify(&bound, &[Algorithm::EdDsa]).unwrap();
+        let proof: Value = wpt_jws.claims().unwrap();
+        let hash = |text: &str| b64(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
+        assert_eq!(proof["wth"], hash(wit));
+        assert_eq!(proof["ath"], hash("16_mAd0GiwaZokU26_0902100"));
+        // One bit of it changed, by either key.
+        let changed = wit.replace("6KraSQ", "6KrbSQ");
+        let changed = Unverified::parse(&changed).unwrap();
+        let wrong = changed.verify(&PublicKey::from_jwk(&issuer).unwrap(), &[Algorithm::Es256]);
+        assert_eq!(wrong, Err(JoseError::Signature));
+        assert_eq!(wit_jws.verify(&bound, &[Algorithm::EdDsa]), Err(JoseError::Algorithm));
+    }
+
+    #[test]
     fn a_private_jwk_is_refused() {
         // KEY-03
         let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": b64(&[1; 32]), "d": b64(&[2; 32])});

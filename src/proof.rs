@@ -272,6 +272,9 @@ mod tests {
         // DPOP-03, standards-vectors.json rfc9449_ath
         let token = Secret::new("Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU");
         assert_eq!(ath(&token), "fUHyO2r2Z3DZ53EsNrWBb0xWXoaNy59IiKCAqksmQEo");
+        // The same of wimse_wit_wpt.
+        let token = Secret::new("16_mAd0GiwaZokU26_0902100");
+        assert_eq!(ath(&token), "CL4wjfpRmNf-bdYIbYLnV9d5rMARGwKYE10wUwzC0jI");
     }
 
     #[test]

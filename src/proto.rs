@@ -19,6 +19,17 @@ pub mod v1 {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/keybearer.v1.bin"));
 }
 
+/// The SPIFFE Workload API, as far as this agent asks it.
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated; its documentation is the .proto file"
+)]
+pub mod spiffe {
+    tonic::include_proto!("spiffe");
+}
+
 /// What a call's buffers hold before they grow. tonic's own 8 KiB each way would be most of what an open stream costs.
 const BUFFER: usize = 512;
 

@@ -86,9 +86,16 @@ impl fmt::Debug for Fingerprint {
 
 /// Bytes that are no secret, as they are written down: lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
+    let mut text = Vec::with_capacity(2 * bytes.len());
+    put_hex(bytes, &mut text);
+    text.into_iter().map(char::from).collect()
+}
+
+/// The same, appended to `out`.
+pub fn put_hex(bytes: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    bytes.iter().flat_map(digits).map(char::from).collect()
+    out.extend(bytes.iter().flat_map(digits));
 }
 
 /// Foreign text made fit to be written down: printable ASCII only, cut at `most` bytes, and whatever looks like a

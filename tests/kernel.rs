@@ -7,6 +7,7 @@ mod support;
 use std::{
     fs,
     io::{Read as _, Write as _},
+    mem::MaybeUninit,
     os::{
         fd::OwnedFd,
         linux::net::SocketAddrExt as _,
@@ -58,11 +59,11 @@ fn e18_what_two_have_written_is_never_one_chunk() {
     // E18, ATT-04: a buffer with room for both gets the words of one.
     let (ours, mut theirs, child) = said_by_another("child");
     theirs.write_all(b"parent").unwrap();
-    let mut buffer = [0; 64];
+    let mut buffer = [MaybeUninit::uninit(); 64];
     let chunk = receive(&ours, &mut buffer).unwrap();
-    assert_eq!((&buffer[..chunk.len], chunk.sender.unwrap().pid), (&b"child"[..], child));
+    assert_eq!((chunk.bytes, chunk.sender.unwrap().pid), (&b"child"[..], child));
     let chunk = receive(&ours, &mut buffer).unwrap();
-    assert_eq!((&buffer[..chunk.len], chunk.sender.unwrap().pid), (&b"parent"[..], std::process::id()));
+    assert_eq!((chunk.bytes, chunk.sender.unwrap().pid), (&b"parent"[..], std::process::id()));
 }
 
 #[test]
@@ -143,9 +144,9 @@ fn start_time(stat: &str) -> String {
 fn e27_a_plain_read_loses_who_wrote() {
     // E27, ATT-04: what is taken without asking for the stamp is nobody's, so the wire has one way to read.
     let (mut ours, mut theirs, _) = said_by_another("child");
-    let mut buffer = [0; 64];
-    assert_eq!(ours.read(&mut buffer).unwrap(), 5);
+    assert_eq!(ours.read(&mut [0; 64]).unwrap(), 5);
     theirs.write_all(b"parent").unwrap();
+    let mut buffer = [MaybeUninit::uninit(); 64];
     let chunk = receive(&ours, &mut buffer).unwrap();
     assert_eq!(chunk.sender.unwrap().pid, std::process::id(), "the child's stamp is gone with its words");
     for file in fs::read_dir("src/wire").unwrap() {

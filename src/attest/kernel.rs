@@ -30,11 +30,11 @@ impl From<libc::ucred> for Sender {
     }
 }
 
-/// One read from a socket with `SO_PASSCRED`: how much, by whom, and whether it was clean.
+/// One read from a socket with `SO_PASSCRED`: what, by whom, and whether it was clean.
 #[derive(Debug)]
-pub struct Chunk {
-    /// Bytes read; 0 at the end.
-    pub len: usize,
+pub struct Chunk<'a> {
+    /// What was read; nothing at the end.
+    pub bytes: &'a [u8],
     /// Who wrote them. None where the kernel did not say.
     pub sender: Option<Sender>,
     /// Whether descriptors came along or the control data did not fit: a reason to hang up (ATT-04).
@@ -104,15 +104,16 @@ pub fn ids(pidfd: impl AsFd) -> io::Result<Option<Ids>> {
     }))
 }
 
-/// Reads once from `socket` into `buffer`, without waiting, with the sender's stamp (ATT-02, ATT-04).
+/// Reads once from `socket` into `space`, without waiting, with the sender's stamp (ATT-02, ATT-04). Nothing is zeroed
+/// first: that would cost more than a call.
 ///
 /// # Errors
 /// What `recvmsg(2)` says, `WouldBlock` included.
-pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Chunk> {
+pub fn receive(socket: impl AsFd, space: &mut [MaybeUninit<u8>]) -> io::Result<Chunk<'_>> {
     // Room for the credentials and for the most descriptors one message can carry (SCM_MAX_FD, 253), so that
     // each of them reaches us and is closed. usize elements, because cmsghdr wants its alignment.
-    let mut control = [0usize; 160];
-    let mut io = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut control = [MaybeUninit::<usize>::uninit(); 160];
+    let mut io = libc::iovec { iov_base: space.as_mut_ptr().cast(), iov_len: space.len() };
     // SAFETY: msghdr is plain data for which all zeros is the empty message.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut io;
@@ -154,7 +155,9 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Chunk> {
         // SAFETY: cmsg came from this message.
         cmsg = unsafe { libc::CMSG_NXTHDR(&raw const message, cmsg) };
     }
-    Ok(Chunk { len, sender, smuggled })
+    // SAFETY: the kernel has written `len` bytes, and no more than there is space; the minimum says so once more.
+    let bytes = unsafe { std::slice::from_raw_parts(space.as_ptr().cast::<u8>(), len.min(space.len())) };
+    Ok(Chunk { bytes, sender, smuggled })
 }
 
 /// # Safety
@@ -190,17 +193,14 @@ mod tests {
         (ours, theirs)
     }
 
-    fn read(socket: &UnixStream) -> Chunk {
-        receive(socket, &mut [0; 64]).unwrap()
-    }
-
     #[test]
     fn a_chunk_names_its_writer() {
         // ATT-02
         let (ours, mut theirs) = stamped_pair();
         theirs.write_all(b"hello").unwrap();
-        let chunk = read(&ours);
-        assert_eq!(chunk.len, 5);
+        let mut space = [MaybeUninit::uninit(); 64];
+        let chunk = receive(&ours, &mut space).unwrap();
+        assert_eq!(chunk.bytes, b"hello");
         assert!(!chunk.smuggled);
         assert_eq!(chunk.sender.unwrap().pid, std::process::id());
         assert_eq!(peer_cred(&ours).unwrap().pid, std::process::id());
@@ -218,7 +218,8 @@ mod tests {
         sendmsg(&theirs, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
         let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
         let before = open();
-        let chunk = read(&ours);
+        let mut space = [MaybeUninit::uninit(); 64];
+        let chunk = receive(&ours, &mut space).unwrap();
         assert!(chunk.smuggled);
         // Other tests open and close files beside this one; 253 leaked ones would stand out.
         assert!(open() < before + 100, "descriptors leaked");
@@ -227,7 +228,7 @@ mod tests {
     #[test]
     fn nothing_there_is_would_block() {
         let (ours, _theirs) = stamped_pair();
-        let error = receive(&ours, &mut [0; 8]).unwrap_err();
+        let error = receive(&ours, &mut [MaybeUninit::uninit(); 8]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 }

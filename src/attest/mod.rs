@@ -121,8 +121,12 @@ pub struct Evidence {
     pub pid: u32,
     /// When it started, in clock ticks since boot.
     pub start: u64,
-    /// Its ids, groups and hardening, now.
-    pub status: Status,
+    /// Its real, effective, saved and file-system uid, now.
+    pub uids: [u32; 4],
+    /// The same of its primary group.
+    pub gids: [u32; 4],
+    /// Its groups and hardening, now, if an identity can rest on them.
+    pub status: Result<Status, Missing>,
     /// The uid that logged in, for records only.
     pub login_uid: Option<u32>,
     /// Its program.
@@ -152,12 +156,12 @@ pub struct Evidence {
 impl Evidence {
     /// Its uid.
     pub fn uid(&self) -> u32 {
-        self.status.uids[1]
+        self.uids[1]
     }
 
     /// Its primary gid.
     pub fn gid(&self) -> u32 {
-        self.status.gids[1]
+        self.gids[1]
     }
 
     /// How strong all of this is.
@@ -245,8 +249,12 @@ impl Workload {
         }
         if ids.is_none() || self.interests.groups {
             let now = process.status()?;
-            let then = &then.status;
-            if now.uids != then.uids || now.gids != then.gids || now.groups != then.groups {
+            let same_groups = match &then.status {
+                Ok(then) => now.groups == then.groups,
+                // Groups that nobody asked for decide nothing.
+                Err(_) => !self.interests.groups,
+            };
+            if now.uids != then.uids || now.gids != then.gids || !same_groups {
                 return Err(AttestError::CredChanged);
             }
         }
@@ -283,19 +291,48 @@ pub struct Interests {
     pub challenge: bool,
 }
 
+impl Interests {
+    /// Whether the groups or the hardening of a process can decide: its groups say whether it could write its program, and
+    /// what demands a program may demand that nobody traces it.
+    fn status(&self) -> bool {
+        self.groups || self.challenge || !self.exe_paths.is_empty()
+    }
+}
+
+/// What is known of a process before its evidence is read. Ids only where the kernel tells them by number.
+struct Known {
+    pid: u32,
+    start: u64,
+    ids: Option<Ids>,
+    hold: Hold,
+}
+
 /// Takes evidence. Shared by all connections.
 #[derive(Debug)]
 pub struct Attestor {
     proc: Proc,
     own: Result<Process, AttestError>,
+    own_namespaces: OwnNamespaces,
     sources: Sources,
     digests: Arc<Digests>,
+}
+
+/// The agent's own namespaces. It never leaves them, so they are looked at once.
+#[derive(Debug)]
+struct OwnNamespaces {
+    mount: Result<u64, Missing>,
+    user: Result<u64, Missing>,
 }
 
 impl Attestor {
     /// An attestor over this host's /proc, cgroups and service manager.
     pub fn new(proc: Proc, sources: Sources) -> Self {
-        Self { own: proc.open(std::process::id()), proc, sources, digests: Arc::default() }
+        let own = proc.open(std::process::id());
+        let namespace =
+            |handle| own.as_ref().map_err(|_| Missing::Exited).and_then(|own| own.namespace(handle));
+        let own_namespaces =
+            OwnNamespaces { mount: namespace(Namespace::Mount), user: namespace(Namespace::User) };
+        Self { own, own_namespaces, proc, sources, digests: Arc::default() }
     }
 
     /// Takes all evidence about `peer` (ATT-16, the first time).
@@ -307,7 +344,8 @@ impl Attestor {
         let process = peer.process();
         let image = process.image();
         let ids = peer.ids()?;
-        let mut evidence = self.read(process, peer.pid(), peer.hold(), interests)?;
+        let known = Known { pid: peer.pid(), start: peer.start(), ids, hold: peer.hold() };
+        let mut evidence = self.read(process, known, interests)?;
         evidence.exec = image.held();
         if !peer.alive() {
             return Err(AttestError::PeerExited);
@@ -333,28 +371,32 @@ impl Attestor {
     /// [`AttestError`] if the process is gone or /proc cannot be read.
     pub fn evidence(&self, pid: u32, hold: Hold, interests: &Interests) -> Result<Evidence, AttestError> {
         let process = self.proc.open(pid)?;
-        let evidence = self.read(&process, pid, hold, interests)?;
+        let evidence =
+            self.read(&process, Known { pid, start: process.start_time()?, ids: None, hold }, interests)?;
         Ok(Evidence { exec: process.image().held(), answered: Ok(()), ..evidence })
     }
 
-    fn read(
-        &self,
-        process: &Process,
-        pid: u32,
-        hold: Hold,
-        interests: &Interests,
-    ) -> Result<Evidence, AttestError> {
+    fn read(&self, process: &Process, known: Known, interests: &Interests) -> Result<Evidence, AttestError> {
         let own = self.own.as_ref().map_err(Clone::clone)?;
-        let start = process.start_time()?;
-        let status = process.status()?;
+        // The dearest text of all, and where the kernel tells ids by number mostly not needed.
+        let (uids, gids, status) = match known.ids {
+            Some(ids) if !interests.status() => (ids.uids, ids.gids, Err(Missing::NotAsked)),
+            _ => {
+                let status = process.status()?;
+                (status.uids, status.gids, Ok(status))
+            }
+        };
         let cgroup = process.cgroup()?;
         let exe = Executable::of(process);
         let mount_namespace = process.namespace(Namespace::Mount);
-        let exe_paths = match (&exe, &mount_namespace, own.namespace(Namespace::Mount)) {
+        let exe_paths = match (&exe, &mount_namespace, self.own_namespaces.mount) {
             (Err(missing), ..) | (_, Err(missing), _) => Err(*missing),
             (.., Err(missing)) => Err(missing),
             (_, Ok(theirs), Ok(ours)) if *theirs != ours => Err(Missing::MountNamespace),
-            (Ok(exe), ..) => exe.known_as(&interests.exe_paths, status.uids[1], &status.groups),
+            (Ok(exe), ..) => status
+                .as_ref()
+                .map_err(|why| *why)
+                .and_then(|status| exe.known_as(&interests.exe_paths, uids[1], &status.groups)),
         };
         let sha256 = match &exe {
             Err(missing) => Err(*missing),
@@ -366,21 +408,23 @@ impl Attestor {
         };
         // All of it is of one process: its directory in /proc is that process or nothing (ATT-08).
         Ok(Evidence {
-            pid,
-            start,
+            pid: known.pid,
+            start: known.start,
+            uids,
+            gids,
             login_uid: process.login_uid(),
             path_hint: process.path_hint(),
             exec: Err(Missing::NotAsked),
             answered: Err(Missing::NotAsked),
             unit: self.sources.unit(&cgroup),
-            same_user_namespace: process.shares_user_namespace(own),
+            same_user_namespace: process.shares_user_namespace(own, self.own_namespaces.user),
             status,
             exe,
             exe_paths,
             sha256,
             mount_namespace,
             cgroup,
-            hold,
+            hold: known.hold,
         })
     }
 
@@ -544,8 +588,27 @@ mod tests {
             assert_eq!(workload.confirm(), Err(AttestError::CredChanged));
         }
         let mut workload = attestor.attest(&own_peer(), &interests).unwrap();
-        workload.evidence.status.groups.push(4_000_000);
+        workload.evidence.status.as_mut().unwrap().groups.push(4_000_000);
         assert_eq!(workload.confirm(), Err(AttestError::CredChanged));
+        // Where it was not kept but is asked for, nothing says that it is the same.
+        workload.evidence.status = Err(Missing::NotAsked);
+        assert_eq!(workload.confirm(), Err(AttestError::CredChanged));
+    }
+
+    #[test]
+    fn what_no_identity_asks_for_is_not_read_and_says_so() {
+        let attestor = attestor();
+        let peer = own_peer();
+        let of = |interests| attestor.attest(&peer, &Arc::new(interests)).unwrap().evidence().clone();
+        let all = of(Interests { groups: true, ..Interests::default() });
+        assert!(all.status.is_ok());
+        let little = of(Interests::default());
+        assert_eq!((little.uids, little.gids), (all.uids, all.gids));
+        // On kernels before 6.13 the same text tells the ids.
+        let by_number = peer.ids().unwrap().is_some();
+        assert_eq!(little.status, if by_number { Err(Missing::NotAsked) } else { all.status });
+        assert!(of(Interests { exe_paths: vec!["/bin/sh".into()], ..Interests::default() }).status.is_ok());
+        assert!(of(Interests { challenge: true, ..Interests::default() }).status.is_ok());
     }
 
     #[test]

@@ -3,12 +3,12 @@
 
 use std::{
     io,
+    mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    buffer::spare_capacity,
     fs::{AtFlags, CWD, Mode, OFlags, Stat, openat, readlinkat, statat},
     io::{Errno, pread, read},
 };
@@ -17,6 +17,9 @@ use super::{AttestError, Missing};
 
 /// More than any file of /proc/PID that we read has to say.
 const MAX_TEXT: usize = 64 << 10;
+
+/// What is read at once. Less than a page: then the kernel gives less only at the end, and need not be asked again to hear so.
+const CHUNK: usize = 2048;
 
 /// Where /proc is. An argument, so that every text of it can be tried.
 #[derive(Clone, Debug)]
@@ -79,10 +82,14 @@ impl Process {
         Ok(self.stat(handle.path()).map_err(missing)?.st_ino)
     }
 
-    /// Whether it lives in the same user namespace as `other` (ATT-13). Where a handle may not be read, the maps
-    /// tell: only a privileged process can give another namespace the same full map.
-    pub(super) fn shares_user_namespace(&self, other: &Self) -> Result<bool, Missing> {
-        if let (Ok(this), Ok(that)) = (self.namespace(Namespace::User), other.namespace(Namespace::User)) {
+    /// Whether it lives in the same user namespace as `other`, which lives in `others` (ATT-13). Where a handle may not be
+    /// read, the maps tell: only a privileged process can give another namespace the same full map.
+    pub(super) fn shares_user_namespace(
+        &self,
+        other: &Self,
+        others: Result<u64, Missing>,
+    ) -> Result<bool, Missing> {
+        if let (Ok(this), Ok(that)) = (self.namespace(Namespace::User), others) {
             return Ok(this == that);
         }
         let same = |name| Ok(self.text(name).map_err(missing)? == other.text(name).map_err(missing)?);
@@ -120,14 +127,18 @@ impl Process {
 
     fn text(&self, name: &str) -> Result<Vec<u8>, Errno> {
         let file = self.open(name)?;
-        let mut text = Vec::with_capacity(2048);
-        while read(&file, spare_capacity(&mut text))? > 0 {
+        let mut text = Vec::new();
+        let mut space = [MaybeUninit::uninit(); CHUNK];
+        loop {
+            let (chunk, rest) = read(&file, &mut space)?;
+            text.extend_from_slice(chunk);
+            if !rest.is_empty() {
+                return Ok(text);
+            }
             if text.len() >= MAX_TEXT {
                 return Err(Errno::FBIG);
             }
-            text.reserve(1024);
         }
-        Ok(text)
     }
 }
 
@@ -196,12 +207,20 @@ pub struct Status {
 
 impl Status {
     pub(super) fn parse(text: &str) -> Result<Self, AttestError> {
+        const NAMES: [&str; 6] = ["TracerPid", "Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp"];
         let wrong = |what: &str| AttestError::Proc { file: "status", what: what.into() };
-        let line = |name: &str| {
-            let mut found = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            let first = found.next().ok_or_else(|| wrong(&format!("it has no {name} line")));
+        let mut lines = [None; NAMES.len()];
+        for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
             // The kernel writes each once; a name with a line feed in it is escaped there.
-            if found.next().is_some() { Err(wrong(&format!("it has two {name} lines"))) } else { first }
+            if let Some(at) = NAMES.iter().position(|wanted| *wanted == name)
+                && lines[at].replace(value).is_some()
+            {
+                return Err(wrong(&format!("it has two {name} lines")));
+            }
+        }
+        let line = |name: &str| {
+            let found = NAMES.iter().zip(lines).find_map(|(known, line)| line.filter(|_| *known == name));
+            found.ok_or_else(|| wrong(&format!("it has no {name} line")))
         };
         let numbers = |name: &str| {
             line(name)?
@@ -280,7 +299,10 @@ mod tests {
     fn this_process_is_in_its_own_user_namespace() {
         // ATT-13
         let this = Proc::at("/proc").open(std::process::id()).unwrap();
-        assert_eq!(this.shares_user_namespace(&this), Ok(true));
+        let own = this.namespace(Namespace::User);
+        assert_eq!(this.shares_user_namespace(&this, own), Ok(true));
+        // Where the handle may not be read, the maps tell.
+        assert_eq!(this.shares_user_namespace(&this, Err(Missing::NotPermitted)), Ok(true));
         assert_eq!(this.image().lives(), Ok(true));
     }
 }

@@ -1,13 +1,15 @@
-//! The ledger at work: many callers, one scribe. Callers wait until their record is written; the scribe takes all
-//! that wait and writes them at once, so that a crowd shares one write (group commit). A batch that cannot be
-//! written leaves no trace in the file.
+//! The ledger at work: many callers, one pen. A caller that knows of no other takes the pen and writes at once, without
+//! leaving its task. In a crowd, callers wait until their record is written: the scribe takes all that wait and writes them
+//! at once, so that they share one write (group commit). The pen, which is the file and the chain, lies behind a lock that
+//! is held for one write and never across a wait. A batch that cannot be written leaves no trace in the file.
 
 use std::{
-    io::Write as _,
+    fs::File,
+    io::{self, ErrorKind, Write as _},
     mem,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -15,7 +17,7 @@ use std::{
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     task::{JoinHandle, spawn_blocking, yield_now},
     time::{Instant, sleep_until},
 };
@@ -30,7 +32,7 @@ use super::{
 use crate::{
     clock::{Clock, Dice, uuid_v7},
     keys::CheckpointKey,
-    secret::hex,
+    secret::put_hex,
 };
 
 /// How many callers may wait at once; more wait for a place.
@@ -54,37 +56,36 @@ pub fn open(
 ) -> Result<(Ledger, Scribe), LedgerError> {
     let book = Book::open(&settings.directory, &settings.origin)?;
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let shared = Arc::new(Shared {
-        records: AtomicU64::new(book.frontier.size()),
-        healthy: AtomicBool::new(true),
-        origin: ArcSwap::from_pointee(Origin::new(boot_id, host, agent)),
-        directory: settings.directory.clone(),
-    });
-    let ledger = Ledger { sender, shared: Arc::clone(&shared) };
-    let mut scribe = Scribe {
+    let pen = Pen {
         sink: Box::new(book.file),
         length: book.length,
         frontier: book.frontier,
         prev: book.prev,
         signed: book.signed,
-        key: Arc::new(book.key),
+        sign_at: book.signed.saturating_add(settings.checkpoint_records),
         lost: 0,
-        writes: 0,
-        receiver,
-        shared,
-        settings,
+        buffer: Vec::new(),
         clock,
         dice,
-        buffer: Vec::new(),
     };
+    let shared = Arc::new(Shared {
+        records: AtomicU64::new(pen.frontier.size()),
+        pen: Mutex::new(pen),
+        sign: Notify::new(),
+        healthy: AtomicBool::new(true),
+        origin: ArcSwap::from_pointee(Origin::new(boot_id, host, agent)),
+        settings,
+    });
     if book.torn > 0 {
-        let entry = Entry::new(EventType::LedgerRepaired, Outcome::Success, scribe.id()).detail(format!(
+        let id = shared.pen().id();
+        let entry = Entry::new(EventType::LedgerRepaired, Outcome::Success, id).detail(format!(
             "a torn end of {} bytes was cut off; nothing that was answered is lost",
             book.torn
         ));
-        scribe.write(&[&entry.into()]).map_err(LedgerError::Unwritable)?;
+        shared.write(&[&entry.into()]).map_err(LedgerError::Unwritable)?;
     }
-    Ok((ledger, scribe))
+    let ledger = Ledger { sender, shared: Arc::clone(&shared) };
+    Ok((ledger, Scribe { receiver, shared, key: Arc::new(book.key) }))
 }
 
 /// A line, and who waits for it to be written.
@@ -98,8 +99,8 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Records `line`. When this returns a receipt, the record is with the kernel, and with the disk if
-    /// [`Sync::Always`] (AUD-02).
+    /// Records `line`, together with those of others who come in the same moment. When this returns a receipt, the record is
+    /// with the kernel, and with the disk if [`Sync::Always`] (AUD-02).
     ///
     /// # Errors
     /// [`LedgerError::Unwritable`] if it cannot be written, [`LedgerError::Closed`] at the end.
@@ -107,6 +108,21 @@ impl Ledger {
         let (answer, answered) = oneshot::channel();
         self.sender.send((line.into(), answer)).await.map_err(|_| LedgerError::Closed)?;
         answered.await.map_err(|_| LedgerError::Closed)?
+    }
+
+    /// The same for a caller that knows of no other: it writes itself, at once. Not where each record is flushed, which has
+    /// to be waited for, and not past those who wait.
+    ///
+    /// # Errors
+    /// As [`Ledger::record`].
+    pub async fn record_alone(&self, line: impl Into<Line>) -> Result<Receipt, LedgerError> {
+        let nobody_waits = self.sender.capacity() == QUEUE;
+        if self.shared.settings.sync == Sync::Always || !nobody_waits || self.sender.is_closed() {
+            return self.record(line).await;
+        }
+        let line = line.into();
+        let written = self.shared.write(&[&line]);
+        self.shared.judge(written, 1).receipt(0, &line)
     }
 
     /// From now on, records name these settings.
@@ -124,7 +140,7 @@ impl Ledger {
     /// How it is.
     pub fn health(&self) -> Health {
         Health {
-            directory: self.shared.directory.clone(),
+            directory: self.shared.settings.directory.clone(),
             records: self.shared.records.load(Ordering::Relaxed),
             healthy: self.shared.healthy.load(Ordering::Relaxed),
         }
@@ -142,7 +158,7 @@ pub struct Health {
     pub healthy: bool,
 }
 
-/// Proof that an exchange is on record. Only the scribe makes one.
+/// Proof that an exchange is on record. Only what was written, or judged lost by the operator's choice, makes one.
 #[derive(Debug, Eq, PartialEq)]
 #[must_use = "an answer without its receipt is an answer without a record"]
 pub struct Receipt {
@@ -162,12 +178,64 @@ impl Receipt {
     }
 }
 
+/// What callers and the scribe share.
 #[derive(Debug)]
 struct Shared {
+    pen: Mutex<Pen>,
+    /// So much was written that a checkpoint is due.
+    sign: Notify,
     records: AtomicU64,
     healthy: AtomicBool,
     origin: ArcSwap<Origin>,
-    directory: PathBuf,
+    settings: LedgerSettings,
+}
+
+impl Shared {
+    /// The pen. Never kept across a wait.
+    fn pen(&self) -> MutexGuard<'_, Pen> {
+        self.pen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes `lines`, all or none; the number of the first.
+    fn write(&self, lines: &[&Line]) -> Result<u64, ErrorKind> {
+        let mut pen = self.pen();
+        let first = pen.write(lines, &self.origin.load())?;
+        self.records.store(pen.frontier.size(), Ordering::Relaxed);
+        if pen.frontier.size() >= pen.sign_at {
+            pen.sign_at = pen.frontier.size().saturating_add(self.settings.checkpoint_records);
+            self.sign.notify_one();
+        }
+        Ok(first)
+    }
+
+    /// What became of `count` lines, for the health and for those who wait.
+    fn judge(&self, written: Result<u64, ErrorKind>, count: usize) -> Judged {
+        self.healthy.store(written.is_ok(), Ordering::Relaxed);
+        let on_failure = self.settings.on_failure;
+        if written.is_err() && on_failure == OnFailure::Allow {
+            self.pen().lost += count as u64;
+        }
+        Judged { written, on_failure }
+    }
+}
+
+/// A batch that was written, or was not.
+#[derive(Clone, Copy)]
+struct Judged {
+    written: Result<u64, ErrorKind>,
+    on_failure: OnFailure,
+}
+
+impl Judged {
+    /// The receipt of the line at `at` of the batch.
+    fn receipt(self, at: u64, line: &Line) -> Result<Receipt, LedgerError> {
+        let exchange = line.exchange();
+        match (self.written, self.on_failure) {
+            (Ok(first), _) => Ok(Receipt { seq: Some(first + at), exchange }),
+            (Err(_), OnFailure::Allow) => Ok(Receipt { seq: None, exchange }),
+            (Err(kind), OnFailure::Deny) => Err(LedgerError::Unwritable(kind)),
+        }
+    }
 }
 
 /// What all records of this run share, and the same spelled out.
@@ -192,34 +260,97 @@ impl Origin {
     }
 }
 
-/// Who writes. One task; it owns the file and the chain.
-pub struct Scribe {
+/// The file and the chain: whoever holds it writes.
+struct Pen {
     sink: Box<dyn Sink>,
     length: u64,
     frontier: Frontier,
     prev: Hash,
+    /// How many records the last checkpoint covers, and with how many the next is due before its time.
     signed: u64,
-    key: Arc<CheckpointKey>,
+    sign_at: u64,
     lost: u64,
-    writes: u64,
-    receiver: mpsc::Receiver<Waiting>,
-    shared: Arc<Shared>,
-    settings: LedgerSettings,
+    buffer: Vec<u8>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
-    buffer: Vec<u8>,
 }
 
-type Signing = JoinHandle<std::io::Result<u64>>;
+impl Pen {
+    /// Appends `lines` in one write, or leaves the file as it was. A gap before them is told first. The number of the first.
+    fn write(&mut self, lines: &[&Line], origin: &Origin) -> Result<u64, ErrorKind> {
+        let mut buffer = mem::take(&mut self.buffer);
+        buffer.clear();
+        let (mut frontier, mut prev) = (self.frontier.clone(), self.prev);
+        let gap = (self.lost > 0).then(|| {
+            let entry = Entry::new(EventType::LedgerGap, Outcome::Failed, self.id());
+            Line::from(entry.detail(format!(
+                "{} records could not be written and are lost (audit.on_failure = allow)",
+                self.lost
+            )))
+        });
+        let first = frontier.size() + u64::from(gap.is_some());
+        let time = self.clock.wall();
+        let boot = self.clock.boot().as_nanos();
+        for line in gap.iter().chain(lines.iter().copied()) {
+            let (start, seq) = (buffer.len(), frontier.size());
+            // A Vec takes every byte.
+            let _ = write!(
+                buffer,
+                r#"{{"v":1,"seq":{seq},"time":"{time:.3}","boot_ns":{boot},{},"#,
+                origin.spelled
+            );
+            line.write(&mut buffer);
+            buffer.extend_from_slice(b",\"prev\":\"");
+            put_hex(&prev, &mut buffer);
+            buffer.extend_from_slice(b"\"}");
+            prev = leaf(&buffer[start..]);
+            frontier.push(prev);
+            buffer.push(b'\n');
+        }
+        let appended = self.sink.append(&buffer).map_err(|error| error.kind());
+        let added = buffer.len() as u64;
+        buffer.shrink_to(1 << 20);
+        self.buffer = buffer;
+        if let Err(kind) = appended {
+            tracing::error!(%kind, "the ledger cannot be written");
+            if let Err(error) = self.sink.cut(self.length) {
+                tracing::error!(%error, "and what was half written cannot be cut off; the next start will");
+            }
+            return Err(kind);
+        }
+        (self.frontier, self.prev, self.length, self.lost) = (frontier, prev, self.length + added, 0);
+        Ok(first)
+    }
+
+    fn id(&self) -> Uuid {
+        uuid_v7(self.clock.wall(), &*self.dice)
+    }
+}
+
+impl std::fmt::Debug for Pen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pen({} records)", self.frontier.size())
+    }
+}
+
+/// Who writes for a crowd, and signs. One task.
+#[derive(Debug)]
+pub struct Scribe {
+    receiver: mpsc::Receiver<Waiting>,
+    shared: Arc<Shared>,
+    key: Arc<CheckpointKey>,
+}
+
+type Signing = JoinHandle<io::Result<u64>>;
 
 impl Scribe {
     /// Writes until every [`Ledger`] is gone, and signs a last checkpoint.
     pub async fn run(mut self) {
-        let every = self.settings.checkpoint_every;
-        let mut due = Instant::now() + every;
+        let every = self.shared.settings.checkpoint_every;
+        let mut next = Instant::now() + every;
         let mut signing: Option<Signing> = None;
+        let mut due = false;
         loop {
-            let mut tick = false;
             tokio::select! {
                 signed = async {
                     match signing.as_mut() {
@@ -242,114 +373,73 @@ impl Scribe {
                     }
                     self.commit(batch).await;
                 }
-                () = sleep_until(due) => {
-                    due = Instant::now() + every;
-                    tick = true;
+                () = self.shared.sign.notified() => due = true,
+                () = sleep_until(next) => {
+                    next = Instant::now() + every;
+                    due = true;
                 }
             }
-            let unsigned = self.frontier.size() - self.signed;
-            if signing.is_none() && unsigned > 0 && (tick || unsigned >= self.settings.checkpoint_records) {
-                signing = Some(self.sign());
+            if due && signing.is_none() {
+                due = false;
+                signing = self.sign();
             }
         }
         if let Some(signing) = signing {
             self.note_signed(ended(signing.await));
         }
-        if self.frontier.size() > self.signed {
-            let signed = ended(self.sign().await);
-            self.note_signed(signed);
+        if let Some(signing) = self.sign() {
+            self.note_signed(ended(signing.await));
         }
     }
 
     /// Writes a batch and answers everybody in it, all with a receipt or none.
     async fn commit(&mut self, batch: Vec<Waiting>) {
-        let first = self.frontier.size() + u64::from(self.lost > 0);
-        let mut written = self.write(&batch.iter().map(|(line, _)| line).collect::<Vec<_>>());
-        if written.is_ok() && self.settings.sync == Sync::Always {
-            written = self.flush().await;
+        let mut written = self.shared.write(&batch.iter().map(|(line, _)| line).collect::<Vec<_>>());
+        if self.shared.settings.sync == Sync::Always
+            && written.is_ok()
+            && let Err(kind) = self.flush().await
+        {
+            written = Err(kind);
         }
-        self.shared.healthy.store(written.is_ok(), Ordering::Relaxed);
-        if written.is_err() && self.settings.on_failure == OnFailure::Allow {
-            self.lost += batch.len() as u64;
-        }
+        let judged = self.shared.judge(written, batch.len());
         for (at, (line, answer)) in batch.into_iter().enumerate() {
-            let exchange = line.exchange();
-            let receipt = match (written, self.settings.on_failure) {
-                (Ok(()), _) => Ok(Receipt { seq: Some(first + at as u64), exchange }),
-                (Err(_), OnFailure::Allow) => Ok(Receipt { seq: None, exchange }),
-                (Err(kind), OnFailure::Deny) => Err(LedgerError::Unwritable(kind)),
-            };
             // A caller that has gone away has its record all the same.
-            drop(answer.send(receipt));
+            drop(answer.send(judged.receipt(at as u64, &line)));
         }
     }
 
-    /// Appends `lines` in one write, or leaves the file as it was. A gap before them is told first.
-    fn write(&mut self, lines: &[&Line]) -> Result<(), std::io::ErrorKind> {
-        let mut buffer = mem::take(&mut self.buffer);
-        buffer.clear();
-        let (mut frontier, mut prev) = (self.frontier.clone(), self.prev);
-        let gap = (self.lost > 0).then(|| {
-            let entry = Entry::new(EventType::LedgerGap, Outcome::Failed, self.id());
-            Line::from(entry.detail(format!(
-                "{} records could not be written and are lost (audit.on_failure = allow)",
-                self.lost
-            )))
-        });
-        let time = format!("{:.3}", self.clock.wall());
-        let boot = self.clock.boot().as_nanos();
-        let origin = self.shared.origin.load();
-        for line in gap.iter().chain(lines.iter().copied()) {
-            let (start, seq) = (buffer.len(), frontier.size());
-            // A Vec takes every byte.
-            let _ =
-                write!(buffer, r#"{{"v":1,"seq":{seq},"time":"{time}","boot_ns":{boot},{},"#, origin.spelled);
-            line.write(&mut buffer);
-            buffer.extend_from_slice(b",\"prev\":\"");
-            buffer.extend_from_slice(hex(&prev).as_bytes());
-            buffer.extend_from_slice(b"\"}");
-            prev = leaf(&buffer[start..]);
-            frontier.push(prev);
-            buffer.push(b'\n');
-        }
-        self.writes += 1;
-        let appended = self.sink.append(&buffer).map_err(|error| error.kind());
-        let added = buffer.len() as u64;
-        buffer.shrink_to(1 << 20);
-        self.buffer = buffer;
-        if let Err(kind) = appended {
-            tracing::error!(%kind, "the ledger cannot be written");
-            if let Err(error) = self.sink.cut(self.length) {
-                tracing::error!(%error, "and what was half written cannot be cut off; the next start will");
-            }
-            return Err(kind);
-        }
-        (self.frontier, self.prev, self.length, self.lost) = (frontier, prev, self.length + added, 0);
-        self.shared.records.store(self.frontier.size(), Ordering::Relaxed);
-        Ok(())
-    }
-
-    async fn flush(&mut self) -> Result<(), std::io::ErrorKind> {
-        let flusher = self.sink.flusher().map_err(|error| error.kind())?;
+    async fn flush(&self) -> Result<(), ErrorKind> {
+        let flusher = self.flusher().map_err(|error| error.kind())?;
         ended(spawn_blocking(move || flusher.sync_data()).await).map_err(|error| error.kind())
     }
 
-    /// Signs what is written by now, off this task: a slow disk delays nobody's record.
-    fn sign(&self) -> Signing {
-        let (size, note) = (self.frontier.size(), self.key.sign(self.frontier.size(), self.frontier.root()));
-        let directory = self.settings.directory.clone();
-        let flusher = self.sink.flusher();
-        spawn_blocking(move || {
-            flusher?.sync_data()?;
-            keep_checkpoint(&directory, &note)?;
-            Ok(size)
-        })
+    fn flusher(&self) -> io::Result<File> {
+        self.shared.pen().sink.flusher()
     }
 
-    fn note_signed(&mut self, signed: std::io::Result<u64>) {
+    /// Signs what is written by now, if anything is new, off this task: a slow disk delays nobody's record.
+    fn sign(&self) -> Option<Signing> {
+        let (size, root) = {
+            let mut pen = self.shared.pen();
+            if pen.frontier.size() == pen.signed {
+                return None;
+            }
+            pen.sign_at = pen.frontier.size().saturating_add(self.shared.settings.checkpoint_records);
+            (pen.frontier.size(), pen.frontier.root())
+        };
+        let (key, directory) = (Arc::clone(&self.key), self.shared.settings.directory.clone());
+        let flusher = self.flusher();
+        Some(spawn_blocking(move || {
+            flusher?.sync_data()?;
+            keep_checkpoint(&directory, &key.sign(size, root))?;
+            Ok(size)
+        }))
+    }
+
+    fn note_signed(&self, signed: io::Result<u64>) {
         match signed {
             Ok(size) => {
-                self.signed = size;
+                self.shared.pen().signed = size;
                 tracing::debug!(size, "checkpoint");
             }
             Err(error) => {
@@ -358,28 +448,18 @@ impl Scribe {
             }
         }
     }
-
-    fn id(&self) -> Uuid {
-        uuid_v7(self.clock.wall(), &*self.dice)
-    }
 }
 
 /// A blocking task ends with its result, or with a panic that counts as one that failed.
-fn ended<T>(joined: Result<std::io::Result<T>, tokio::task::JoinError>) -> std::io::Result<T> {
-    joined.unwrap_or_else(|error| Err(std::io::Error::other(error)))
-}
-
-impl std::fmt::Debug for Scribe {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Scribe({} records, {} writes)", self.frontier.size(), self.writes)
-    }
+fn ended<T>(joined: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
+    joined.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 #[cfg(test)]
 impl Scribe {
     /// With another place to write to.
-    pub(super) fn writing_to(mut self, sink: Box<dyn Sink>) -> Self {
-        self.sink = sink;
+    pub(super) fn writing_to(self, sink: Box<dyn Sink>) -> Self {
+        self.shared.pen().sink = sink;
         self
     }
 }

@@ -6,9 +6,7 @@ use std::{io::Write as _, sync::Arc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::record::{
-    CredentialPart, Entry, Event, IssuerPart, PeerPart, PolicyPart, TargetPart, WorkloadPart,
-};
+use super::record::{CredentialPart, Entry, IssuerPart, PeerPart, PolicyPart, TargetPart, WorkloadPart};
 
 /// What is to be recorded about one exchange, spelled out.
 #[derive(Clone, Debug)]
@@ -21,7 +19,7 @@ pub struct Line {
 /// What an entry tells beside its exchange: the same for each exchange of the same kind.
 #[derive(Clone, Debug)]
 pub struct Told {
-    event: Event,
+    event: Arc<str>,
     facts: Arc<str>,
 }
 
@@ -38,7 +36,7 @@ impl From<Entry> for Line {
             issuer_response: &entry.issuer_response,
             detail: &entry.detail,
         };
-        let told = Told { facts: members(&facts).into(), event: entry.event };
+        let told = Told { facts: members(&facts).into(), event: json(&entry.event).into() };
         Self { exchange: entry.exchange_id.0, trace_id: entry.trace_id, told }
     }
 }
@@ -61,14 +59,13 @@ impl Line {
 
     /// Writes its members as they stand in a line, without braces.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
-        let event = json(&self.told.event);
-        let trace_id = json(&self.trace_id);
+        let trace_id = self.trace_id.as_ref().map_or_else(|| "null".into(), json);
         let exchange = self.exchange.hyphenated();
         // A Vec takes every byte.
         let _ = write!(
             out,
-            r#""event":{event},"exchange_id":"{exchange}","trace_id":{trace_id},{}"#,
-            self.told.facts
+            r#""event":{},"exchange_id":"{exchange}","trace_id":{trace_id},{}"#,
+            self.told.event, self.told.facts
         );
     }
 }

@@ -180,16 +180,26 @@ pub enum EventType {
     Describe,
     /// Policy said no.
     Denial,
+    /// An exception ends soon.
+    ExceptionEnding,
     /// An operator asked why.
     Explain,
+    /// An identity was switched off.
+    IdentityDisable,
+    /// An identity was switched on again.
+    IdentityEnable,
     /// Policy said yes, the issuer did not.
     IssueFailure,
     /// A key was opened or made.
     KeyOpen,
+    /// A key makes room for another: it was made, signs, was not taken, or was destroyed.
+    KeyRotate,
     /// Records could not be written for a while.
     LedgerGap,
     /// A torn end was cut off at start.
     LedgerRepaired,
+    /// An operator had credentials or keys ended before their time.
+    OperatorRevoke,
     /// A proof of possession was made, or refused.
     ProofMint,
     /// A call broke the rules of the API.
@@ -356,6 +366,15 @@ pub struct IssuerPart {
     /// Whether it took only the key before (KEY-06).
     #[serde(default)]
     pub key_fallback: bool,
+    /// Whether it sent a refresh token, which was thrown away (OA-29).
+    #[serde(default)]
+    pub refresh_token_ignored: bool,
+    /// Whether it said that a one-time value of this agent had been used before (ER-10).
+    #[serde(default)]
+    pub one_time_reuse: bool,
+    /// Whether its metadata are not those that are pinned (OA-05).
+    #[serde(default)]
+    pub metadata_changed: bool,
 }
 
 impl Record {

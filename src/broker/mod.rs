@@ -3,6 +3,7 @@
 
 mod pending;
 mod revocations;
+mod rotor;
 mod shelf;
 mod timing;
 
@@ -23,6 +24,7 @@ use tokio::{
 pub use pending::PendingFile;
 pub use revocations::{Cause, Revoked};
 use revocations::{Placed, Revocation, Revocations};
+pub use rotor::{Rotor, Turn, Turned};
 use shelf::{Action, Event, Shelf, WaiterId};
 pub use shelf::{Failure, Fetched, Health, Live, Source, Which};
 
@@ -30,6 +32,7 @@ use crate::{
     clock::{Boot, Clock, Dice, fraction},
     credential::Credential,
     issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope, Signers},
+    jose::Signer,
     keys::{Certificates, Keyring, Purpose},
     policy::{CredentialRule, Grant},
     proof::Target,
@@ -76,12 +79,12 @@ impl Books {
             credential: Arc::clone(&rule.name),
             issuer: Arc::clone(&rule.issuer),
             client_id: Arc::clone(&rule.client_id),
-            client_auth: rule.client_auth,
             resource: rule.resource.clone(),
             scope,
             require_aud: rule.require_aud,
             max_ttl: rule.max_ttl,
             binding: rule.binding,
+            terms: Arc::clone(&rule.terms),
         })
     }
 
@@ -89,10 +92,14 @@ impl Books {
     fn placed(&self, order: &Order, now: Timestamp) -> Result<Placed, IssueError> {
         let issuer = self.issuers.get(&order.issuer).ok_or_else(|| absent(&order.identity, "issuer"))?;
         let key = |purpose| self.keys.signer(&order.identity, purpose);
-        let client = key(Purpose::ClientAuth).ok_or_else(|| absent(&order.identity, "key"))?;
+        let client = key(Purpose::ClientAuth);
+        if client.is_none() && order.terms.client_auth.needs_key() {
+            return Err(absent(&order.identity, "key"));
+        }
         let dpop = key(Purpose::Dpop(Arc::clone(&order.issuer)));
         let certificates = self.certificates.of(&order.identity, now);
-        Ok((Arc::clone(issuer), Signers { client, before: None, dpop, certificates }))
+        let before = self.keys.before(&order.identity);
+        Ok((Arc::clone(issuer), Signers { client, before, dpop, certificates }))
     }
 }
 
@@ -300,6 +307,29 @@ impl Broker {
     /// From now on, orders are placed with these keys. What is live stays.
     pub fn rekey(&self, keys: Keyring) {
         self.shared.books.rcu(|books| Books { keys: keys.clone(), ..Books::clone(books) });
+    }
+
+    /// Whether the issuer of `rule` takes `next` as the key of `identity`: it is asked for a credential, which is given back.
+    ///
+    /// # Errors
+    /// What the issuer said instead.
+    async fn try_key(
+        &self,
+        identity: &Arc<str>,
+        rule: &CredentialRule,
+        next: &Arc<dyn Signer>,
+    ) -> Result<(), IssueError> {
+        let books = self.shared.books.load_full();
+        let order = match books.order_for(identity, rule, Arc::clone(&rule.scope)) {
+            Ok(order) => order,
+            Err(Failure::Issue { error, .. }) => return Err(error),
+            Err(_) => return Err(absent(identity, "issuer")),
+        };
+        let (issuer, signers) = books.placed(&order, self.shared.clock.wall())?;
+        let signers = Signers { client: Some(Arc::clone(next)), before: None, ..signers };
+        let credential = issuer.issue(&order, &signers).await.result?;
+        let _ = self.sender.send(Request::Revoke(order, Arc::new(credential), Cause::Unclaimed));
+        Ok(())
     }
 
     /// How things are.

@@ -18,8 +18,11 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::revocations::{Cause, Revocation};
 use crate::{
     clock::{Boot, Clock, Dice},
-    credential::{Binding, Bound, Credential, Window},
-    issuer::{ClientAuth, Order},
+    credential::{Binding, Bound, Credential, Form, Window},
+    issuer::{
+        Order,
+        terms::{ClientAuth, Terms},
+    },
     keys::SealingKey,
     secret::Secret,
 };
@@ -42,8 +45,10 @@ struct Kept {
     credential: String,
     issuer: String,
     client_id: String,
-    client_auth: String,
     token: String,
+    /// How its issuer learns who asks.
+    #[serde(default)]
+    client_auth: ClientAuth,
     /// By the wall clock, in seconds.
     until: i64,
     cause: String,
@@ -69,7 +74,7 @@ impl PendingFile {
                 credential: revocation.order.credential.to_string(),
                 issuer: revocation.order.issuer.to_string(),
                 client_id: revocation.order.client_id.to_string(),
-                client_auth: revocation.order.client_auth.as_str().into(),
+                client_auth: revocation.order.terms.client_auth.clone(),
                 token: revocation.credential.token.expose_str().unwrap_or_default().to_owned(),
                 until: revocation.credential.window.until_wall.as_second(),
                 cause: revocation.cause.as_str().into(),
@@ -136,7 +141,6 @@ fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credentia
         credential: kept.credential.as_str().into(),
         issuer: kept.issuer.as_str().into(),
         client_id: kept.client_id.as_str().into(),
-        client_auth: ClientAuth::named(&kept.client_auth)?,
         resource: None,
         scope: Arc::from([]),
         require_aud: false,
@@ -144,6 +148,7 @@ fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credentia
         binding: Binding::Bearer,
         max_uses: None,
         instance: None,
+        terms: Arc::new(Terms { client_auth: kept.client_auth.clone(), ..Terms::default() }),
     };
     let credential = Credential {
         fingerprint: token.fingerprint(),
@@ -153,6 +158,43 @@ fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credentia
         scope: vec![],
         audience: None,
         jti: None,
+        form: Form::default(),
     };
     Some((order, credential, Cause::named(&kept.cause)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        broker::tests::{credential, order},
+        clock::{ManualClock, SeededDice},
+        issuer::{IssueError, Reason, conditions::Conditions, token_file::TokenFile},
+    };
+
+    #[test]
+    fn who_asked_is_remembered_by_how_it_was_proved() {
+        // OA-43: an identity without a key of its own has to be able to revoke after a restart too.
+        let dir = tempfile::tempdir().unwrap();
+        let key = SealingKey::of(&Secret::new("seed"));
+        let file = PendingFile::new(dir.path().join("revocations"), key, SeededDice::from_seed(1));
+        let clock = ManualClock::at(Timestamp::from_second(1_700_000_000).unwrap());
+        let client_auth =
+            ClientAuth::FederatedJwt(TokenFile { path: "/token".into(), conditions: Conditions::default() });
+        let terms = Arc::new(Terms { client_auth: client_auth.clone(), ..Terms::default() });
+        let mut waits = credential(clock.boot(), Duration::from_secs(300));
+        waits.window = Window::opening(clock.boot(), clock.wall(), Duration::from_secs(300));
+        let error = IssueError::Refused { reason: Reason::IssuerConfig, detail: "none here".into() };
+        let revocation = Revocation {
+            order: Order { terms, ..order("corp", "ledger") },
+            credential: Arc::new(waits),
+            cause: Cause::Operator,
+            placed: Err(error),
+            since: clock.boot(),
+        };
+        file.keep([&revocation].into_iter());
+        let left = file.left_behind(&*clock);
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].0.terms.client_auth, client_auth);
+    }
 }

@@ -8,7 +8,7 @@ use super::timing::back_off;
 use crate::{
     clock::Boot,
     credential::Credential,
-    issuer::{IssueError, Issuer, Order, Signers},
+    issuer::{IssueError, Issuer, Order, Reason, Signers},
 };
 
 /// So many are tried at once: a host that goes down is no flood for an issuer.
@@ -153,14 +153,16 @@ impl Revocations {
         waiting.under_way = false;
         let error = match result {
             Ok(()) => None,
-            Err(IssueError::Retry { after, reason, detail }) => {
-                waiting.at = now + back_off(waiting.tries, after, chance);
-                if waiting.at < waiting.revocation.credential.window.until {
-                    return None;
+            Err(error) => match again(&error) {
+                None => Some(error.to_string()),
+                Some(after) => {
+                    waiting.at = now + back_off(waiting.tries, after, chance);
+                    if waiting.at < waiting.revocation.credential.window.until {
+                        return None;
+                    }
+                    Some(format!("it ended by itself before its issuer confirmed: {error}"))
                 }
-                Some(format!("it ended by itself before its issuer confirmed: {reason}: {detail}"))
-            }
-            Err(error) => Some(error.to_string()),
+            },
         };
         let waiting = self.waiting.remove(&id)?;
         Some(waiting.revocation.over(waiting.tries, error, now))
@@ -179,13 +181,20 @@ impl Revocations {
     }
 }
 
+/// Whether it is of use to try again, and not before when, if the issuer said so.
+fn again(error: &IssueError) -> Option<Option<Duration>> {
+    match error {
+        IssueError::Retry { after, .. } => Some(*after),
+        // A new key, after an emergency, may be registered before the credential ends (KEY-07).
+        IssueError::Misconfigured { reason: Reason::ClientAuthRejected, .. } => Some(None),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        broker::tests::{credential, order},
-        issuer::Reason,
-    };
+    use crate::broker::tests::{credential, order};
 
     fn revocation(life: u64) -> Revocation {
         let error = IssueError::Refused { reason: Reason::IssuerConfig, detail: "none here".into() };

@@ -9,25 +9,25 @@ use tokio::time::{Instant, timeout};
 use super::*;
 use crate::{
     clock::SeededDice,
-    credential::{Binding, Bound, Window},
-    issuer::{ClientAuth, Instance, Pending},
+    credential::{Binding, Bound, Form, Window},
+    issuer::{Instance, Pending},
     jose::Algorithm,
-    keys::{Custody, KeySettings},
+    keys::{Custody, KeySettings, Now},
 };
 
 /// Time since boot that is tokio's paused time. The wall goes where it is pushed.
 #[derive(Debug)]
-struct PausedClock {
+pub(super) struct PausedClock {
     start: Instant,
     wall: Mutex<Timestamp>,
 }
 
 impl PausedClock {
-    fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { start: Instant::now(), wall: Mutex::new("2026-01-01T00:00:00Z".parse().unwrap()) })
     }
 
-    fn seconds(&self) -> f64 {
+    pub(super) fn seconds(&self) -> f64 {
         self.start.elapsed().as_secs_f64()
     }
 }
@@ -132,16 +132,22 @@ fn refused() -> IssueError {
 }
 
 fn keys() -> Keyring {
-    let settings =
-        KeySettings { custody: Custody::Memory, algorithm: Algorithm::EdDsa, dpop: ["corp".into()].into() };
-    Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default()).unwrap()
+    let now = Now { wall: Timestamp::UNIX_EPOCH, boot: Boot::from_nanos(0) };
+    let settings = KeySettings {
+        custody: Custody::Memory,
+        algorithm: Algorithm::EdDsa,
+        client: true,
+        rotation: Default::default(),
+        dpop: ["corp".into()].into(),
+    };
+    Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default(), now).unwrap()
 }
 
 pub(super) fn credential(from: Boot, life: Duration) -> Credential {
     minted("token", from, "2026-01-01T00:00:00Z".parse().unwrap(), life)
 }
 
-fn minted(token: &str, from: Boot, wall: Timestamp, life: Duration) -> Credential {
+pub(super) fn minted(token: &str, from: Boot, wall: Timestamp, life: Duration) -> Credential {
     let token = crate::secret::Secret::new(token);
     Credential {
         fingerprint: token.fingerprint(),
@@ -151,6 +157,7 @@ fn minted(token: &str, from: Boot, wall: Timestamp, life: Duration) -> Credentia
         scope: vec![],
         audience: None,
         jti: None,
+        form: Form::default(),
     }
 }
 
@@ -160,12 +167,12 @@ pub(super) fn order(issuer: &str, credential: &str) -> Order {
         credential: credential.into(),
         issuer: issuer.into(),
         client_id: "payments".into(),
-        client_auth: ClientAuth::PrivateKeyJwt,
         resource: None,
         scope: ["read".into()].into(),
         require_aud: false,
         max_ttl: Duration::from_secs(3600),
         binding: Binding::Bearer,
+        terms: Arc::default(),
         max_uses: None,
         instance: None,
     }

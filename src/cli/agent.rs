@@ -38,7 +38,7 @@ pub(super) fn unbuilt(error: BuildError) -> Exit {
         | BuildError::Issuer(..)
         | BuildError::Keys(_)
         | BuildError::Sealing(_) => Exit::CONFIG,
-        BuildError::Ledger(_) => Exit::IO,
+        BuildError::Disabled(..) | BuildError::Ledger(_) => Exit::IO,
         BuildError::Wire(_) => Exit::UNAVAILABLE,
     };
     Exit::new(code, error.to_string())

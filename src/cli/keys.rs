@@ -14,9 +14,9 @@ use super::{
 use crate::{
     clock::SystemClock,
     config::{Settings, load},
-    issuer::ClientAuth,
+    issuer::terms::ClientAuth,
     jose::Signer,
-    keys::{Certificates, ClientCertificate, Custody, Keyring, Purpose},
+    keys::{Certificates, ClientCertificate, Custody, Keyring, Now, Purpose},
 };
 
 #[derive(Args, Debug)]
@@ -64,6 +64,8 @@ enum Format {
     Pem,
 }
 
+const NO_KEY: &str = "no identity of that name has a key in a file";
+
 impl Keys {
     pub(super) fn run(self) -> Result<(), Exit> {
         match self.command {
@@ -92,15 +94,16 @@ impl Keys {
                         let chains: String = all().map(|one| one.chain_pem()).collect();
                         paint::line(chains.trim_end())
                     }
-                    _ if keys.is_empty() => {
-                        Err(Exit::new(Exit::DATA, "no identity of that name has a key in a file"))
-                    }
                     Format::Jwks => {
                         certificates.retain(|name, _| held.registers_certificate(name));
+                        if keys.is_empty() && certificates.is_empty() {
+                            return Err(Exit::new(Exit::DATA, NO_KEY));
+                        }
                         let signing = keys.iter().map(|(_, key)| jwk(*key));
                         let shown = certificates.values().flatten().filter_map(|one| one.jwk());
                         print_json(&json!({"keys": signing.chain(shown).collect::<Vec<_>>()}))
                     }
+                    Format::Pem if keys.is_empty() => Err(Exit::new(Exit::DATA, NO_KEY)),
                     Format::Pem => {
                         let pems: Vec<String> = keys.iter().map(|(_, key)| key.public().pem()).collect();
                         paint::line(pems.concat().trim_end())
@@ -139,14 +142,15 @@ struct Held {
 
 impl Held {
     fn open(file: &ConfigFile) -> Result<Self, Exit> {
-        let now = SystemClock::shared().wall();
-        let settings = load(&file.config, &environment(), now).map_err(mistaken)?;
+        let clock = SystemClock::shared();
+        let now = Now { wall: clock.wall(), boot: clock.boot() };
+        let settings = load(&file.config, &environment(), now.wall).map_err(mistaken)?;
         let in_file = |custody: &Custody| matches!(custody, Custody::File { .. });
         let keys = settings.keys.clone().into_iter().filter(|(_, key)| in_file(&key.custody)).collect();
-        let ring = Keyring::open(&keys, &Keyring::default()).map_err(|errors| unopened(&errors))?;
+        let ring = Keyring::open(&keys, &Keyring::default(), now).map_err(|errors| unopened(&errors))?;
         let wanted =
             settings.certificates.clone().into_iter().filter(|(_, one)| in_file(&one.custody)).collect();
-        let certificates = Certificates::open(&wanted, &Certificates::default(), &ring, now)
+        let certificates = Certificates::open(&wanted, &Certificates::default(), &ring, now.wall)
             .map_err(|errors| unopened(&errors))?;
         Ok(Self { settings, ring, certificates })
     }
@@ -156,7 +160,7 @@ impl Held {
         let identity = self.settings.policy.identities().find(|known| *known.name == *identity);
         identity.is_some_and(|identity| {
             let mut rules = identity.credentials.values();
-            rules.any(|rule| rule.client_auth == ClientAuth::SelfSignedTlsClientAuth)
+            rules.any(|rule| rule.terms.client_auth == ClientAuth::SelfSignedTlsClientAuth)
         })
     }
 }

@@ -58,6 +58,14 @@ enum Command {
     Man(docs::Man),
     /// Have the agent read its settings again.
     Reload(OperatorSocket),
+    /// Publish an identity's next key, which signs once every issuer takes it; again, to try it now.
+    Rotate(operator::Rotate),
+    /// End an identity's live credentials before their time, here and at their issuers.
+    Revoke(operator::Revoke),
+    /// Switch an identity off, at once and across restarts.
+    Disable(operator::Disable),
+    /// Switch an identity on again.
+    Enable(operator::Enable),
     /// How the agent, its issuers, its shelf and its ledger are.
     Status(operator::StatusCommand),
     /// Print the two headers of one request with a bound credential: the credential, and a proof that is good once.
@@ -197,6 +205,10 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Health(command) => on_runtime(command.run()),
         Command::Keys(command) => command.run(),
         Command::Man(command) => command.run(Cli::command()),
+        Command::Disable(command) => on_runtime(command.run()),
+        Command::Enable(command) => on_runtime(command.run()),
+        Command::Revoke(command) => on_runtime(command.run()),
+        Command::Rotate(command) => on_runtime(command.run()),
         Command::Reload(socket) => on_runtime(operator::reload(socket.socket)),
         Command::Status(command) => on_runtime(command.run()),
         Command::Prove(command) => on_runtime(command.run()),

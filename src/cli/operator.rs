@@ -1,4 +1,4 @@
-//! `keybearer status`, `explain`, `reload`: an operator's questions.
+//! `keybearer status`, `explain`, `reload`, `rotate`, `revoke`, `disable`, `enable`: an operator's questions and orders.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 use super::{Exit, OperatorSocket, paint, print_json};
 use crate::{
     client::operator,
-    proto::v1::{ExplainRequest, ExplainResponse, ReloadRequest, StatusRequest, StatusResponse},
+    proto::v1::{
+        ActResponse, DisableRequest, EnableRequest, ExplainRequest, ExplainResponse, ReloadRequest,
+        RevokeRequest, RotateRequest, StatusRequest, StatusResponse,
+    },
 };
 
 #[derive(Args, Debug)]
@@ -32,6 +35,80 @@ pub(super) struct Explain {
     json: bool,
     #[command(flatten)]
     socket: OperatorSocket,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Rotate {
+    /// The identity.
+    identity: String,
+    #[command(flatten)]
+    socket: OperatorSocket,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Revoke {
+    /// The identity.
+    identity: String,
+    /// Only this credential of it.
+    credential: Option<String>,
+    /// Destroy its keys too, at once. Nothing is issued to it until the new one is registered.
+    #[arg(long)]
+    keys: bool,
+    #[command(flatten)]
+    socket: OperatorSocket,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Disable {
+    /// The identity.
+    identity: String,
+    /// Why; it is on record.
+    #[arg(long)]
+    reason: String,
+    #[command(flatten)]
+    socket: OperatorSocket,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Enable {
+    /// The identity.
+    identity: String,
+    #[command(flatten)]
+    socket: OperatorSocket,
+}
+
+impl Rotate {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        let request = RotateRequest { identity: self.identity };
+        told(operator(&self.socket.socket).await?.rotate(request).await?.into_inner())
+    }
+}
+
+impl Revoke {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        let credential = self.credential.unwrap_or_default();
+        let request = RevokeRequest { identity: self.identity, credential, keys: self.keys };
+        told(operator(&self.socket.socket).await?.revoke(request).await?.into_inner())
+    }
+}
+
+impl Disable {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        let request = DisableRequest { identity: self.identity, reason: self.reason };
+        told(operator(&self.socket.socket).await?.disable(request).await?.into_inner())
+    }
+}
+
+impl Enable {
+    pub(super) async fn run(self) -> Result<(), Exit> {
+        let request = EnableRequest { identity: self.identity };
+        told(operator(&self.socket.socket).await?.enable(request).await?.into_inner())
+    }
+}
+
+fn told(answer: ActResponse) -> Result<(), Exit> {
+    let words = answer.messages.join("\n");
+    if answer.done { paint::line(&words) } else { Err(Exit::new(Exit::DATA, words)) }
 }
 
 pub(super) async fn reload(socket: PathBuf) -> Result<(), Exit> {
@@ -116,6 +193,11 @@ fn print(status: &StatusResponse) -> Result<(), Exit> {
                 format!("{} {kid}", it.algorithm),
                 it.credentials.join(" "),
                 it.owner.clone(),
+                match (&*it.disabled, &*it.next_kid) {
+                    ("", "") => String::new(),
+                    ("", next) => format!("next key {} is published", next.get(..8).unwrap_or_default()),
+                    (why, _) => paint::bad(&format!("disabled: {why}")),
+                },
             ]
         }),
     )?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Exit;
 use crate::{
     credential::Binding,
-    issuer::ClientAuth,
+    issuer::terms::ClientAuth,
     jose::Signer,
     keys::ClientCertificate,
     policy::{CredentialRule, Policy},
@@ -83,11 +83,12 @@ fn metadata(
     // Where one of its credentials is not bound in this way, the issuer must not demand it of the client.
     let all = |binding| rules.iter().all(|rule| rule.binding == binding);
     let scope: BTreeSet<&str> = rules.iter().flat_map(|rule| rule.scope.iter().map(|word| &**word)).collect();
-    let method = rules.first().map(|rule| rule.client_auth).unwrap_or_default();
+    let method = rules.first().map(|rule| rule.terms.client_auth.clone()).unwrap_or_default();
+    let grants: BTreeSet<&str> = rules.iter().map(|rule| rule.terms.grant.as_str()).collect();
     let mut metadata = json!({
         "client_id": client.client_id,
         "client_name": client.identity,
-        "grant_types": ["client_credentials"],
+        "grant_types": grants,
         "response_types": [],
         "redirect_uris": [],
         "token_endpoint_auth_method": method.as_str(),
@@ -98,6 +99,8 @@ fn metadata(
     });
     let shown = certificates.get(client.identity).map(Vec::as_slice).unwrap_or_default();
     match method {
+        // What others sign, the issuer knows from them.
+        ClientAuth::FederatedJwt(_) | ClientAuth::SpiffeJwt(_) => {}
         ClientAuth::PrivateKeyJwt => {
             let jwk = key(client.identity).ok_or_else(|| missing("key"))?;
             metadata["token_endpoint_auth_signing_alg"] = jwk["alg"].clone();

@@ -13,7 +13,7 @@ use fluent_uri::Uri;
 use super::{reader::Reader, settings::IssuerSettings};
 use crate::{
     credential::Binding,
-    issuer::ClientAuth,
+    issuer::terms::ClientAuth,
     keys::{CertificateSettings, Custody, SignedBy},
     policy::{CredentialRule, Identity},
 };
@@ -95,7 +95,7 @@ pub(super) fn agreements(
             mistakes.push((format!("{key}.certificate"), message.into()));
         }
         for rule in users {
-            let what = if rule.client_auth.is_mtls() { "client_auth" } else { "binding" };
+            let what = if rule.terms.client_auth.is_mtls() { "client_auth" } else { "binding" };
             let key = format!("{key}.credentials.{}.{what}", rule.name);
             if let Some(message) = fault(rule, certificate, issuers.get(&rule.issuer)) {
                 mistakes.push((key, message));
@@ -107,7 +107,7 @@ pub(super) fn agreements(
 }
 
 fn uses_certificate(rule: &CredentialRule) -> bool {
-    rule.client_auth.is_mtls() || rule.binding == Binding::Mtls
+    rule.terms.client_auth.is_mtls() || rule.binding == Binding::Mtls
 }
 
 fn fault(
@@ -118,7 +118,7 @@ fn fault(
     let Some(certificate) = certificate else {
         return Some("it needs a certificate: add [identities.NAME.certificate] (RFC 8705)".into());
     };
-    if rule.client_auth == ClientAuth::TlsClientAuth && certificate.signed_by == SignedBy::Itself {
+    if rule.terms.client_auth == ClientAuth::TlsClientAuth && certificate.signed_by == SignedBy::Itself {
         return Some(
             "it is for certificates that a CA vouches for: name one as certificate.certificate, or say \
              \"self_signed_tls_client_auth\" (RFC 8705 2.1)"
@@ -138,10 +138,11 @@ fn methods(mistakes: &mut Vec<(String, String)>, key: &str, identity: &Identity)
     let mut seen: BTreeMap<(&str, &str), &CredentialRule> = BTreeMap::new();
     for rule in identity.credentials.values() {
         let first = seen.entry((&rule.issuer, &rule.client_id)).or_insert(rule);
-        if first.client_auth != rule.client_auth {
+        if first.terms.client_auth.as_str() != rule.terms.client_auth.as_str() {
             let message = format!(
                 "credentials.{} is the same client and says {}: an issuer knows one way for each client",
-                first.name, first.client_auth
+                first.name,
+                first.terms.client_auth.as_str()
             );
             mistakes.push((format!("{key}.credentials.{}.client_auth", rule.name), message));
         }

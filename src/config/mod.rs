@@ -4,8 +4,10 @@
 
 mod certificate;
 mod file;
+mod pins;
 mod reader;
 mod settings;
+mod terms;
 
 use std::{
     collections::BTreeMap,

@@ -115,15 +115,22 @@ impl<'a> Reader<'a> {
         let read = match self.value(key).map(|value| &value.kind) {
             None => return default,
             Some(ValueKind::I64(seconds)) => u64::try_from(*seconds).ok().map(Duration::from_secs),
-            Some(ValueKind::String(words)) => days(words).or_else(|| {
-                words.parse::<jiff::SignedDuration>().ok().and_then(|length| Duration::try_from(length).ok())
-            }),
+            Some(ValueKind::String(words)) => {
+                let days = words.strip_suffix('d').and_then(|days| days.parse::<u32>().ok());
+                match days {
+                    Some(days) => Some(Duration::from_secs(u64::from(days) * 24 * 60 * 60)),
+                    None => words
+                        .parse::<jiff::SignedDuration>()
+                        .ok()
+                        .and_then(|length| Duration::try_from(length).ok()),
+                }
+            }
             Some(other) => {
                 return self.not_a(key, "a length of time such as \"60s\"", other).unwrap_or(default);
             }
         };
         read.unwrap_or_else(|| {
-            self.wrong(key, "it has to be a length of time, such as \"60s\", \"5m\" or \"1h\"");
+            self.wrong(key, "it has to be a length of time, such as \"60s\", \"5m\", \"1h\" or \"30d\"");
             default
         })
     }
@@ -158,11 +165,11 @@ impl<'a> Reader<'a> {
     }
 
     /// A list of words out of several.
-    pub(super) fn words<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Vec<T> {
+    pub(super) fn words<T: Clone>(&mut self, key: &'static str, words: &[(&str, T)]) -> Vec<T> {
         let mut meant = Vec::new();
         for text in self.strings(key) {
             match words.iter().find(|(word, _)| *word == text) {
-                Some((_, value)) => meant.push(*value),
+                Some((_, value)) => meant.push(value.clone()),
                 None => {
                     let known: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
                     self.wrong(key, format!("each of them has to be one of {}", known.join(", ")));
@@ -202,6 +209,37 @@ impl<'a> Reader<'a> {
             }
             Some(other) => self.not_a(key, "a table or a list of tables", other).unwrap_or_default(),
         }
+    }
+
+    /// A table of texts whose names somebody else chose.
+    pub(super) fn texts(&mut self, key: &'static str) -> BTreeMap<String, String> {
+        let Some(inner) = self.table(key) else { return BTreeMap::new() };
+        let mut texts = BTreeMap::new();
+        for (name, value) in inner.table {
+            match &value.kind {
+                ValueKind::String(text) => drop(texts.insert(name.clone(), text.clone())),
+                ValueKind::Boolean(_) | ValueKind::I64(_) => {
+                    drop(texts.insert(name.clone(), value.to_string()))
+                }
+                other => inner.wrong(name, format!("it has to be a string, not {}", kind(other))),
+            }
+        }
+        texts
+    }
+
+    /// A list of tables that are passed on as JSON objects.
+    pub(super) fn objects(&mut self, key: &'static str) -> Vec<serde_json::Value> {
+        let items = match self.value(key).map(|value| &value.kind) {
+            None => return vec![],
+            Some(ValueKind::Array(items)) => items,
+            Some(other) => return self.not_a(key, "a list of tables", other).unwrap_or_default(),
+        };
+        for item in items {
+            if !matches!(item.kind, ValueKind::Table(_)) {
+                return self.not_a(key, "a list of tables", &item.kind).unwrap_or_default();
+            }
+        }
+        items.iter().map(|item| as_json(&item.kind)).collect()
     }
 
     /// Tables whose names the operator chose.
@@ -256,12 +294,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Days of 24 hours, which jiff does not take for a length because a calendar has others.
-fn days(words: &str) -> Option<Duration> {
-    let days: u64 = words.strip_suffix('d')?.trim_end().parse().ok()?;
-    days.checked_mul(24 * 60 * 60).map(Duration::from_secs)
-}
-
 fn kind(value: &ValueKind) -> &'static str {
     match value {
         ValueKind::Nil => "nothing",
@@ -271,6 +303,24 @@ fn kind(value: &ValueKind) -> &'static str {
         ValueKind::String(_) => "a string",
         ValueKind::Table(_) => "a table",
         ValueKind::Array(_) => "a list",
+    }
+}
+
+fn as_json(value: &ValueKind) -> serde_json::Value {
+    match value {
+        ValueKind::Nil => serde_json::Value::Null,
+        ValueKind::Boolean(flag) => (*flag).into(),
+        ValueKind::I64(number) => (*number).into(),
+        ValueKind::U64(number) => (*number).into(),
+        // TOML has no such numbers; an override in the environment could.
+        ValueKind::I128(number) => number.to_string().into(),
+        ValueKind::U128(number) => number.to_string().into(),
+        ValueKind::Float(number) => (*number).into(),
+        ValueKind::String(text) => text.as_str().into(),
+        ValueKind::Table(table) => {
+            table.iter().map(|(name, value)| (name.clone(), as_json(&value.kind))).collect()
+        }
+        ValueKind::Array(items) => items.iter().map(|item| as_json(&item.kind)).collect(),
     }
 }
 

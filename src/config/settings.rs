@@ -15,17 +15,19 @@ use nix::unistd::{Group, User};
 use super::{
     certificate,
     file::Written,
+    pins::pins,
     reader::{Mistakes, Reader},
+    terms::terms,
 };
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
     credential::Binding,
     issuer::{
-        ClientAuth,
         oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
+        terms::ClientAuth,
     },
     jose::Algorithm,
-    keys::{CertificateSettings, Custody, KeySettings},
+    keys::{CertificateSettings, Custody, KeySettings, RotationSettings, rotation::MAX_AGE},
     policy::{
         Assurance, CredentialRule, Exception, Export, Exports, Identity, Named, Per, Policy, Proofs,
         Selectors,
@@ -362,6 +364,7 @@ fn oauth_issuer(reader: &mut Reader<'_>, name: &Arc<str>, environment: &str) -> 
         assertion_typ: reader.word("assertion_typ", AssertionTyp::ClientAuthentication, &typ),
         client_auth_methods: reader.words("client_auth_methods", &CERTIFICATE_METHODS),
         send_client_id: reader.boolean("send_client_id", false),
+        pins: pins(reader),
         timeout: reader.duration("timeout", Duration::from_secs(10)),
     };
     if settings.dev && ["prod", "production"].contains(&environment) {
@@ -407,6 +410,7 @@ fn identities(
             .collect();
         let bound = credentials.values().filter(|rule| rule.binding == Binding::Dpop);
         settings.dpop = bound.map(|rule| Arc::clone(&rule.issuer)).collect();
+        settings.client = credentials.values().any(|rule| rule.terms.client_auth.needs_key());
         keys.insert(Arc::clone(&name), settings);
         if let Some(certificate) = certificate {
             let export = credentials.values().any(|rule| rule.key_export);
@@ -468,7 +472,14 @@ fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeyS
     let default = state.join("keys").join(format!("{identity}.client-auth.pem"));
     let Some(mut reader) = reader.table("key") else {
         let custody = Custody::File { path: default };
-        return KeySettings { custody, algorithm: Algorithm::Es256, dpop: BTreeSet::new() };
+        let rotation = RotationSettings::default();
+        return KeySettings {
+            custody,
+            algorithm: Algorithm::Es256,
+            client: true,
+            rotation,
+            dpop: BTreeSet::new(),
+        };
     };
     let algorithms = [
         ("ES256", Algorithm::Es256),
@@ -483,9 +494,23 @@ fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeyS
     if in_memory && path.is_some() {
         reader.wrong("path", "a key in memory has no path");
     }
+    let usual = RotationSettings::default();
+    let rotation = RotationSettings {
+        every: reader.duration("rotate_every", usual.every),
+        propagation: reader.duration("propagation", usual.propagation),
+    };
+    if !(Duration::from_secs(3600)..=MAX_AGE).contains(&rotation.every) {
+        reader.wrong(
+            "rotate_every",
+            "it has to be from 1h to 365d: a key that never rotates is no key (KEY-08, S51)",
+        );
+    }
+    if rotation.propagation > Duration::from_secs(7 * 24 * 3600) {
+        reader.wrong("propagation", "it has to be at most 7d");
+    }
     reader.finish();
     let custody = if in_memory { Custody::Memory } else { Custody::File { path: path.unwrap_or(default) } };
-    KeySettings { custody, algorithm, dpop: BTreeSet::new() }
+    KeySettings { custody, algorithm, client: true, rotation, dpop: BTreeSet::new() }
 }
 
 fn credential(
@@ -499,9 +524,6 @@ fn credential(
         reader.wrong("issuer", "there is no [issuers.NAME] of that name");
     }
     let client_id = reader.required("client_id", "client_id = \"payments\"").unwrap_or_default().into();
-    let [by_ca, by_itself] = CERTIFICATE_METHODS;
-    let methods = [("private_key_jwt", ClientAuth::PrivateKeyJwt), by_ca, by_itself];
-    let client_auth = reader.word("client_auth", ClientAuth::PrivateKeyJwt, &methods);
     // Bound unless somebody says otherwise (BCP-01).
     let bindings = [("dpop", Binding::Dpop), ("mtls", Binding::Mtls), ("bearer", Binding::Bearer)];
     let binding = reader.word("binding", Binding::Dpop, &bindings);
@@ -519,12 +541,12 @@ fn credential(
         name: name.into(),
         issuer,
         client_id,
-        client_auth,
         require_aud: reader.boolean("require_aud", resource.is_some()),
         resource,
         scope: scope.into(),
         binding,
         key_export,
+        terms: Arc::new(terms(&mut reader)),
         proofs,
         per: reader.word("per", Per::Identity, &[("identity", Per::Identity), ("process", Per::Process)]),
         max_uses: reader
@@ -609,7 +631,7 @@ fn mode(reader: &mut Reader<'_>, key: &'static str, default: u32) -> u32 {
     }
 }
 
-fn parse_sha256(text: &str) -> Option<[u8; 32]> {
+pub(super) fn parse_sha256(text: &str) -> Option<[u8; 32]> {
     let digits = text.as_bytes();
     let mut sum = [0; 32];
     if digits.len() != 64 {

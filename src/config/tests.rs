@@ -9,6 +9,11 @@ use super::*;
 use crate::{
     audit::{OnFailure, Sync},
     credential::Binding,
+    issuer::{
+        oauth::OnChange,
+        terms::{ClientAuth, GrantType, SvidSource, Terms},
+        token_type::TokenType,
+    },
     keys::{Custody, KeySettings},
     policy::Proofs,
 };
@@ -103,6 +108,7 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     assert_eq!(example.certificates, with_certificate.certificates);
     let home = ["https://ledger.example.com".to_owned()].into();
     assert_eq!(bound.proofs, Proofs { origins: home, ..Proofs::default() });
+    assert_eq!(*bound.terms, Terms::default());
     assert_eq!(example.keys["payments"].dpop, BTreeSet::from(["corp".into()]));
     let oauth = |settings: &Settings| {
         let IssuerSettings::OAuth(oauth) = settings.issuers["corp"].clone();
@@ -286,6 +292,22 @@ identities = ["payments"]"#;
 }
 
 #[test]
+fn two_identities_never_show_the_same_subject() {
+    // NHI-9, WIM-03
+    let first = GOOD.replace(
+        "scope =",
+        "client_auth = \"spiffe_jwt\"\nassertion = { socket = \"/s\", subject = \"spiffe://e.org/a\" }\nscope =",
+    );
+    let second = first[first.find("[identities").unwrap()..]
+        .replace("identities.payments", "identities.billing")
+        .replace("\"payments\"", "\"billing\"")
+        .replace("1000", "1001");
+    let told = mistakes(&format!("{first}{second}"));
+    assert!(told.iter().any(|line| line.contains("shows the same subject")), "{told:?}");
+    Desk::with(&format!("{first}{}", second.replace("e.org/a", "e.org/b"))).load(&[]).unwrap();
+}
+
+#[test]
 fn interim_needs_a_ledger_that_denies() {
     // S40
     let told = mistakes(&format!("{GOOD}\n[audit]\non_failure = \"allow\"\n"));
@@ -369,4 +391,137 @@ fn a_certificate_has_what_its_use_needs() {
         "binding = \"dpop\"",
     );
     Desk::with(&format!("{high}{CERTIFIED}")).load(&[]).unwrap();
+}
+
+/// The terms of the one credential of [`GOOD`] with these lines more.
+fn terms(more: &str) -> (Terms, bool) {
+    let settings = Desk::with(&GOOD.replace("scope =", &format!("{more}\nscope ="))).load(&[]).unwrap();
+    let identity = settings.policy.identities().next().unwrap();
+    let terms = Terms::clone(&identity.credentials["ledger"].terms);
+    (terms, settings.keys["payments"].client)
+}
+
+#[test]
+fn every_commented_example_of_terms_means_what_it_says() {
+    // OA-22, OA-26, DR-05
+    let example =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("agent.toml.example")).unwrap();
+    let commented = |start: &str| {
+        let line = example.lines().find(|line| line.starts_with(&format!("# {start}"))).unwrap();
+        line.trim_start_matches("# ").to_owned()
+    };
+    let (subject, actor) = (commented("subject = { file"), commented("actor = { file"));
+    let requested = commented("requested_token_type =");
+    let (exchanging, key) = terms(&format!("grant = \"token_exchange\"\n{subject}\n{actor}\n{requested}"));
+    let GrantType::TokenExchange(exchange) = exchanging.grant else { panic!("{exchanging:?}") };
+    assert_eq!(exchange.subject.kind, TokenType::Jwt);
+    assert_eq!(exchange.subject.file.conditions.claims["repository"], "org/repo");
+    assert_eq!(exchange.subject.file.conditions.audience.as_deref(), Some("https://idp.example.com"));
+    assert_eq!(exchange.actor.unwrap().file.path.to_str(), Some("/var/run/secrets/tokens/actor"));
+    assert_eq!((exchange.requested, key), (Some(TokenType::AccessToken), true));
+
+    let (bearing, _) = terms(&format!("grant = \"jwt_bearer\"\n{subject}"));
+    assert!(matches!(bearing.grant, GrantType::JwtBearer(_)));
+
+    let (federated, key) =
+        terms(&format!("client_auth = \"federated_jwt\"\n{}", commented("assertion = { file")));
+    let ClientAuth::FederatedJwt(file) = federated.client_auth else { panic!("{federated:?}") };
+    assert_eq!(file.conditions.claims["sub"], "system:serviceaccount:shop:payments");
+    assert!(!key, "no key is made that nothing uses");
+
+    let (spiffe, key) =
+        terms(&format!("client_auth = \"spiffe_jwt\"\n{}", commented("assertion = { socket")));
+    let ClientAuth::SpiffeJwt(SvidSource::WorkloadApi { spiffe_id, .. }) = spiffe.client_auth else {
+        panic!("{spiffe:?}")
+    };
+    assert_eq!((&*spiffe_id, key), ("spiffe://example.com/payments", false));
+}
+
+#[test]
+fn names_that_others_chose_are_kept_to_the_letter() {
+    // OA-27, WIM-11
+    let (asked, _) = terms(
+        "authorization_details = [ { type = \"payment\", instructedAmount = { currency = \"EUR\", \"max.value\" = 10, share = 0.5 }, \
+         actions = [\"Read\"], once = true } ]",
+    );
+    let expected = serde_json::json!({
+        "type": "payment", "instructedAmount": {"currency": "EUR", "max.value": 10, "share": 0.5}, "actions": ["Read"],
+        "once": true,
+    });
+    assert_eq!(asked.details, [expected]);
+    let (bearing, _) = terms(
+        "grant = \"jwt_bearer\"\nsubject = { file = \"/t\", issuer = \"https://ci.example\", audience = \"https://a\", \
+         claims = { \"https://ci.example/Ref\" = \"Main\", run = 7, protected = true } }",
+    );
+    let GrantType::JwtBearer(file) = bearing.grant else { panic!("{bearing:?}") };
+    let claims: Vec<(&str, &str)> =
+        file.conditions.claims.iter().map(|(name, is)| (&**name, &**is)).collect();
+    assert_eq!(claims, [("https://ci.example/Ref", "Main"), ("protected", "true"), ("run", "7")]);
+}
+
+#[test]
+fn each_mistake_in_terms_is_told() {
+    // OA-22, OA-27, OA-28, OA-42, NHI-6
+    let subject = "subject = { file = \"/t\", issuer = \"https://ci.example\", audience = \"https://a\" }";
+    let jwt_bearer = |subject: &str| format!("grant = \"jwt_bearer\"\n{subject}");
+    let exchange = |more: &str| format!("grant = \"token_exchange\"\n{subject}\n{more}");
+    for (lines, expected) in [
+        ("grant = \"password\"".into(), "ledger.grant: it has to be one of \"client_credentials\""),
+        ("grant = \"implicit\"".into(), "ledger.grant: it has to be one of \"client_credentials\""),
+        ("grant = \"token_exchange\"".into(), "ledger.subject: it is required"),
+        (subject.into(), "ledger.subject: it is not used with this grant"),
+        (jwt_bearer("subject = \"/t\""), "ledger.subject: it has to be a table"),
+        (jwt_bearer("subject = { issuer = \"i\", audience = \"a\" }"), "subject.file: it is required"),
+        (jwt_bearer("subject = { file = \"t\", issuer = \"i\", audience = \"a\" }"), "an absolute path"),
+        (jwt_bearer("subject = { file = \"/t\", audience = \"a\" }"), "ledger.subject: name who has to have made"),
+        (jwt_bearer("subject = { file = \"/t\", issuer = \"i\" }"), "ledger.subject: name whom the token has to be for"),
+        (jwt_bearer(&subject.replace("/t", "/t\", type = \"id_token")), "its type is \"jwt\""),
+        (jwt_bearer(&subject.replace("/t", "/t\", type = \"saml2")), "subject.type: it has to be one of"),
+        (jwt_bearer(&subject.replace("/t", "/t\", claims = { ref = \"refs/*\" }, type = \"jwt")), "letter by letter"),
+        (jwt_bearer(&subject.replace("/t", "/t\", claims = { ref = [] }, type = \"jwt")), "claims.ref: it has to be a string, not a list"),
+        (jwt_bearer(&subject.replace("ci.example", "gitlab.com")), "everybody gets tokens of this issuer"),
+        (jwt_bearer(&format!("{subject}\nactor = {{ file = \"/a\" }}")), "ledger.actor: it is not used with this grant"),
+        (exchange("actor = { type = \"jwt\" }"), "actor.file: it is required"),
+        (exchange("requested_token_type = \"id-jag\""), "requested_token_type: it has to be one of"),
+        ("client_auth = \"client_secret_post\"".into(), "client_auth: it has to be one of \"private_key_jwt\""),
+        ("client_auth = \"federated_jwt\"".into(), "ledger.assertion: it is required"),
+        ("assertion = { file = \"/t\", subject = \"s\" }".into(), "ledger.assertion: it is not used with"),
+        ("client_auth = \"federated_jwt\"\nassertion = { file = \"/t\" }".into(), "assertion.subject: it is required"),
+        ("client_auth = \"federated_jwt\"\nassertion = { socket = \"/s\", subject = \"s\" }".into(), "assertion.socket: there is no such key"),
+        ("client_auth = \"spiffe_jwt\"\nassertion = { socket = \"/s\", subject = \"s\" }".into(), "SPF-01"),
+        ("client_auth = \"spiffe_jwt\"\nassertion = { socket = \"/s\", file = \"/t\", subject = \"spiffe://e/a\" }".into(), "not both"),
+        ("authorization_details = [ \"payment\" ]".into(), "authorization_details: it has to be a list of tables, not a string"),
+        ("authorization_details = [ { actions = [] } ]".into(), "authorization_details: each of them has a type"),
+        ("introspect = true".into(), "ledger.introspect: it is only used with a binding"),
+    ] {
+        let told = mistakes(&GOOD.replace("scope =", &format!("{lines}\nscope =")));
+        assert!(told.iter().any(|line| line.contains(expected)), "{lines}: {told:?}");
+    }
+}
+
+#[test]
+fn pins_are_read_and_their_mistakes_told() {
+    // OA-05
+    let with = |lines: &str| GOOD.replace("kind =", &format!("{lines}\nkind ="));
+    let digits = "ab".repeat(32);
+    let pinned = with(&format!("metadata_pin = \"sha256:{digits}\"\nmetadata_change = \"strict\""));
+    let settings = Desk::with(&pinned).load(&[]).unwrap();
+    let IssuerSettings::OAuth(oauth) = &settings.issuers["corp"];
+    assert_eq!((oauth.pins.document, oauth.pins.on_change), (Some([0xab; 32]), OnChange::Strict));
+    Desk::with(&with("endpoint_pins = { token_endpoint = \"https://idp.example.com/token\" }"))
+        .load(&[])
+        .unwrap();
+    for (lines, expected) in [
+        (format!("metadata_pin = \"{digits}\""), "metadata_pin: it has to be \"sha256:\""),
+        ("metadata_pin = \"sha256:ab\"".into(), "metadata_pin: it has to be \"sha256:\""),
+        ("metadata_change = \"strict\"".into(), "metadata_change: strict about what?"),
+        ("metadata_change = \"deny\"".into(), "metadata_change: it has to be one of"),
+        (
+            "endpoint_pins = { token = \"https://idp.example.com/token\" }".into(),
+            "endpoint_pins: each is the name",
+        ),
+    ] {
+        let told = mistakes(&with(&lines));
+        assert!(told.iter().any(|line| line.contains(expected)), "{lines}: {told:?}");
+    }
 }

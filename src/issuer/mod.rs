@@ -2,6 +2,7 @@
 //! against the order, or an [`IssueError`] whose variant says what to do next. Nothing is cached here and
 //! nothing is retried here: that is the broker's.
 
+pub mod conditions;
 mod door;
 pub mod http;
 pub mod json;
@@ -9,9 +10,14 @@ pub mod oauth;
 #[cfg(test)]
 mod script;
 pub mod skew;
+pub mod spiffe;
+pub mod terms;
+pub mod token_file;
+pub mod token_type;
 
 use std::{fmt, future::Future, hash, pin::Pin, sync::Arc, time::Duration};
 
+use self::terms::Terms;
 use crate::{
     credential::{Binding, Credential},
     jose::Signer,
@@ -34,8 +40,6 @@ pub struct Order {
     pub issuer: Arc<str>,
     /// The OAuth client to be.
     pub client_id: Arc<str>,
-    /// How it proves that it is that client. No credential depends on it, but a changed one has to reach the issuer at once.
-    pub client_auth: ClientAuth,
     /// The one resource the credential is for (OA-21).
     pub resource: Option<Arc<str>>,
     /// The scope to ask for, sorted, without duplicates.
@@ -46,6 +50,8 @@ pub struct Order {
     pub max_ttl: Duration,
     /// What must bind it.
     pub binding: Binding,
+    /// How it is asked for.
+    pub terms: Arc<Terms>,
     /// How often it may be handed out, if that is limited (S29).
     pub max_uses: Option<u32>,
     /// The one process it is for, if it dies with it.
@@ -61,52 +67,11 @@ pub struct Instance {
     pub start: u64,
 }
 
-/// How a client proves to an issuer who it is.
-#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub enum ClientAuth {
-    /// By a signed assertion (RFC 7523).
-    #[default]
-    PrivateKeyJwt,
-    /// By the certificate of its TLS connection, which a CA vouches for (RFC 8705 2.1).
-    TlsClientAuth,
-    /// By the certificate of its TLS connection, which the issuer was shown beforehand (RFC 8705 2.2).
-    SelfSignedTlsClientAuth,
-}
-
-impl ClientAuth {
-    /// As metadata and config write it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::PrivateKeyJwt => "private_key_jwt",
-            Self::TlsClientAuth => "tls_client_auth",
-            Self::SelfSignedTlsClientAuth => "self_signed_tls_client_auth",
-        }
-    }
-
-    /// The one that is written so.
-    pub fn named(name: &str) -> Option<Self> {
-        [Self::PrivateKeyJwt, Self::TlsClientAuth, Self::SelfSignedTlsClientAuth]
-            .into_iter()
-            .find(|known| known.as_str() == name)
-    }
-
-    /// Whether a certificate does it.
-    pub fn is_mtls(self) -> bool {
-        self != Self::PrivateKeyJwt
-    }
-}
-
-impl fmt::Display for ClientAuth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// The keys that an order is placed with, as they are at that moment.
 #[derive(Clone, Debug)]
 pub struct Signers {
-    /// Proves who asks.
-    pub client: Arc<dyn Signer>,
+    /// Proves who asks; none where the order has that proved by something else.
+    pub client: Option<Arc<dyn Signer>>,
     /// The one that did before, while the issuer may not know the new one yet (KEY-06).
     pub before: Option<Arc<dyn Signer>>,
     /// Binds what comes, if the order wants it bound by DPoP (DPOP-14).
@@ -118,7 +83,7 @@ pub struct Signers {
 
 /// What it is, and how it is to be used.
 type Key<'a> = (
-    (&'a str, &'a str, &'a str, &'a str, ClientAuth, Option<&'a str>, &'a [Arc<str>]),
+    (&'a str, &'a str, &'a str, &'a str, Option<&'a str>, &'a [Arc<str>]),
     (bool, Duration, Binding, Option<u32>, Option<Instance>),
 );
 
@@ -130,7 +95,6 @@ impl Order {
                 &self.credential,
                 &self.issuer,
                 &self.client_id,
-                self.client_auth,
                 self.resource.as_deref(),
                 &self.scope,
             ),
@@ -141,7 +105,7 @@ impl Order {
 
 impl PartialEq for Order {
     fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
+        self.key() == other.key() && self.terms == other.terms
     }
 }
 
@@ -149,6 +113,7 @@ impl Eq for Order {}
 
 impl hash::Hash for Order {
     fn hash<H: hash::Hasher>(&self, state: &mut H) {
+        // Not the terms: they are the same for all orders of a rule, and every call hashes its order.
         self.key().hash(state);
     }
 }
@@ -198,6 +163,12 @@ pub struct IssueFacts {
     pub cut_life_from: Option<Duration>,
     /// Whether it took the key before, and not yet the one that signs now (KEY-06).
     pub key_fallback: bool,
+    /// Whether it sent a refresh token, which was thrown away (OA-29).
+    pub refresh_token_ignored: bool,
+    /// Whether it said that a one-time value of ours had been used before (ER-10).
+    pub one_time_reuse: bool,
+    /// Whether its metadata are not those that are pinned (OA-05).
+    pub metadata_changed: bool,
 }
 
 /// Why there is no credential, sorted by what to do next.
@@ -248,6 +219,8 @@ impl IssueError {
 pub enum Reason {
     /// ER-01: the issuer could not read our request.
     AgentBugRequest,
+    /// ER-09: the issuer wants an attestation of the client, which this agent does not make.
+    AttestationRejected,
     /// ER-06: `invalid_target`.
     AudienceDenied,
     /// MT-01: the issuer does not list the client's way to prove who it is.
@@ -284,14 +257,24 @@ pub enum Reason {
     IssuerUnavailable,
     /// Custody could not sign.
     KeyUnavailable,
+    /// OA-05: the metadata are not those that are pinned.
+    MetadataChanged,
     /// ER-10: the issuer says our one-time value was used before.
     OneTimeReuse,
     /// ER-07: `invalid_authorization_details`.
     RarDenied,
+    /// OA-27: other or wider authorization details came back than were asked for.
+    RarEscalated,
     /// ER-05: `invalid_scope`.
     ScopeDenied,
     /// OA-20: more scope came back than was asked.
     ScopeEscalated,
+    /// A token that something else on this host provides cannot be had (WIM-11).
+    SourceTokenUnavailable,
+    /// Such a token does not say what the settings demand (WIM-11).
+    SourceTokenUnfit,
+    /// OA-42: the issuer does not know the token that it has just made.
+    TokenInactive,
     /// The token's binding is not the one asked for.
     TokenNotBound,
 }
@@ -301,6 +284,7 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::AgentBugRequest => "AGENT_BUG_REQUEST",
+            Self::AttestationRejected => "ATTESTATION_REJECTED",
             Self::AudienceDenied => "AUDIENCE_DENIED",
             Self::AudMismatch => "AUD_MISMATCH",
             Self::AuthmUnsupported => "AUTHM_UNSUPPORTED",
@@ -319,10 +303,15 @@ impl Reason {
             Self::IssuerTls => "ISSUER_TLS",
             Self::IssuerUnavailable => "ISSUER_UNAVAILABLE",
             Self::KeyUnavailable => "KEY_UNAVAILABLE",
+            Self::MetadataChanged => "METADATA_CHANGED",
             Self::OneTimeReuse => "ONE_TIME_REUSE",
             Self::RarDenied => "RAR_DENIED",
+            Self::RarEscalated => "RAR_ESCALATED",
             Self::ScopeDenied => "SCOPE_DENIED",
             Self::ScopeEscalated => "SCOPE_ESCALATED",
+            Self::SourceTokenUnavailable => "SOURCE_TOKEN_UNAVAILABLE",
+            Self::SourceTokenUnfit => "SOURCE_TOKEN_UNFIT",
+            Self::TokenInactive => "TOKEN_INACTIVE",
             Self::TokenNotBound => "TOKEN_NOT_BOUND",
         }
     }

@@ -31,6 +31,8 @@ pub(super) enum Answer {
     HangUp,
     /// The connection stays open for another request, which is then hung up on.
     KeptOpen { body: String },
+    /// Another answer, after something has happened in the world.
+    After(Box<dyn FnOnce() + Send>, Box<Self>),
 }
 
 impl Answer {
@@ -257,6 +259,13 @@ async fn serve(
             book.diary.push(seen);
             book.script.pop_front().unwrap_or(Answer::HangUp)
         };
+        let answer = match answer {
+            Answer::After(happens, then) => {
+                happens();
+                *then
+            }
+            answer => answer,
+        };
         let text = match answer {
             Answer::Full { status, headers, body } => {
                 let mut text =
@@ -273,7 +282,7 @@ async fn serve(
                 let _ = stream.flush().await;
                 std::future::pending().await
             }
-            Answer::HangUp => return,
+            Answer::After(..) | Answer::HangUp => return,
             Answer::KeptOpen { body } => format!(
                 "HTTP/1.1 200 X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
                 body.len(),

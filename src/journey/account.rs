@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Journey, Proving, Request, Rules, Session, session::Release};
 use crate::{
-    attest::{AttestError, Evidence, Manager, Missing, Peer, Workload},
+    attest::{AttestError, Evidence, Manager, Missing, Peer, Status, Workload},
     audit::{
         CredentialPart, Entry, EventType, ExePart, IssuerPart, Line, Outcome, PeerPart, PolicyPart,
         TargetPart, UnitPart, WorkloadPart,
@@ -305,13 +305,12 @@ fn peer(workload: &Workload) -> PeerPart {
 
 /// The evidence, a line each, for an operator.
 pub(super) fn facts(seen: &Evidence) -> Vec<(&'static str, Result<String, String>)> {
-    let status = &seen.status;
-    let flag = |on: bool| Ok(if on { "yes" } else { "no" }.to_owned());
+    let status = |told: fn(&Status) -> String| seen.status.as_ref().map(told).map_err(ToString::to_string);
     vec![
         ("pid", Ok(seen.pid.to_string())),
         ("uid", Ok(seen.uid().to_string())),
         ("gid", Ok(seen.gid().to_string())),
-        ("groups", Ok(status.groups.iter().map(u32::to_string).collect::<Vec<_>>().join(" "))),
+        ("groups", status(|status| status.groups.iter().map(u32::to_string).collect::<Vec<_>>().join(" "))),
         ("program (hint)", seen.path_hint.clone().ok_or_else(|| "it cannot be read".into())),
         (
             "program paths",
@@ -327,9 +326,9 @@ pub(super) fn facts(seen: &Evidence) -> Vec<(&'static str, Result<String, String
                 .map(|same| if same { "no" } else { "yes" }.into())
                 .map_err(|why| why.to_string()),
         ),
-        ("no new privileges", flag(status.no_new_privs)),
-        ("seccomp", Ok(status.seccomp.to_string())),
-        ("traced by", Ok(status.tracer.to_string())),
+        ("no new privileges", status(|status| if status.no_new_privs { "yes" } else { "no" }.into())),
+        ("seccomp", status(|status| status.seccomp.to_string())),
+        ("traced by", status(|status| status.tracer.to_string())),
     ]
 }
 
@@ -349,5 +348,8 @@ fn issuer(facts: &IssueFacts, attempts: Option<u32>) -> IssuerPart {
         date_skew_ms: facts.date_skew_ms,
         cut_life_from_s: facts.cut_life_from.map(|life| life.as_secs()),
         key_fallback: facts.key_fallback,
+        refresh_token_ignored: facts.refresh_token_ignored,
+        one_time_reuse: facts.one_time_reuse,
+        metadata_changed: facts.metadata_changed,
     }
 }

@@ -9,7 +9,7 @@ mod prove;
 mod session;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -31,7 +31,7 @@ use account::Account;
 use lives::Lives;
 use pace::Pace;
 pub use prove::{Proved, Proving};
-pub use session::Session;
+pub use session::{Call, Session};
 
 /// How long a process may take to answer the challenge: clients do it on their own, in a fraction of a millisecond.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -48,6 +48,7 @@ pub struct Journey {
     nonces: Mutex<Nonces>,
     pace: Mutex<Pace>,
     lives: Lives,
+    calls: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
 }
@@ -158,6 +159,7 @@ impl Journey {
             nonces: Mutex::default(),
             pace: Mutex::default(),
             lives: Lives::default(),
+            calls: Arc::default(),
             clock,
             dice,
         }
@@ -186,7 +188,8 @@ impl Journey {
     /// Somebody connected to the socket at this path: its evidence is taken at once, before it can become somebody else
     /// (ATT-16).
     pub async fn begin(&self, peer: Arc<Peer>, socket: Arc<str>, door: Door) -> Session {
-        let session = Session::new(peer, socket, door, Challenge::new(&*self.dice));
+        let calls = Arc::clone(&self.calls);
+        let session = Session::new(peer, socket, door, Challenge::new(&*self.dice), calls);
         // An error is kept like a success: whoever asks on this connection gets it, on record.
         let _ = self.read_evidence(&session, &self.rules.load_full()).await;
         session
@@ -196,8 +199,8 @@ impl Journey {
     ///
     /// # Errors
     /// A [`Refusal`], on record.
-    pub async fn fulfil(&self, session: &Session, request: &Request) -> Result<Answer, Refusal> {
-        let _call = session.enter();
+    pub async fn fulfil(&self, call: &Call, request: &Request) -> Result<Answer, Refusal> {
+        let session: &Session = call;
         let rules = self.rules.load_full();
         let (account, workload, grant) = self.admit(session, request, None, &rules).await?;
         let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
@@ -209,7 +212,10 @@ impl Journey {
         }
         let Fetched { credential, source } = fetched;
         let line = account.released(&workload, &grant, &credential, &source);
-        let receipt = self.ledger.record(line).await?;
+        let receipt = match call.is_alone() {
+            true => self.ledger.record_alone(line).await?,
+            false => self.ledger.record(line).await?,
+        };
         Ok(Answer { exports_key: account::exports_key(&grant, &credential), credential, receipt })
     }
 
@@ -243,7 +249,8 @@ impl Journey {
     ///
     /// # Errors
     /// A [`Refusal`], on record.
-    pub async fn watch(&self, session: &Session, request: &Request) -> Result<(Answer, Watching), Refusal> {
+    pub async fn watch(&self, call: &Call, request: &Request) -> Result<(Answer, Watching), Refusal> {
+        let session: &Session = call;
         let rules = self.rules.load_full();
         // Listening begins before the first answer, so that no rotation falls between the two.
         let listening = match self.attest(session, &rules).await {
@@ -255,7 +262,7 @@ impl Journey {
             }
             Err(_) => None,
         };
-        let answer = self.fulfil(session, request).await?;
+        let answer = self.fulfil(call, request).await?;
         match listening {
             Some(mut listening) => {
                 listening.catch_up();
@@ -271,7 +278,7 @@ impl Journey {
     /// A [`Refusal`], on record, when the right has ended.
     pub async fn next(
         &self,
-        session: &Session,
+        session: &Arc<Session>,
         request: &Request,
         watching: &mut Watching,
     ) -> Result<Answer, Refusal> {
@@ -279,7 +286,11 @@ impl Journey {
             // Trouble too is walked through: the policy may have changed, and then the answer is a denial.
             let _ = watching.0.changed().await;
             // Boxed: the way is long, and nearly all the time one who listens only waits.
-            match Box::pin(self.fulfil(session, request)).await {
+            let fulfilled = Box::pin(async {
+                let call = session.enter_with_others();
+                self.fulfil(&call, request).await
+            });
+            match fulfilled.await {
                 Err(Refusal::Unavailable(_, failure)) if failure != Failure::Closed => {
                     let wait = match &failure {
                         Failure::Issue { retry_after: Some(wait), .. } => *wait,

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use super::{Account, Journey, Refusal, Request, Session};
+use super::{Account, Call, Journey, Refusal, Request, Session};
 use crate::{
     attest::Workload,
     audit::Receipt,
@@ -56,13 +56,8 @@ impl Journey {
     ///
     /// # Errors
     /// A [`Refusal`], on record.
-    pub async fn prove(
-        &self,
-        session: &Session,
-        request: &Request,
-        proving: &Proving,
-    ) -> Result<Proved, Refusal> {
-        let _call = session.enter();
+    pub async fn prove(&self, call: &Call, request: &Request, proving: &Proving) -> Result<Proved, Refusal> {
+        let session: &Session = call;
         let rules = self.rules();
         let (account, workload, grant) = self.admit(session, request, Some(proving), &rules).await?;
         if self.broker().is_issuers(&proving.target) {

@@ -1,12 +1,18 @@
 //! One connection and what was attested when it came. Every answer on it needs the evidence to be taken again; a crowd of
-//! calls that wait for that in the same moment share one reading.
+//! calls that wait for that in the same moment share one reading. Which is a crowd and which is alone, calls tell by
+//! being counted from when they came.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, Weak,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    future::poll_fn,
+    ops::Deref,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
 };
 
-use tokio::{sync::oneshot, task::yield_now};
+use tokio::sync::oneshot;
 
 use super::Rules;
 use crate::{
@@ -26,6 +32,7 @@ pub struct Session {
     attested: Mutex<Option<Attested>>,
     round: Mutex<Option<Round>>,
     calls: AtomicUsize,
+    all_calls: Arc<AtomicUsize>,
     last: Mutex<Option<(Release, Told)>>,
 }
 
@@ -59,7 +66,14 @@ struct Round {
 }
 
 impl Session {
-    pub(super) fn new(peer: Arc<Peer>, socket: Arc<str>, door: Door, challenge: Challenge) -> Self {
+    /// `all_calls` counts those of all connections.
+    pub(super) fn new(
+        peer: Arc<Peer>,
+        socket: Arc<str>,
+        door: Door,
+        challenge: Challenge,
+        all_calls: Arc<AtomicUsize>,
+    ) -> Self {
         Self {
             peer,
             socket,
@@ -68,6 +82,7 @@ impl Session {
             attested: Mutex::default(),
             round: Mutex::default(),
             calls: AtomicUsize::new(0),
+            all_calls,
             last: Mutex::default(),
         }
     }
@@ -99,10 +114,19 @@ impl Session {
         *lock(&self.last) = Some((of, told.clone()));
     }
 
-    /// A call on this connection, until what this returns is dropped.
-    pub(super) fn enter(&self) -> Call<'_> {
+    /// A call on this connection, until what this returns is dropped. To be called when the call comes, before anything is
+    /// done for it: only so those who come together know of each other.
+    pub fn enter(self: &Arc<Self>) -> Call {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        Call(self)
+        self.all_calls.fetch_add(1, Ordering::Relaxed);
+        Call { session: Arc::clone(self), with_others: false }
+    }
+
+    /// The same for a call that something woke which wakes others too: a rotation is for all who listen.
+    pub(super) fn enter_with_others(self: &Arc<Self>) -> Call {
+        let mut call = self.enter();
+        call.with_others = true;
+        call
     }
 
     /// Takes the evidence again, right before the answer (ATT-16). The reading begins after this was called; whoever calls
@@ -119,7 +143,7 @@ impl Session {
                 Place::Reader(reader) => {
                     // One alone is not kept waiting.
                     if self.calls.load(Ordering::Relaxed) > 1 {
-                        yield_now().await;
+                        after_others().await;
                     }
                     let waiting = reader.begin();
                     let result = workload.confirm();
@@ -152,13 +176,46 @@ impl Session {
 }
 
 /// A call that is under way.
-#[must_use]
-pub(super) struct Call<'a>(&'a Session);
+#[derive(Debug)]
+#[must_use = "a call counts as long as this is held"]
+pub struct Call {
+    session: Arc<Session>,
+    with_others: bool,
+}
 
-impl Drop for Call<'_> {
-    fn drop(&mut self) {
-        self.0.calls.fetch_sub(1, Ordering::Relaxed);
+impl Call {
+    /// Whether no other is under way, on any connection.
+    pub(super) fn is_alone(&self) -> bool {
+        !self.with_others && self.session.all_calls.load(Ordering::Relaxed) <= 1
     }
+}
+
+impl Deref for Call {
+    type Target = Arc<Session>;
+
+    fn deref(&self) -> &Arc<Session> {
+        &self.session
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.session.calls.fetch_sub(1, Ordering::Relaxed);
+        self.session.all_calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Lets everybody go on who can, and comes back: without a look at the sockets in between, which `yield_now` has.
+async fn after_others() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// What a call does in a round.
@@ -211,13 +268,16 @@ mod tests {
         clock::SeededDice,
     };
 
-    fn session() -> (Session, Arc<Workload>) {
+    fn session() -> (Arc<Session>, Arc<Workload>) {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let peer = Arc::new(Peer::pin(&ours).unwrap());
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let workload = attestor.attest(&peer, &Arc::default()).unwrap();
         let challenge = Challenge::new(&*SeededDice::from_seed(1));
-        (Session::new(peer, "test".into(), Door::Own, challenge), Arc::new(workload))
+        (
+            Arc::new(Session::new(peer, "test".into(), Door::Own, challenge, Arc::default())),
+            Arc::new(workload),
+        )
     }
 
     type Confirm<'a> = Pin<Box<dyn Future<Output = Result<(), AttestError>> + 'a>>;

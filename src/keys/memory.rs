@@ -38,6 +38,11 @@ impl Key {
         Self::from_pkcs8(&Self::generate_pkcs8(algorithm)?, algorithm)
     }
 
+    /// Whether a new one can be made here: *ring* makes no RSA keys.
+    pub(super) fn can_be_made(algorithm: Algorithm) -> bool {
+        matches!(algorithm, Algorithm::Es256 | Algorithm::EdDsa)
+    }
+
     /// A new key as PKCS#8, to be put into a file by this room.
     pub(super) fn generate_pkcs8(algorithm: Algorithm) -> Result<Secret, FileError> {
         let chance = system_random();

@@ -5,6 +5,7 @@ mod certificate;
 mod file;
 mod memory;
 mod note;
+pub mod rotation;
 mod seal;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 pub use certificate::{
@@ -20,9 +22,14 @@ pub use certificate::{
 pub use file::FileError;
 pub use memory::Key;
 pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
+pub use rotation::{Due, Now};
+use rotation::{Held, Stage};
 pub use seal::SealingKey;
 
-use crate::jose::{Algorithm, Signer};
+use crate::{
+    clock::Boot,
+    jose::{Algorithm, Signer},
+};
 
 /// What a key is for. Each purpose has a key of its own (KEY-01).
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -61,8 +68,27 @@ pub struct KeySettings {
     pub custody: Custody,
     /// What it signs with.
     pub algorithm: Algorithm,
+    /// When it makes room for another.
+    pub rotation: RotationSettings,
+    /// Whether it proves who asks with a key of its own: where nothing does, none is made.
+    pub client: bool,
     /// The issuers whose tokens it wants bound by DPoP.
     pub dpop: BTreeSet<Arc<str>>,
+}
+
+/// When a key makes room for another.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RotationSettings {
+    /// How old it may become; at most [`rotation::MAX_AGE`] (KEY-08).
+    pub every: Duration,
+    /// How long the next is published before it signs (KEY-05).
+    pub propagation: Duration,
+}
+
+impl Default for RotationSettings {
+    fn default() -> Self {
+        Self { every: Duration::from_secs(30 * 24 * 60 * 60), propagation: rotation::PROPAGATION }
+    }
 }
 
 /// A key that binds tokens. ES256, which every server that knows DPoP can read.
@@ -72,7 +98,10 @@ fn proof_key() -> Result<Arc<dyn Signer>, FileError> {
 
 /// All keys in custody, by identity and purpose. Keys of different identities are never the same key.
 #[derive(Clone, Debug, Default)]
-pub struct Keyring(BTreeMap<(Arc<str>, Purpose), Arc<dyn Signer>>);
+pub struct Keyring {
+    held: BTreeMap<(Arc<str>, Purpose), Held>,
+    settings: BTreeMap<Arc<str>, KeySettings>,
+}
 
 impl Keyring {
     /// Opens or makes the keys that `wanted` asks for. A key in memory that `before` holds under the same
@@ -80,65 +109,169 @@ impl Keyring {
     ///
     /// # Errors
     /// Every [`KeyError`], not only the first, so that one look mends all.
-    pub fn open(wanted: &BTreeMap<Arc<str>, KeySettings>, before: &Self) -> Result<Self, Vec<KeyError>> {
-        let mut ring = BTreeMap::new();
+    pub fn open(
+        wanted: &BTreeMap<Arc<str>, KeySettings>,
+        before: &Self,
+        now: Now,
+    ) -> Result<Self, Vec<KeyError>> {
+        let mut held = BTreeMap::new();
         let mut errors = Vec::new();
         for (identity, settings) in wanted {
-            let slot = (Arc::clone(identity), Purpose::ClientAuth);
-            let kept = before
-                .0
-                .get(&slot)
-                .filter(|kept| settings.custody == Custody::Memory && kept.algorithm() == settings.algorithm);
-            let opened: Result<Arc<dyn Signer>, FileError> = match (&settings.custody, kept) {
-                (Custody::Memory, Some(kept)) => Ok(Arc::clone(kept)),
-                (Custody::Memory, None) => Key::generate(settings.algorithm).map(|key| Arc::new(key) as _),
-                (Custody::File { path }, _) => {
-                    file::open_or_make(path, settings.algorithm).map(|key| Arc::new(key) as _)
+            let client = (Arc::clone(identity), Purpose::ClientAuth);
+            let kept = before.held.get(&client).filter(|kept| {
+                settings.custody == Custody::Memory && kept.signing.algorithm() == settings.algorithm
+            });
+            let opened = settings.client.then(|| match (&settings.custody, kept) {
+                (Custody::Memory, Some(kept)) => Ok(kept.clone()),
+                (Custody::Memory, None) => {
+                    Key::generate(settings.algorithm).map(|key| Held::fresh(Arc::new(key), now))
                 }
-            };
-            match opened {
-                Ok(key) => {
-                    ring.insert(slot, key);
-                }
-                Err(error) => errors.push(KeyError { identity: Arc::clone(identity), error }),
-            }
-            for issuer in &settings.dpop {
+                (Custody::File { path }, _) => Held::open(path, settings, now),
+            });
+            let proofs = settings.dpop.iter().map(|issuer| {
                 let slot = (Arc::clone(identity), Purpose::Dpop(Arc::clone(issuer)));
-                let kept = before.0.get(&slot).cloned();
-                match kept.map_or_else(proof_key, Ok) {
-                    Ok(key) => {
-                        ring.insert(slot, key);
-                    }
+                let kept = before.held.get(&slot).cloned();
+                let held = kept.map_or_else(|| proof_key().map(|key| Held::fresh(key, now)), Ok);
+                (slot, held)
+            });
+            for (slot, opened) in opened.map(|opened| (client, opened)).into_iter().chain(proofs) {
+                match opened {
+                    Ok(key) => drop(held.insert(slot, key)),
                     Err(error) => errors.push(KeyError { identity: Arc::clone(identity), error }),
                 }
             }
         }
         // KEY-01: two identities that share a file share a key; that is refused however it came about.
         let mut seen: BTreeMap<&str, &Arc<str>> = BTreeMap::new();
-        for ((identity, _), key) in &ring {
-            if let Some(other) = seen.insert(key.kid(), identity) {
-                let error = FileError::Shared { other: other.to_string() };
-                errors.push(KeyError { identity: Arc::clone(identity), error });
+        for ((identity, _), held) in &held {
+            for key in held.published() {
+                if let Some(other) = seen.insert(key.kid(), identity) {
+                    let error = FileError::Shared { other: other.to_string() };
+                    errors.push(KeyError { identity: Arc::clone(identity), error });
+                }
             }
         }
-        if errors.is_empty() { Ok(Self(ring)) } else { Err(errors) }
+        if errors.is_empty() { Ok(Self { held, settings: wanted.clone() }) } else { Err(errors) }
     }
 
-    /// The key of `identity` for `purpose`.
+    /// The key of `identity` that signs for `purpose` now.
     pub fn signer(&self, identity: &Arc<str>, purpose: Purpose) -> Option<Arc<dyn Signer>> {
-        self.0.get(&(Arc::clone(identity), purpose)).cloned()
+        self.held.get(&(Arc::clone(identity), purpose)).map(|held| Arc::clone(&held.signing))
     }
 
-    /// Every key, for listings and exports; public halves are all one gets from them.
+    /// The key that proved who `identity` is before the one that does now, while it is kept (KEY-06).
+    pub fn before(&self, identity: &Arc<str>) -> Option<Arc<dyn Signer>> {
+        match &self.client(identity)?.stage {
+            Stage::Overlap { before, .. } => Some(Arc::clone(before)),
+            _ => None,
+        }
+    }
+
+    /// The key that will prove who `identity` is, if it is published.
+    pub fn next(&self, identity: &Arc<str>) -> Option<Arc<dyn Signer>> {
+        match &self.client(identity)?.stage {
+            Stage::Published { next, .. } => Some(Arc::clone(next)),
+            _ => None,
+        }
+    }
+
+    /// How long `identity`'s key has signed.
+    pub fn age(&self, identity: &Arc<str>, now: Boot) -> Option<Duration> {
+        Some(self.client(identity)?.since.age(now))
+    }
+
+    /// What is due with whose key.
+    pub fn due(&self, now: Boot) -> Vec<(Arc<str>, Due)> {
+        let due = self.settings.iter().filter_map(|(identity, settings)| {
+            Some((Arc::clone(identity), self.client(identity)?.due(settings, now)?))
+        });
+        due.collect()
+    }
+
+    /// The same keys, with the next one of `identity` made and published (KEY-05).
+    ///
+    /// # Errors
+    /// [`KeyError`]; what there was stays.
+    pub fn begin(&self, identity: &Arc<str>, now: Now) -> Result<Self, KeyError> {
+        self.turned(identity, |held, settings| held.begin(settings, now))
+    }
+
+    /// The same, with the next one signing.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn switch(&self, identity: &Arc<str>, now: Now) -> Result<Self, KeyError> {
+        self.turned(identity, |held, settings| held.switch(settings, now))
+    }
+
+    /// The same, with the one before destroyed.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn finish(&self, identity: &Arc<str>) -> Result<Self, KeyError> {
+        self.turned(identity, |held, settings| held.finish(settings))
+    }
+
+    /// The same, with another key at once and whatever there was destroyed (KEY-07).
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn replace(&self, identity: &Arc<str>, now: Now) -> Result<Self, KeyError> {
+        self.turned(identity, |held, settings| held.replace(settings, now))?.with_new_proofs(identity, now)
+    }
+
+    /// The same, with other keys for what is bound from now on; what is bound already keeps its own (DPOP-14).
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn with_new_proofs(&self, identity: &Arc<str>, now: Now) -> Result<Self, KeyError> {
+        let mut ring = self.clone();
+        let theirs = ring
+            .held
+            .iter_mut()
+            .filter(|((name, purpose), _)| name == identity && matches!(purpose, Purpose::Dpop(_)));
+        for (_, held) in theirs {
+            let key = proof_key().map_err(|error| KeyError { identity: Arc::clone(identity), error })?;
+            *held = Held::fresh(key, now);
+        }
+        Ok(ring)
+    }
+
+    /// Those whose keys for proofs are older than `age` (K57-2).
+    pub fn with_old_proofs(&self, age: Duration, now: Boot) -> BTreeSet<Arc<str>> {
+        let old = self
+            .held
+            .iter()
+            .filter(|((_, purpose), held)| matches!(purpose, Purpose::Dpop(_)) && held.since.age(now) >= age);
+        old.map(|((identity, _), _)| Arc::clone(identity)).collect()
+    }
+
+    /// Every key that signs, for listings; public halves are all one gets from them.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Purpose, &dyn Signer)> {
-        self.0.iter().map(|((identity, purpose), key)| (&**identity, purpose, &**key))
+        self.held.iter().map(|((identity, purpose), held)| (&**identity, purpose, &*held.signing))
     }
 
-    /// The keys that issuers have to know: those that prove who asks.
+    /// The keys that issuers have to know: those that prove who asks, the next and the one before too.
     pub fn to_register(&self) -> impl Iterator<Item = (&str, &dyn Signer)> {
-        self.iter()
-            .filter(|(_, purpose, _)| **purpose == Purpose::ClientAuth)
-            .map(|(name, _, key)| (name, key))
+        let theirs = self.held.iter().filter(|((_, purpose), _)| *purpose == Purpose::ClientAuth);
+        theirs.flat_map(|((name, _), held)| held.published().map(move |key| (&**name, &**key)))
+    }
+
+    fn client(&self, identity: &Arc<str>) -> Option<&Held> {
+        self.held.get(&(Arc::clone(identity), Purpose::ClientAuth))
+    }
+
+    fn turned(
+        &self,
+        identity: &Arc<str>,
+        turn: impl FnOnce(&mut Held, &KeySettings) -> Result<(), FileError>,
+    ) -> Result<Self, KeyError> {
+        let mut ring = self.clone();
+        let slot = (Arc::clone(identity), Purpose::ClientAuth);
+        if let (Some(held), Some(settings)) = (ring.held.get_mut(&slot), self.settings.get(identity)) {
+            turn(held, settings).map_err(|error| KeyError { identity: Arc::clone(identity), error })?;
+        }
+        Ok(ring)
     }
 }
 

@@ -9,10 +9,20 @@ fn wanted(entries: &[(&str, Custody, Algorithm)]) -> BTreeMap<Arc<str>, KeySetti
         .map(|(name, custody, algorithm)| {
             (
                 Arc::from(*name),
-                KeySettings { custody: custody.clone(), algorithm: *algorithm, dpop: BTreeSet::new() },
+                KeySettings {
+                    custody: custody.clone(),
+                    algorithm: *algorithm,
+                    rotation: RotationSettings::default(),
+                    client: true,
+                    dpop: BTreeSet::new(),
+                },
             )
         })
         .collect()
+}
+
+fn now() -> Now {
+    Now { wall: "2026-01-01T00:00:00Z".parse().unwrap(), boot: Boot::from_nanos(0) }
 }
 
 fn private_dir() -> tempfile::TempDir {
@@ -29,7 +39,7 @@ fn file(dir: &Path, name: &str) -> Custody {
 fn every_identity_has_a_key_of_its_own() {
     // KEY-01
     let entries = [("a", Custody::Memory, Algorithm::Es256), ("b", Custody::Memory, Algorithm::EdDsa)];
-    let ring = Keyring::open(&wanted(&entries), &Keyring::default()).unwrap();
+    let ring = Keyring::open(&wanted(&entries), &Keyring::default(), now()).unwrap();
     let kids: Vec<String> = ring.iter().map(|(_, _, key)| key.kid().to_owned()).collect();
     assert_eq!(kids.len(), 2);
     assert_ne!(kids[0], kids[1]);
@@ -41,7 +51,7 @@ fn a_shared_file_is_refused() {
     let dir = private_dir();
     let custody = file(dir.path(), "same.pem");
     let entries = [("a", custody.clone(), Algorithm::Es256), ("b", custody, Algorithm::Es256)];
-    let errors = Keyring::open(&wanted(&entries), &Keyring::default()).unwrap_err();
+    let errors = Keyring::open(&wanted(&entries), &Keyring::default(), now()).unwrap_err();
     assert_eq!(errors.len(), 1);
     assert!(errors[0].to_string().contains("same key as that of identity a"), "{}", errors[0]);
 }
@@ -51,8 +61,8 @@ fn a_file_key_is_made_once_and_found_again() {
     // KEY-11
     let dir = private_dir();
     let entries = [("a", file(dir.path(), "keys/a.pem"), Algorithm::EdDsa)];
-    let first = Keyring::open(&wanted(&entries), &Keyring::default()).unwrap();
-    let again = Keyring::open(&wanted(&entries), &Keyring::default()).unwrap();
+    let first = Keyring::open(&wanted(&entries), &Keyring::default(), now()).unwrap();
+    let again = Keyring::open(&wanted(&entries), &Keyring::default(), now()).unwrap();
     let kid = |ring: &Keyring| ring.signer(&"a".into(), Purpose::ClientAuth).unwrap().kid().to_owned();
     assert_eq!(kid(&first), kid(&again));
     let mode = fs::metadata(dir.path().join("keys/a.pem")).unwrap().permissions().mode();
@@ -66,8 +76,9 @@ fn wide_modes_links_and_foreign_content_are_refused() {
     let dir = private_dir();
     let path = dir.path().join("a.pem");
     let entries = [("a", file(dir.path(), "a.pem"), Algorithm::Es256)];
-    Keyring::open(&wanted(&entries), &Keyring::default()).unwrap();
-    let refusal = || Keyring::open(&wanted(&entries), &Keyring::default()).unwrap_err().remove(0).to_string();
+    Keyring::open(&wanted(&entries), &Keyring::default(), now()).unwrap();
+    let refusal =
+        || Keyring::open(&wanted(&entries), &Keyring::default(), now()).unwrap_err().remove(0).to_string();
 
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     assert!(refusal().contains("KEY_PERM"), "{}", refusal());
@@ -91,8 +102,8 @@ fn wide_modes_links_and_foreign_content_are_refused() {
 #[test]
 fn memory_keys_outlive_a_reload() {
     let entries = [("a", Custody::Memory, Algorithm::Es256)];
-    let first = Keyring::open(&wanted(&entries), &Keyring::default()).unwrap();
-    let second = Keyring::open(&wanted(&entries), &first).unwrap();
+    let first = Keyring::open(&wanted(&entries), &Keyring::default(), now()).unwrap();
+    let second = Keyring::open(&wanted(&entries), &first, now()).unwrap();
     let kid = |ring: &Keyring| ring.signer(&"a".into(), Purpose::ClientAuth).unwrap().kid().to_owned();
     assert_eq!(kid(&first), kid(&second));
 }
@@ -100,7 +111,8 @@ fn memory_keys_outlive_a_reload() {
 #[test]
 fn rsa_is_read_but_not_made() {
     let errors =
-        Keyring::open(&wanted(&[("a", Custody::Memory, Algorithm::Ps256)]), &Keyring::default()).unwrap_err();
+        Keyring::open(&wanted(&[("a", Custody::Memory, Algorithm::Ps256)]), &Keyring::default(), now())
+            .unwrap_err();
     assert!(errors[0].to_string().contains("openssl genpkey"), "{}", errors[0]);
 }
 
@@ -130,4 +142,82 @@ fn what_a_key_signs_its_public_half_verifies() {
 fn debug_shows_no_private_byte() {
     let key = Key::generate(Algorithm::Es256).unwrap();
     assert_eq!(format!("{key:?}"), format!("Key(ES256 {})", key.kid()));
+}
+
+/// The ring of one identity with its key in a file, as it is opened at this moment.
+fn ring(dir: &Path, now: Now) -> Keyring {
+    let entries = [("a", file(dir, "a.pem"), Algorithm::Es256)];
+    Keyring::open(&wanted(&entries), &Keyring::default(), now).unwrap()
+}
+
+fn later(seconds: u64) -> Now {
+    let wall = now().wall.checked_add(jiff::SignedDuration::from_secs(seconds.cast_signed())).unwrap();
+    // Another boot: only the files tell how much time has passed.
+    Now { wall, boot: Boot::from_nanos(5) }
+}
+
+#[test]
+fn a_rotation_goes_on_where_a_restart_left_it() {
+    // KEY-05, K57-7
+    let dir = private_dir();
+    let identity: Arc<str> = "a".into();
+    let sign = |ring: &Keyring| ring.signer(&identity, Purpose::ClientAuth).unwrap().kid().to_owned();
+    let first = sign(&ring(dir.path(), now()));
+    let begun = ring(dir.path(), now()).begin(&identity, now()).unwrap();
+    let next = begun.next(&identity).unwrap().kid().to_owned();
+    assert_eq!((sign(&begun), begun.to_register().count()), (first.clone(), 2));
+    // Files are dated by the real clock; what is asked here is measured from it.
+    let made = std::fs::metadata(dir.path().join("a.pem.next")).unwrap().modified().unwrap();
+    let made = jiff::Timestamp::try_from(made).unwrap();
+    let after = |seconds: i64| Now {
+        wall: made.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap(),
+        boot: Boot::from_nanos(5),
+    };
+    let again = ring(dir.path(), after(60));
+    assert_eq!(again.next(&identity).unwrap().kid(), next);
+    assert_eq!(again.due(after(60).boot), []);
+    let ripe = ring(dir.path(), after(1201));
+    assert_eq!(ripe.due(after(0).boot), [(Arc::clone(&identity), Due::Try)]);
+
+    let switched = ripe.switch(&identity, later(2000)).unwrap();
+    assert_eq!((sign(&switched), switched.before(&identity).unwrap().kid()), (next.clone(), &*first));
+    let again = ring(dir.path(), later(2060));
+    assert_eq!((sign(&again), again.before(&identity).unwrap().kid()), (next.clone(), &*first));
+    assert_eq!(again.due(later(0).boot), []);
+    let over = ring(dir.path(), later(2301));
+    assert_eq!(over.due(later(0).boot), [(Arc::clone(&identity), Due::Finish)]);
+    let finished = over.finish(&identity).unwrap();
+    assert_eq!((finished.to_register().count(), finished.before(&identity).is_none()), (1, true));
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["a.pem"], "the one before is destroyed");
+    assert_eq!(sign(&ring(dir.path(), later(2400))), next);
+}
+
+#[test]
+fn a_switch_that_was_cut_in_two_is_finished() {
+    let dir = private_dir();
+    let identity: Arc<str> = "a".into();
+    let begun = ring(dir.path(), now()).begin(&identity, now()).unwrap();
+    let next = begun.next(&identity).unwrap().kid().to_owned();
+    fs::rename(dir.path().join("a.pem"), dir.path().join("a.pem.before")).unwrap();
+    let again = ring(dir.path(), now());
+    assert_eq!(again.signer(&identity, Purpose::ClientAuth).unwrap().kid(), next);
+    assert!(again.before(&identity).is_some());
+}
+
+#[test]
+fn an_emergency_leaves_nothing_of_the_old_keys() {
+    // KEY-07
+    let dir = private_dir();
+    let identity: Arc<str> = "a".into();
+    let begun = ring(dir.path(), now()).begin(&identity, now()).unwrap();
+    let old: Vec<String> = begun.to_register().map(|(_, key)| key.kid().to_owned()).collect();
+    let replaced = begun.replace(&identity, now()).unwrap();
+    let new: Vec<String> = replaced.to_register().map(|(_, key)| key.kid().to_owned()).collect();
+    assert!(new.len() == 1 && !old.contains(&new[0]));
+    assert_eq!(
+        ring(dir.path(), now()).to_register().map(|(_, key)| key.kid().to_owned()).collect::<Vec<_>>(),
+        new
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }

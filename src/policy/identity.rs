@@ -14,7 +14,7 @@ use super::{Reason, Selectors};
 use crate::{
     attest::Level,
     credential::Binding,
-    issuer::{ClientAuth, Scope},
+    issuer::{Scope, terms::Terms},
     proof::Target,
     secret::scrubbed,
 };
@@ -46,8 +46,6 @@ pub struct CredentialRule {
     pub issuer: Arc<str>,
     /// The OAuth client to be.
     pub client_id: Arc<str>,
-    /// How the client proves itself to the issuer.
-    pub client_auth: ClientAuth,
     /// The one resource it is for.
     pub resource: Option<Arc<str>>,
     /// Whether a JWT must name the resource as audience.
@@ -58,6 +56,8 @@ pub struct CredentialRule {
     pub binding: Binding,
     /// Whether the key of the certificate that binds it is handed out with it (MT-11).
     pub key_export: bool,
+    /// How it is asked for.
+    pub terms: Arc<Terms>,
     /// Where proofs for it may go, by origin, and with which methods (DPOP-19, DPOP-21).
     pub proofs: Proofs,
     /// Who shares it.

@@ -1,10 +1,12 @@
 //! What a policy may not say. In go identities as the operator meant them; out comes every mistake, with the key it
 //! stands under and the row it breaks.
 
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::{Assurance, CredentialRule, Exports, Identity, Proofs, identity::OWNER_FORM};
-use crate::{credential::Binding, proof::Target};
+use crate::{credential::Binding, issuer::terms, proof::Target};
 
 /// A mistake in the settings, and where.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -39,6 +41,7 @@ pub(super) fn problems(
         }
     }
     overlaps(&mut problems, identities);
+    shared_subjects(&mut problems, identities);
     of_exports(&mut problems, identities, exports);
     if environment.trim().is_empty() {
         add(&mut problems, "environment", "name the environment, for example \"prod\" or \"dev\"");
@@ -149,6 +152,9 @@ fn of_credential(
     if rule.client_id.is_empty() || rule.client_id.chars().any(char::is_control) {
         add(problems, format!("{key}.client_id"), "name the client that the issuer knows this identity by");
     }
+    for (under, message) in terms::problems(&rule.terms, rule.binding != Binding::Bearer) {
+        add(problems, format!("{key}.{under}"), message);
+    }
     if identity.assurance == Assurance::High && rule.binding == Binding::Bearer {
         let message = "\"high\" is only for credentials that a key binds, whatever the exception (S39, MT-12): binding = \"dpop\" or \"mtls\"";
         add(problems, format!("{key}.binding"), message);
@@ -237,6 +243,27 @@ fn of_exports(problems: &mut Vec<Problem>, identities: &[Identity], exports: &Ex
             .any(|name| identities.iter().all(|identity| identity.name != *name))
         {
             add(problems, key, "one of them is no [identities.NAME]: correct it, or add the identity first");
+        }
+    }
+}
+
+/// Two identities that show the same subject are one client to the issuer (NHI-9, WIM-03).
+fn shared_subjects(problems: &mut Vec<Problem>, identities: &[Identity]) {
+    let mut shown: BTreeMap<(&str, &str), &str> = BTreeMap::new();
+    for identity in identities {
+        for rule in identity.credentials.values() {
+            let Some(subject) = rule.terms.client_auth.subject() else { continue };
+            match shown.insert((&rule.issuer, subject), &identity.name) {
+                Some(other) if *other != *identity.name => {
+                    let key =
+                        format!("identities.{}.credentials.{}.assertion.subject", identity.name, rule.name);
+                    let message = format!(
+                        "identities.{other} shows the same subject to this issuer: each identity has its own (NHI-9)"
+                    );
+                    add(problems, key, message);
+                }
+                _ => {}
+            }
         }
     }
 }

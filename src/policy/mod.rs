@@ -172,9 +172,16 @@ impl Policy {
                     .push(format!("assurance {} needs level {needs}, this is {has}", identity.assurance));
                 return Err(Reason::Level);
             }
-            if identity.assurance == Assurance::High && evidence.status.tracer != 0 {
-                explanation.missed.push(format!("pid {} traces it", evidence.status.tracer));
-                return Err(Reason::Traced);
+            if identity.assurance == Assurance::High {
+                let traced = match &evidence.status {
+                    Ok(status) if status.tracer == 0 => None,
+                    Ok(status) => Some(format!("pid {} traces it", status.tracer)),
+                    Err(why) => Some(format!("whether anybody traces it: {why}")),
+                };
+                if let Some(traced) = traced {
+                    explanation.missed.push(traced);
+                    return Err(Reason::Traced);
+                }
             }
             if let Some(exception) = &rule.exception {
                 explanation.exception_until = Some(exception.until);

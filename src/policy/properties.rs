@@ -40,8 +40,10 @@ pub fn policy(bytes: &[u8]) {
                 assert!(!narrower.match_all(&evidence), "one selector more let somebody in");
             }
             let nothing = without_evidence(&evidence);
-            let names_evidence =
-                selectors.exe.is_some() || selectors.sha256.is_some() || selectors.rest_on_the_unit();
+            let names_evidence = selectors.supplementary.is_some()
+                || selectors.exe.is_some()
+                || selectors.sha256.is_some()
+                || selectors.rest_on_the_unit();
             assert!(!(names_evidence && selectors.match_all(&nothing)), "missing evidence matched");
         }
     }
@@ -97,12 +99,12 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         name: "c".into(),
         issuer: "corp".into(),
         client_id: name.into(),
-        client_auth: crate::issuer::ClientAuth::PrivateKeyJwt,
         resource: None,
         require_aud: false,
         scope: ["read".into(), "write".into()].into(),
         binding: Binding::Bearer,
         key_export: false,
+        terms: Arc::default(),
         proofs: Proofs::default(),
         per: Per::Identity,
         max_uses: None,
@@ -150,14 +152,16 @@ fn evidence(chance: &mut Chance<'_>) -> Evidence {
     Evidence {
         pid: 7,
         start: 1,
-        status: Status {
+        uids: [uid; 4],
+        gids: [gid; 4],
+        status: Ok(Status {
             uids: [uid; 4],
             gids: [gid; 4],
             groups: vec![1000 + u32::from(chance.below(2))],
             tracer: 0,
             no_new_privs: false,
             seccomp: 0,
-        },
+        }),
         login_uid: None,
         exe: Err::<Executable, _>(Missing::NotPermitted),
         exe_paths: chance
@@ -180,6 +184,7 @@ fn without_evidence(evidence: &Evidence) -> Evidence {
         exe_paths: Err(Missing::Exited),
         sha256: Err(Missing::Exited),
         unit: Err(Missing::Exited),
+        status: Err(Missing::Exited),
         ..evidence.clone()
     }
 }

@@ -129,8 +129,9 @@ impl Selectors {
             weigh("group", group, &evidence.gid(), Ok(group.id == evidence.gid()));
         }
         if let Some(group) = &self.supplementary {
-            let groups = &evidence.status.groups;
-            weigh("supplementary_group", group, &Listed(groups), Ok(groups.contains(&group.id)));
+            let groups = evidence.status.as_ref().map(|status| &status.groups[..]);
+            let matches = groups.map(|groups| groups.contains(&group.id)).map_err(|why| *why);
+            weigh("supplementary_group", group, &Listed(groups.unwrap_or_default()), matches);
         }
         // The right program counts only if it is the one that reads the answer; the wrong one is wrong without that.
         let heard = |right: bool| match evidence.answered {

@@ -19,14 +19,16 @@ fn evidence(uid: u32, unit: Option<&str>) -> Evidence {
     Evidence {
         pid: 4242,
         start: 1,
-        status: Status {
+        uids: [uid; 4],
+        gids: [uid; 4],
+        status: Ok(Status {
             uids: [uid; 4],
             gids: [uid; 4],
             groups: vec![27],
             tracer: 0,
             no_new_privs: false,
             seccomp: 0,
-        },
+        }),
         login_uid: None,
         exe: Err::<Executable, _>(Missing::NotPermitted),
         exe_paths: Ok(vec!["/usr/bin/payments".into()]),
@@ -62,12 +64,12 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         name: "ledger".into(),
         issuer: "corp".into(),
         client_id: name.into(),
-        client_auth: crate::issuer::ClientAuth::PrivateKeyJwt,
         resource: Some("https://ledger.example.com".into()),
         require_aud: true,
         scope: ["ledger:read".into(), "ledger:write".into()].into(),
         binding: Binding::Bearer,
         key_export: false,
+        terms: Arc::default(),
         proofs: Proofs::default(),
         per: Per::Identity,
         max_uses: None,
@@ -429,7 +431,7 @@ prop_compose! {
         unit in prop::option::of((0u8..3, any::<bool>())),
     ) -> Evidence {
         let mut seen = evidence(uid, None);
-        seen.status.gids = [gid; 4];
+        seen.gids = [gid; 4];
         seen.sha256 = sum.map(|sum| [sum; 32]).ok_or(Missing::NotPermitted);
         seen.unit = unit
             .map(|(unit, system)| Unit {
@@ -475,7 +477,7 @@ proptest! {
     ) {
         if let Ok(policy) = Policy::new(vec![identity("i", selectors)], Exports::new(), "prod", now()) {
             let mut more = seen.clone();
-            more.status.groups.push(4711);
+            more.status.as_mut().unwrap().groups.push(4711);
             more.exe_paths = Ok(vec!["/nobody/asks".into()]);
             more.login_uid = Some(4711);
             more.path_hint = Some("/nobody/asks".into());

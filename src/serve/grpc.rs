@@ -2,47 +2,39 @@
 //! answered. Every call carries `keybearer: v1`, so that nothing that merely reaches the socket speaks by accident
 //! (ATT-28).
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use prost::{
+    Message,
+    encoding::{WireType, encode_key, encode_varint},
+};
 use prost_types::Timestamp;
 use tokio::sync::watch;
-use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
-use tonic::{
-    Request, Response, Status,
-    body::Body,
-    metadata::{AsciiMetadataValue, MetadataMap},
-    service::Routes,
-};
-use tower::Service;
+use tonic::{Status, body::Body, service::Routes};
+use tonic_health::ServingStatus;
+use tower::Service as _;
 
 use super::{
+    framed::{Framed, Next, Step, foreign, framed, read},
     proving,
     status::{EXCHANGE, invalid, told},
 };
 use crate::{
     audit::Receipt,
-    clock::Clock,
-    journey::{self, Answer, Journey, Session, trace_id},
+    clock::{Boot, Clock},
+    credential::{Bound, Credential},
+    journey::{self, Answer, Call, Journey, Session, Watching, trace_id},
     policy::name_is_sound,
     proto::v1::{
         AccessToken, Caller, ClientCertificate, Credential as Wire, DESCRIPTORS, DescribeRequest,
-        DescribeResponse, GetRequest, GetResponse, Offer, ProveRequest, ProveResponse, ReleaseRequest,
-        ReleaseResponse, WatchRequest, WatchResponse,
-        credential::Kind,
-        credentials_server::{Credentials, CredentialsServer},
+        DescribeResponse, GetRequest, Offer, ProveRequest, ProveResponse, ReleaseRequest, ReleaseResponse,
+        WatchRequest, credential::Kind,
     },
     secret::Secret,
 };
-
-/// A request is small; a larger message is none of ours (ATT-26).
-const MAX_MESSAGE: usize = 64 << 10;
 
 /// How long a caller waits that set no deadline of its own (CLK-05).
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -50,47 +42,47 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest scope list a caller may send.
 const MAX_SCOPES: usize = 64;
 
-/// Everything on the workloads' socket. What nearly every call is goes straight to its service; the rest is looked up.
-#[derive(Clone)]
+/// The name of the service, and how the path of each of its calls begins.
+const SERVICE: &str = "keybearer.v1.Credentials";
+const CALLS: &str = "/keybearer.v1.Credentials/";
+
+/// Everything on the workloads' socket. What nearly every call is, is answered here; the rest is looked up.
+#[derive(Clone, Debug)]
 pub struct Workloads {
-    credentials: CredentialsServer<Face>,
+    face: Arc<Face>,
     others: Routes,
 }
 
-impl Service<http::Request<Body>> for Workloads {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+impl Workloads {
+    /// The services of the workloads' socket.
+    pub fn new(
+        journey: Arc<Journey>,
+        clock: Arc<dyn Clock>,
+        stop: watch::Receiver<bool>,
+        reflection: bool,
+    ) -> Self {
+        let (reporter, health) = tonic_health::server::health_reporter();
+        tokio::spawn(async move { reporter.set_service_status(SERVICE, ServingStatus::Serving).await });
+        let others = Routes::new(health);
+        let others = if reflection { reflecting(others) } else { others };
+        Self { face: Arc::new(Face { journey, clock, stop }), others: others.prepare() }
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        if request.uri().path().starts_with(CREDENTIALS) {
-            return self.credentials.call(request);
+    /// Answers one call. Boxed: the way is long, and an answer that is a stream outlives it.
+    pub fn answer(
+        &self,
+        session: Arc<Session>,
+        request: Request<Incoming>,
+    ) -> Pin<Box<dyn Future<Output = Response<Framed>> + Send>> {
+        if request.uri().path().starts_with(CALLS) {
+            let (face, call) = (Arc::clone(&self.face), session.enter());
+            return Box::pin(
+                async move { face.answer(call, request).await.unwrap_or_else(Status::into_http) },
+            );
         }
-        Box::pin(self.others.call(request))
+        let answered = self.others.clone().call(request.map(Body::new));
+        Box::pin(async move { foreign(answered.await) })
     }
-}
-
-/// How the path of each call for a credential begins.
-const CREDENTIALS: &str = "/keybearer.v1.Credentials/";
-
-/// The services of the workloads' socket.
-pub fn workloads(
-    journey: Arc<Journey>,
-    clock: Arc<dyn Clock>,
-    stop: watch::Receiver<bool>,
-    reflection: bool,
-) -> Workloads {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let credentials =
-        CredentialsServer::new(Face { journey, clock, stop }).max_decoding_message_size(MAX_MESSAGE);
-    tokio::spawn(async move { reporter.set_serving::<CredentialsServer<Face>>().await });
-    let others = Routes::new(health);
-    let others = if reflection { reflecting(others) } else { others };
-    Workloads { credentials, others: others.prepare() }
 }
 
 fn reflecting(routes: Routes) -> Routes {
@@ -106,114 +98,69 @@ fn reflecting(routes: Routes) -> Routes {
     }
 }
 
-/// The face. Public only because generated code wants it so.
+/// The face.
 #[derive(Debug)]
-pub struct Face {
+struct Face {
     journey: Arc<Journey>,
     clock: Arc<dyn Clock>,
     stop: watch::Receiver<bool>,
 }
 
 impl Face {
-    /// Who calls, if the call keeps the rules.
-    async fn session<T>(&self, request: &Request<T>) -> Result<Arc<Session>, Status> {
-        // The accept loop puts it there; a call without it never came over our sockets.
-        let session = request
-            .extensions()
-            .get::<Arc<Session>>()
-            .cloned()
-            .ok_or_else(|| invalid("no session").status())?;
-        if request.metadata().get("keybearer").is_some_and(|value| value == "v1") {
-            return Ok(session);
+    async fn answer(
+        self: Arc<Self>,
+        call: Call,
+        request: Request<Incoming>,
+    ) -> Result<Response<Framed>, Status> {
+        let (head, body) = request.into_parts();
+        let headers = &head.headers;
+        match head.uri.path().strip_prefix(CALLS) {
+            Some("Get") => self.get(&call, headers, read(headers, body).await?).await,
+            Some("Watch") => self.watch(&call, headers, read(headers, body).await?).await,
+            Some("Describe") => self.describe(&call, headers, read(headers, body).await?).await,
+            Some("Prove") => self.prove(&call, headers, read(headers, body).await?).await,
+            Some("Release") => self.release(&call, headers, read(headers, body).await?).await,
+            _ => Err(Status::unimplemented("there is no such call")),
         }
-        Err(self.broke(&session, "every call carries the metadata `keybearer: v1`").await)
     }
 
-    /// A call that breaks the rules is answered so, and is on record.
-    async fn broke(&self, session: &Session, what: &'static str) -> Status {
-        let mut answer = invalid(what);
-        match self.journey.broke_protocol(session, what).await {
-            Ok(receipt) => answer.exchange = Some(receipt.exchange().to_string()),
-            Err(refusal) => answer = told(&refusal),
-        }
-        answer.status()
-    }
-
-    async fn asked(
+    async fn get(
         &self,
-        session: &Session,
-        metadata: &MetadataMap,
-        name: String,
-        scope: Vec<String>,
-        min_ttl: Option<prost_types::Duration>,
-    ) -> Result<journey::Request, Status> {
-        if !name_is_sound(&name) {
-            return Err(self.broke(session, "`name` is 1 to 63 of a-z, 0-9, - and _").await);
-        }
-        if scope.len() > MAX_SCOPES
-            || scope.iter().any(|scope| scope.is_empty() || scope.len() > 256 || !scope.is_ascii())
-        {
-            return Err(self
-                .broke(session, "`scope` is at most 64 words of at most 256 ASCII characters")
-                .await);
-        }
-        let min_ttl = match min_ttl.map(Duration::try_from) {
-            None => Duration::ZERO,
-            Some(Ok(min_ttl)) if min_ttl <= Duration::from_secs(86_400) => min_ttl,
-            Some(_) => return Err(self.broke(session, "`min_ttl` is from 0 to a day").await),
-        };
-        let text = |name| metadata.get(name).and_then(|value: &AsciiMetadataValue| value.to_str().ok());
-        let patience =
-            text("grpc-timeout").and_then(grpc_timeout).map_or(PATIENCE, |said| said.min(PATIENCE));
-        Ok(journey::Request {
-            name,
-            scope,
-            min_ttl,
-            patience,
-            trace_id: text("traceparent").and_then(trace_id),
-        })
+        call: &Call,
+        headers: &HeaderMap,
+        said: GetRequest,
+    ) -> Result<Response<Framed>, Status> {
+        let asked = self.asked(call, headers, said.name, said.scope, said.min_ttl).await?;
+        let answer = self.journey.fulfil(call, &asked).await.map_err(|no| told(&no).status())?;
+        Ok(receipted(Framed::One(self.framed(&asked.name, &answer)), answer.receipt()))
     }
 
-    fn wire(&self, name: &str, answer: &Answer) -> Wire {
-        let credential = answer.credential();
-        let certificate = answer.client_certificate().map(|(certificate, key)| ClientCertificate {
-            chain_pem: certificate.chain_pem(),
-            key_pem: key.and_then(Secret::expose_str).unwrap_or_default().to_owned(),
-        });
-        let left = credential.window.left(self.clock.boot());
-        let until = credential.window.until_wall;
-        Wire {
-            name: name.to_owned(),
-            kind: Some(Kind::AccessToken(AccessToken {
-                token: credential.token.expose_str().unwrap_or_default().to_owned(),
-                token_type: credential.binding().scheme().into(),
-            })),
-            expires_at: Some(Timestamp { seconds: until.as_second(), nanos: until.subsec_nanosecond() }),
-            expires_in: prost_types::Duration::try_from(left).ok(),
-            scope: credential.scope.clone(),
-            audience: credential.audience.clone().unwrap_or_default(),
-            binding: credential.binding().as_str().into(),
-            fingerprint: credential.fingerprint.to_string(),
-            thumbprint: credential.bound.thumbprint().unwrap_or_default().to_owned(),
-            client_certificate: certificate,
-        }
+    async fn watch(
+        self: &Arc<Self>,
+        call: &Call,
+        headers: &HeaderMap,
+        said: WatchRequest,
+    ) -> Result<Response<Framed>, Status> {
+        let mut asked = self.asked(call, headers, said.name, said.scope, None).await?;
+        // A deadline of the stream is not one of each fetch in it.
+        asked.patience = PATIENCE;
+        let (first, watching) = self.journey.watch(call, &asked).await.map_err(|no| told(&no).status())?;
+        let message = self.framed(&asked.name, &first);
+        let (face, session, stop) = (Arc::clone(self), Arc::clone(call), self.stop.clone());
+        let listener = Listener { face, session, stop, asked, watching };
+        Ok(receipted(Framed::Stream(Some(message), listener.step()), first.receipt()))
     }
 
-    fn watched(&self, name: &str, answer: &Answer) -> WatchResponse {
-        WatchResponse { credential: Some(self.wire(name, answer)) }
-    }
-}
-
-#[tonic::async_trait]
-impl Credentials for Face {
     async fn describe(
         &self,
-        request: Request<DescribeRequest>,
-    ) -> Result<Response<DescribeResponse>, Status> {
-        let session = self.session(&request).await?;
+        call: &Call,
+        headers: &HeaderMap,
+        _: DescribeRequest,
+    ) -> Result<Response<Framed>, Status> {
+        self.keeps_the_rules(call, headers).await?;
         let (workload, entitlement, receipt) = self
             .journey
-            .describe(&session, &journey::Request::default())
+            .describe(call, &journey::Request::default())
             .await
             .map_err(|no| told(&no).status())?;
         let seen = workload.evidence();
@@ -236,104 +183,161 @@ impl Credentials for Face {
                 unit: seen.unit.as_ref().map(|unit| unit.name.clone()).unwrap_or_default(),
             }),
         };
-        Ok(receipted(response, &receipt))
+        Ok(receipted(Framed::One(framed(&[&response.encode_to_vec()])), &receipt))
     }
 
-    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let session = self.session(&request).await?;
-        let (metadata, _, GetRequest { name, scope, min_ttl }) = request.into_parts();
-        let asked = self.asked(&session, &metadata, name, scope, min_ttl).await?;
-        let answer = self.journey.fulfil(&session, &asked).await.map_err(|no| told(&no).status())?;
-        let response = GetResponse { credential: Some(self.wire(&asked.name, &answer)) };
-        Ok(receipted(response, answer.receipt()))
-    }
-
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
-
-    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let session = self.session(&request).await?;
-        let (metadata, _, WatchRequest { name, scope }) = request.into_parts();
-        let mut asked = self.asked(&session, &metadata, name, scope, None).await?;
-        // A deadline of the stream is not one of each fetch in it.
-        asked.patience = PATIENCE;
-        let (first, watching) =
-            self.journey.watch(&session, &asked).await.map_err(|no| told(&no).status())?;
-        let (sender, receiver) = tokio::sync::mpsc::channel(1);
-        let face = Self {
-            journey: Arc::clone(&self.journey),
-            clock: Arc::clone(&self.clock),
-            stop: self.stop.clone(),
-        };
-        let response_receipt = first.receipt().exchange().to_string();
-        tokio::spawn(async move { face.push(session, asked, first, watching, sender).await });
-        let stream: Self::WatchStream = Box::pin(ReceiverStream::new(receiver).map(|message| *message));
-        let mut response = Response::new(stream);
-        if let Ok(exchange) = AsciiMetadataValue::try_from(response_receipt) {
-            response.metadata_mut().insert(EXCHANGE, exchange);
-        }
-        Ok(response)
-    }
-
-    async fn prove(&self, request: Request<ProveRequest>) -> Result<Response<ProveResponse>, Status> {
-        let session = self.session(&request).await?;
-        let (metadata, _, wanted) = request.into_parts();
-        let ProveRequest { name, fingerprint, method, url, nonce } = wanted;
-        let asked = self.asked(&session, &metadata, name, vec![], None).await?;
-        let proving = match proving(&fingerprint, method, &url, &nonce) {
+    async fn prove(
+        &self,
+        call: &Call,
+        headers: &HeaderMap,
+        said: ProveRequest,
+    ) -> Result<Response<Framed>, Status> {
+        let asked = self.asked(call, headers, said.name, vec![], None).await?;
+        let proving = match proving(&said.fingerprint, said.method, &said.url, &said.nonce) {
             Ok(proving) => proving,
-            Err(what) => return Err(self.broke(&session, what).await),
+            Err(what) => return Err(self.broke(call, what).await),
         };
-        let proved = self.journey.prove(&session, &asked, &proving).await.map_err(|no| told(&no).status())?;
+        let proved = self.journey.prove(call, &asked, &proving).await.map_err(|no| told(&no).status())?;
         let proof = proved.proof().expose_str().unwrap_or_default().to_owned();
-        Ok(receipted(ProveResponse { proof }, proved.receipt()))
+        Ok(receipted(Framed::One(framed(&[&ProveResponse { proof }.encode_to_vec()])), proved.receipt()))
     }
 
-    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
-        let session = self.session(&request).await?;
-        let (metadata, _, ReleaseRequest { name, scope }) = request.into_parts();
-        let asked = self.asked(&session, &metadata, name, scope, None).await?;
-        let (revoked, receipt) =
-            self.journey.release(&session, &asked).await.map_err(|no| told(&no).status())?;
-        Ok(receipted(ReleaseResponse { revoked }, &receipt))
+    async fn release(
+        &self,
+        call: &Call,
+        headers: &HeaderMap,
+        said: ReleaseRequest,
+    ) -> Result<Response<Framed>, Status> {
+        let asked = self.asked(call, headers, said.name, said.scope, None).await?;
+        let (revoked, receipt) = self.journey.release(call, &asked).await.map_err(|no| told(&no).status())?;
+        Ok(receipted(Framed::One(framed(&[&ReleaseResponse { revoked }.encode_to_vec()])), &receipt))
+    }
+
+    async fn keeps_the_rules(&self, session: &Session, headers: &HeaderMap) -> Result<(), Status> {
+        if headers.get("keybearer").is_some_and(|value| value == "v1") {
+            return Ok(());
+        }
+        Err(self.broke(session, "every call carries the metadata `keybearer: v1`").await)
+    }
+
+    /// A call that breaks the rules is answered so, and is on record.
+    async fn broke(&self, session: &Session, what: &'static str) -> Status {
+        let mut answer = invalid(what);
+        match self.journey.broke_protocol(session, what).await {
+            Ok(receipt) => answer.exchange = Some(receipt.exchange().to_string()),
+            Err(refusal) => answer = told(&refusal),
+        }
+        answer.status()
+    }
+
+    async fn asked(
+        &self,
+        session: &Session,
+        headers: &HeaderMap,
+        name: String,
+        scope: Vec<String>,
+        min_ttl: Option<prost_types::Duration>,
+    ) -> Result<journey::Request, Status> {
+        self.keeps_the_rules(session, headers).await?;
+        if !name_is_sound(&name) {
+            return Err(self.broke(session, "`name` is 1 to 63 of a-z, 0-9, - and _").await);
+        }
+        if scope.len() > MAX_SCOPES
+            || scope.iter().any(|scope| scope.is_empty() || scope.len() > 256 || !scope.is_ascii())
+        {
+            return Err(self
+                .broke(session, "`scope` is at most 64 words of at most 256 ASCII characters")
+                .await);
+        }
+        let min_ttl = match min_ttl.map(Duration::try_from) {
+            None => Duration::ZERO,
+            Some(Ok(min_ttl)) if min_ttl <= Duration::from_secs(86_400) => min_ttl,
+            Some(_) => return Err(self.broke(session, "`min_ttl` is from 0 to a day").await),
+        };
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let patience =
+            text("grpc-timeout").and_then(grpc_timeout).map_or(PATIENCE, |said| said.min(PATIENCE));
+        Ok(journey::Request {
+            name,
+            scope,
+            min_ttl,
+            patience,
+            trace_id: text("traceparent").and_then(trace_id),
+        })
+    }
+
+    fn framed(&self, name: &str, answer: &Answer) -> Bytes {
+        let key = answer.client_certificate().and_then(|(_, key)| key);
+        framed_credential(name, answer.credential(), key, self.clock.boot())
     }
 }
 
-/// Boxed: a channel has room for 32, however few it may hold, and there is one for each stream.
-type Pushes = tokio::sync::mpsc::Sender<Box<Result<WatchResponse, Status>>>;
+/// An answer to `Get`, and a message of `Watch`: both are a credential in their first field. All of it is spelled out once,
+/// but what is left of its life and a key that is not for everybody who gets it: what says the same field again is merged.
+fn framed_credential(name: &str, credential: &Credential, key: Option<&Secret>, now: Boot) -> Bytes {
+    let expires_in = prost_types::Duration::try_from(credential.window.left(now)).ok();
+    let client_certificate = key
+        .and_then(Secret::expose_str)
+        .map(|key_pem| ClientCertificate { key_pem: key_pem.to_owned(), ..ClientCertificate::default() });
+    let left = Wire { expires_in, client_certificate, ..Wire::default() }.encode_to_vec();
+    let rest = credential.form.get_or_spell(name, || spelled(name, credential));
+    let mut field = Vec::with_capacity(8);
+    encode_key(1, WireType::LengthDelimited, &mut field);
+    encode_varint((rest.len() + left.len()) as u64, &mut field);
+    framed(&[&field, &rest, &left])
+}
 
-impl Face {
-    /// Sends the credential at each rotation until the right, the stream, the process or the agent ends.
-    async fn push(
-        mut self,
-        session: Arc<Session>,
-        asked: journey::Request,
-        first: Answer,
-        mut watching: journey::Watching,
-        sender: Pushes,
-    ) {
-        if sender.send(Box::new(Ok(self.watched(&asked.name, &first)))).await.is_err() {
-            return;
+/// A credential as it is told, but for what changes from answer to answer.
+fn spelled(name: &str, credential: &Credential) -> Vec<u8> {
+    let until = credential.window.until_wall;
+    let client_certificate = match &credential.bound {
+        Bound::Mtls(certificate) => {
+            Some(ClientCertificate { chain_pem: certificate.chain_pem(), ..ClientCertificate::default() })
         }
-        drop(first);
-        loop {
-            let next = tokio::select! {
-                next = self.journey.next(&session, &asked, &mut watching) => next,
-                () = sender.closed() => return,
+        _ => None,
+    };
+    let wire = Wire {
+        name: name.to_owned(),
+        kind: Some(Kind::AccessToken(AccessToken {
+            token: credential.token.expose_str().unwrap_or_default().to_owned(),
+            token_type: credential.binding().scheme().into(),
+        })),
+        expires_at: Some(Timestamp { seconds: until.as_second(), nanos: until.subsec_nanosecond() }),
+        expires_in: None,
+        scope: credential.scope.clone(),
+        audience: credential.audience.clone().unwrap_or_default(),
+        binding: credential.binding().as_str().into(),
+        fingerprint: credential.fingerprint.to_string(),
+        thumbprint: credential.bound.thumbprint().unwrap_or_default().to_owned(),
+        client_certificate,
+    };
+    wire.encode_to_vec()
+}
+
+/// One who is sent the credential at each rotation until the right, the stream, the process or the agent ends.
+struct Listener {
+    face: Arc<Face>,
+    session: Arc<Session>,
+    stop: watch::Receiver<bool>,
+    asked: journey::Request,
+    watching: Watching,
+}
+
+impl Listener {
+    /// The next message, whenever it comes.
+    fn step(mut self) -> Step {
+        Box::pin(async move {
+            let answer = tokio::select! {
+                next = self.face.journey.next(&self.session, &self.asked, &mut self.watching) => {
+                    next.map_err(|refusal| told(&refusal).status())?
+                }
                 () = stopping(&mut self.stop) => {
-                    let status = Status::unavailable("the agent is shutting down: connect again");
-                    // Whoever has gone needs no goodbye.
-                    let _ = sender.send(Box::new(Err(status))).await;
-                    return;
+                    return Err(Status::unavailable("the agent is shutting down: connect again"));
                 }
             };
-            let (message, last) = match next {
-                Ok(answer) => (Ok(self.watched(&asked.name, &answer)), false),
-                Err(refusal) => (Err(told(&refusal).status()), true),
-            };
-            if sender.send(Box::new(message)).await.is_err() || last {
-                return;
-            }
-        }
+            let message = self.face.framed(&self.asked.name, &answer);
+            Ok((message, Next(self.step())))
+        })
     }
 }
 
@@ -342,12 +346,8 @@ async fn stopping(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn receipted<T>(response: T, receipt: &Receipt) -> Response<T> {
-    let mut response = Response::new(response);
-    if let Ok(exchange) = AsciiMetadataValue::try_from(receipt.exchange().to_string()) {
-        response.metadata_mut().insert(EXCHANGE, exchange);
-    }
-    response
+fn receipted(body: Framed, receipt: &Receipt) -> Response<Framed> {
+    body.answer(EXCHANGE, &receipt.exchange().to_string())
 }
 
 /// The caller's deadline: digits and a unit (gRPC over HTTP/2, "Timeout").
@@ -368,6 +368,63 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        clock::ManualClock,
+        credential::{Form, Window},
+        proto::v1::{GetResponse, WatchResponse},
+    };
+
+    #[test]
+    fn an_answer_in_two_parts_is_the_message_that_the_api_knows() {
+        let clock = ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap());
+        let token = Secret::new("token");
+        let life = Duration::from_secs(300);
+        let credential = Credential {
+            fingerprint: token.fingerprint(),
+            token,
+            window: Window::opening(clock.boot(), clock.wall(), life),
+            bound: Bound::Bearer,
+            scope: vec!["read".into()],
+            audience: Some("https://api".into()),
+            jti: None,
+            form: Form::default(),
+        };
+        for (name, passed) in [("orders", 0), ("orders", 100), ("other", 0), ("orders", 500)] {
+            clock.advance(Duration::from_secs(passed));
+            let bytes = framed_credential(name, &credential, None, clock.boot());
+            let left = credential.window.left(clock.boot());
+            assert_eq!(bytes[..5], [&[0], &(bytes.len() as u32 - 5).to_be_bytes()[..]].concat());
+            let told = GetResponse::decode(&bytes[5..]).unwrap().credential.unwrap();
+            assert_eq!(WatchResponse::decode(&bytes[5..]).unwrap().credential.as_ref(), Some(&told));
+            assert_eq!((told.name.as_str(), told.audience.as_str()), (name, "https://api"));
+            assert_eq!(told.expires_in, Some(left.try_into().unwrap()));
+            let Some(Kind::AccessToken(access)) = told.kind else { panic!("no token") };
+            assert_eq!((access.token.as_str(), access.token_type.as_str()), ("token", "Bearer"));
+        }
+    }
+
+    #[test]
+    fn a_key_is_in_the_answers_that_it_is_for_and_in_no_other() {
+        // MT-11: the form that is kept for everybody holds none.
+        let clock = ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap());
+        let (token, key) = (Secret::new("token"), Secret::new("key"));
+        let credential = Credential {
+            fingerprint: token.fingerprint(),
+            token,
+            window: Window::opening(clock.boot(), clock.wall(), Duration::from_secs(300)),
+            bound: Bound::Bearer,
+            scope: vec![],
+            audience: None,
+            jti: None,
+            form: Form::default(),
+        };
+        for key in [Some(&key), None, Some(&key)] {
+            let bytes = framed_credential("orders", &credential, key, clock.boot());
+            let told = GetResponse::decode(&bytes[5..]).unwrap().credential.unwrap();
+            let shown = told.client_certificate.map(|shown| shown.key_pem);
+            assert_eq!((told.name.as_str(), shown.as_deref()), ("orders", key.map(|_| "key")));
+        }
+    }
 
     #[test]
     fn deadlines_are_read_as_grpc_writes_them() {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    journey::{self, Answer, Journey, Session, trace_id},
+    journey::{self, Answer, Call, Journey, Session, trace_id},
     policy::name_is_sound,
     secret::Secret,
 };
@@ -51,8 +51,8 @@ impl Face {
                 Some(name) => {
                     let (headers, query) = (request.headers(), request.uri().query().unwrap_or_default());
                     let answered = match name.strip_suffix("/proof") {
-                        Some(name) => self.proof(&session, name, query, headers).await,
-                        None => self.credential(&session, name, query, headers).await,
+                        Some(name) => self.proof(&session.enter(), name, query, headers).await,
+                        None => self.credential(&session.enter(), name, query, headers).await,
                     };
                     answered.unwrap_or_else(|no| refused(&no))
                 }
@@ -67,25 +67,23 @@ impl Face {
 
     async fn credential(
         &self,
-        session: &Session,
+        call: &Call,
         name: &str,
         query: &str,
         headers: &HeaderMap,
     ) -> Result<Response<Full<Bytes>>, Told> {
         let Some((scope, min_ttl)) = parameters(query) else {
-            return Err(self
-                .broke(session, "the query is scope=A+B and min_ttl=SECONDS, nothing else")
-                .await);
+            return Err(self.broke(call, "the query is scope=A+B and min_ttl=SECONDS, nothing else").await);
         };
-        let asked = journey::Request { min_ttl, ..self.asked(session, name, scope, headers).await? };
-        let answer = self.journey.fulfil(session, &asked).await.map_err(|no| told(&no))?;
+        let asked = journey::Request { min_ttl, ..self.asked(call, name, scope, headers).await? };
+        let answer = self.journey.fulfil(call, &asked).await.map_err(|no| told(&no))?;
         let exchange = answer.receipt().exchange().to_string();
         Ok(json_response(StatusCode::OK, Some(&exchange), &self.shown(&asked.name, &answer)))
     }
 
     async fn proof(
         &self,
-        session: &Session,
+        call: &Call,
         name: &str,
         query: &str,
         headers: &HeaderMap,
@@ -98,10 +96,10 @@ impl Face {
             });
         let proving = match wanted {
             Ok(wanted) => wanted,
-            Err(what) => return Err(self.broke(session, what).await),
+            Err(what) => return Err(self.broke(call, what).await),
         };
-        let asked = self.asked(session, name, vec![], headers).await?;
-        let proved = self.journey.prove(session, &asked, &proving).await.map_err(|no| told(&no))?;
+        let asked = self.asked(call, name, vec![], headers).await?;
+        let proved = self.journey.prove(call, &asked, &proving).await.map_err(|no| told(&no))?;
         let exchange = proved.receipt().exchange().to_string();
         let shown = json!({"proof": proved.proof().expose_str().unwrap_or_default()});
         Ok(json_response(StatusCode::OK, Some(&exchange), &shown))

@@ -2,6 +2,7 @@
 //! listeners; out come answers in the words of gRPC or HTTP. How little a stranger learns is decided in one place
 //! ([`status`]).
 
+mod framed;
 pub mod grpc;
 pub mod http;
 pub mod operator;
@@ -16,8 +17,6 @@ use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
-use tonic::body::Body;
-use tower::Service;
 
 use crate::{
     attest::AttestError,
@@ -27,37 +26,20 @@ use crate::{
     wire::{Accepted, Arrival, Ended, Fate, Limits, Listener, Protocol, serve},
 };
 
-/// Serves gRPC on `listener`, which is this door, until `stop`, then lets calls under way finish for as long as `drain`.
-pub async fn grpc_on(
-    listener: Listener,
-    door: Door,
-    journey: Arc<Journey>,
-    service: impl Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
-    + Clone
-    + Send
-    + 'static,
-    stop: watch::Receiver<bool>,
-    drain: Duration,
-) {
-    accept_all(listener, door, journey, stop, drain, move |accepted, session, limits, stop| {
-        let service = service.clone();
-        async move {
-            let speaks = Protocol::Http2(Arc::clone(session.challenge()));
-            let service = service_fn(move |request: Request<Incoming>| {
-                let mut request = request.map(Body::new);
-                request.extensions_mut().insert(Arc::clone(&session));
-                // Always ready: the limits are those of the connection.
-                service.clone().call(request)
-            });
-            serve(speaks, accepted.socket, accepted.peer, service, limits, stop).await
-        }
-    })
-    .await;
+/// What is spoken on a listener.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Speaks {
+    /// gRPC, over HTTP/2.
+    Grpc,
+    /// HTTP/1.1.
+    Http,
 }
 
-/// Serves HTTP/1.1 on `listener` until `stop`, then lets calls under way finish for as long as `drain`.
-pub async fn http_on<F, B>(
+/// Serves on `listener`, which is this door, until `stop`, then lets calls under way finish for as long as `drain`.
+pub async fn serve_on<F, B>(
     listener: Listener,
+    door: Door,
+    speaks: Speaks,
     journey: Arc<Journey>,
     answer: impl Fn(Arc<Session>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     stop: watch::Receiver<bool>,
@@ -66,14 +48,18 @@ pub async fn http_on<F, B>(
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    accept_all(listener, Door::Own, journey, stop, drain, move |accepted, session, limits, stop| {
+    accept_all(listener, door, journey, stop, drain, move |accepted, session, limits, stop| {
         let answer = answer.clone();
         async move {
+            let protocol = match speaks {
+                Speaks::Grpc => Protocol::Http2(Arc::clone(session.challenge())),
+                Speaks::Http => Protocol::Http1,
+            };
             let service = service_fn(move |request| {
                 let answered = answer(Arc::clone(&session), request);
                 async move { Ok::<_, Infallible>(answered.await) }
             });
-            serve(Protocol::Http1, accepted.socket, accepted.peer, service, limits, stop).await
+            serve(protocol, accepted.socket, accepted.peer, service, limits, stop).await
         }
     })
     .await;

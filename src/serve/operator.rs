@@ -1,21 +1,27 @@
 //! `keybearer.v1.Operator`: what the agent tells whoever runs it. In goes a question on the operators' socket; out comes how
 //! things are and why. No call here hands out a credential.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use hyper::body::Incoming;
 use prost_types::Timestamp;
 use tokio::sync::{mpsc, oneshot};
-use tonic::{Request, Response, Status, service::Routes};
+use tonic::{Request, Response, Status, body::Body, service::Routes};
+use tower::Service as _;
 
-use super::status::told;
+use super::{
+    framed::{Framed, foreign},
+    status::told,
+};
 use crate::{
     broker::Health,
     clock::{Boot, Clock},
     journey::{Journey, Session},
     proto::v1::{
-        ExplainRequest, ExplainResponse, Fact, IdentityStatus, IssuerStatus, LedgerStatus, NearMiss,
-        ReloadRequest, ReloadResponse, ShelfStatus, StatusRequest, StatusResponse,
+        ActResponse, DisableRequest, EnableRequest, ExplainRequest, ExplainResponse, Fact, IdentityStatus,
+        IssuerStatus, LedgerStatus, NearMiss, ReloadRequest, ReloadResponse, RevokeRequest, RotateRequest,
+        ShelfStatus, StatusRequest, StatusResponse,
         operator_server::{Operator, OperatorServer},
     },
     wire::Admission,
@@ -28,8 +34,10 @@ pub struct Facts {
     pub environment: String,
     /// The strongest level this host and these privileges can prove, and why not more.
     pub max_level: (String, String),
-    /// Key id and algorithm of each identity.
-    pub keys: BTreeMap<String, (String, String)>,
+    /// The keys of each identity.
+    pub keys: BTreeMap<String, KeyFacts>,
+    /// The identities that are switched off, and why.
+    pub disabled: BTreeMap<String, String>,
     /// The URL of each issuer.
     pub issuers: BTreeMap<String, String>,
     /// What is wrong, worst first.
@@ -38,8 +46,54 @@ pub struct Facts {
     pub reload_error: String,
 }
 
-/// A wish for a reload, answered with what changed, or what is wrong.
-pub type Reload = oneshot::Sender<Result<Vec<String>, Vec<String>>>;
+/// The keys of an identity that issuers have to know, by their ids.
+#[derive(Clone, Debug, Default)]
+pub struct KeyFacts {
+    /// The one that signs.
+    pub kid: String,
+    /// With what.
+    pub algorithm: String,
+    /// The one that is published and will sign once every issuer takes it.
+    pub next: Option<String>,
+    /// The one that signed before, as long as what it signed is good.
+    pub before: Option<String>,
+}
+
+/// What an operator may have the daemon do.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Act {
+    /// Read the settings again.
+    Reload,
+    /// Publish the identity's next key, or try now whether its issuers take it.
+    Rotate {
+        /// Whose.
+        identity: String,
+    },
+    /// End credentials before their time.
+    Revoke {
+        /// Whose.
+        identity: String,
+        /// Only the one of this name.
+        credential: Option<String>,
+        /// Destroy the identity's keys too, and make others.
+        keys: bool,
+    },
+    /// Switch an identity off.
+    Disable {
+        /// Which.
+        identity: String,
+        /// Why.
+        reason: String,
+    },
+    /// Switch it on again.
+    Enable {
+        /// Which.
+        identity: String,
+    },
+}
+
+/// An act, and where to say what came of it: what was done, or what is wrong.
+pub type Ordered = (Act, oneshot::Sender<Result<Vec<String>, Vec<String>>>);
 
 /// The face.
 #[derive(Debug)]
@@ -51,19 +105,37 @@ pub struct Face {
     /// Who is connected where.
     pub admissions: Vec<Arc<Admission>>,
     /// The way to the daemon.
-    pub reload: mpsc::Sender<Reload>,
+    pub orders: mpsc::Sender<Ordered>,
     /// For lengths of time.
     pub clock: Arc<dyn Clock>,
     /// When the agent started.
     pub started: Boot,
 }
 
-impl Face {
-    /// Everything on the operators' socket.
-    pub fn routes(self) -> Routes {
-        Routes::new(OperatorServer::new(self).max_decoding_message_size(64 << 10))
+/// Everything on the operators' socket.
+#[derive(Clone, Debug)]
+pub struct Operators(Routes);
+
+impl Operators {
+    /// The services of the operators' socket.
+    pub fn new(face: Face) -> Self {
+        Self(Routes::new(OperatorServer::new(face).max_decoding_message_size(64 << 10)).prepare())
     }
 
+    /// Answers one call.
+    pub fn answer(
+        &self,
+        session: Arc<Session>,
+        request: http::Request<Incoming>,
+    ) -> impl Future<Output = http::Response<Framed>> + Send + use<> {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(session);
+        let answered = self.0.clone().call(request);
+        async move { foreign(answered.await) }
+    }
+}
+
+impl Face {
     fn issuer(&self, name: &str, url: &str, health: Option<&Health>, now: Boot) -> IssuerStatus {
         let health = health.cloned().unwrap_or_default();
         let state = match (&health.last_ok, health.failures) {
@@ -93,14 +165,17 @@ impl Operator for Face {
         let ledger = self.journey.ledger().health();
         let length = |length: Duration| prost_types::Duration::try_from(length).ok();
         let identities = rules.policy.identities().map(|identity| {
-            let (kid, algorithm) = facts.keys.get(&*identity.name).cloned().unwrap_or_default();
+            let keys = facts.keys.get(&*identity.name).cloned().unwrap_or_default();
             IdentityStatus {
                 name: identity.name.to_string(),
                 owner: identity.owner.clone(),
                 assurance: identity.assurance.as_str().into(),
                 credentials: identity.credentials.keys().map(ToString::to_string).collect(),
-                kid,
-                algorithm,
+                kid: keys.kid,
+                algorithm: keys.algorithm,
+                next_kid: keys.next.unwrap_or_default(),
+                kid_before: keys.before.unwrap_or_default(),
+                disabled: facts.disabled.get(&*identity.name).cloned().unwrap_or_default(),
             }
         });
         let issuers = facts
@@ -201,13 +276,51 @@ impl Operator for Face {
     }
 
     async fn reload(&self, _: Request<ReloadRequest>) -> Result<Response<ReloadResponse>, Status> {
+        let (reloaded, messages) = self.have(Act::Reload).await?;
+        Ok(Response::new(ReloadResponse { reloaded, messages }))
+    }
+
+    async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<ActResponse>, Status> {
+        let RotateRequest { identity } = request.into_inner();
+        self.done(Act::Rotate { identity }).await
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<ActResponse>, Status> {
+        let RevokeRequest { identity, credential, keys } = request.into_inner();
+        let credential = Some(credential).filter(|name| !name.is_empty());
+        self.done(Act::Revoke { identity, credential, keys }).await
+    }
+
+    async fn disable(&self, request: Request<DisableRequest>) -> Result<Response<ActResponse>, Status> {
+        let DisableRequest { identity, reason } = request.into_inner();
+        if !(3..=256).contains(&reason.len()) || reason.chars().any(char::is_control) {
+            return Err(Status::invalid_argument(
+                "give a reason, 3 to 256 printable characters: it is on record",
+            ));
+        }
+        self.done(Act::Disable { identity, reason }).await
+    }
+
+    async fn enable(&self, request: Request<EnableRequest>) -> Result<Response<ActResponse>, Status> {
+        let EnableRequest { identity } = request.into_inner();
+        self.done(Act::Enable { identity }).await
+    }
+}
+
+impl Face {
+    /// Has the daemon do it.
+    async fn have(&self, act: Act) -> Result<(bool, Vec<String>), Status> {
         let (answer, answered) = oneshot::channel();
         let closed = || Status::unavailable("the agent is shutting down");
-        self.reload.send(answer).await.map_err(|_| closed())?;
-        let (reloaded, messages) = match answered.await.map_err(|_| closed())? {
+        self.orders.send((act, answer)).await.map_err(|_| closed())?;
+        Ok(match answered.await.map_err(|_| closed())? {
             Ok(messages) => (true, messages),
             Err(messages) => (false, messages),
-        };
-        Ok(Response::new(ReloadResponse { reloaded, messages }))
+        })
+    }
+
+    async fn done(&self, act: Act) -> Result<Response<ActResponse>, Status> {
+        let (done, messages) = self.have(act).await?;
+        Ok(Response::new(ActResponse { done, messages }))
     }
 }

@@ -169,7 +169,12 @@ fn of_reason(reason: Reason) -> (Code, &'static str) {
         Reason::AudienceDenied | Reason::ScopeDenied | Reason::RarDenied => {
             (Code::PermissionDenied, "the issuer denies this scope or resource")
         }
-        Reason::AudMismatch | Reason::ScopeEscalated | Reason::TokenNotBound | Reason::IssuerMismatch => {
+        Reason::AudMismatch
+        | Reason::IssuerMismatch
+        | Reason::RarEscalated
+        | Reason::ScopeEscalated
+        | Reason::TokenInactive
+        | Reason::TokenNotBound => {
             (Code::FailedPrecondition, "the issuer gave something else than was ordered, so it was discarded")
         }
         Reason::GrantRejected
@@ -178,11 +183,15 @@ fn of_reason(reason: Reason) -> (Code, &'static str) {
         | Reason::CertNotAccepted
         | Reason::CfgAudPin
         | Reason::EndpointForeign
-        | Reason::IssuerRedirect => (Code::FailedPrecondition, OPERATOR),
+        | Reason::IssuerRedirect
+        | Reason::MetadataChanged
+        | Reason::SourceTokenUnfit => (Code::FailedPrecondition, OPERATOR),
         // ER-02: never the caller's fault, and an operator is at it.
-        Reason::ClientAuthRejected | Reason::ClockUntrusted | Reason::KeyUnavailable => {
-            (Code::Unavailable, OPERATOR)
-        }
+        Reason::AttestationRejected
+        | Reason::ClientAuthRejected
+        | Reason::ClockUntrusted
+        | Reason::KeyUnavailable
+        | Reason::SourceTokenUnavailable => (Code::Unavailable, OPERATOR),
         Reason::DpopRejected | Reason::IssuerProtocol | Reason::IssuerTls | Reason::IssuerUnavailable => {
             (Code::Unavailable, LATER)
         }

@@ -22,7 +22,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::{Service, service_fn},
 };
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     net::UnixStream,
@@ -30,7 +30,10 @@ use tokio::{
     time::sleep,
 };
 
-use super::stream::{Corked, Fate, stamped};
+use super::{
+    calls::{Calls, Door},
+    stream::{Corked, Fate, stamped},
+};
 use crate::attest::{AttestError, Challenge, Peer};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -106,12 +109,17 @@ where
                 .await
             }
             Protocol::Http2(_) => {
-                let mut connection = pin!(http2(limits).serve_connection(io, service));
+                let mut calls = Calls::new();
+                let mut connection = pin!(http2(limits, calls.door()).serve_connection(io, service));
                 poll_fn(|cx| {
                     if stopping() {
                         connection.as_mut().graceful_shutdown();
                     }
-                    turn(connection.as_mut().poll(cx).map(|_| ()), &corked, cx)
+                    calls.turn(
+                        cx,
+                        |cx| connection.as_mut().poll(cx).map(|_| ()),
+                        |served, cx| turn(served, &corked, cx),
+                    )
                 })
                 .await
             }
@@ -126,8 +134,8 @@ fn http1(limits: Limits) -> http1::Builder {
     builder
 }
 
-fn http2(limits: Limits) -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn http2(limits: Limits, door: Door) -> http2::Builder<Door> {
+    let mut builder = http2::Builder::new(door);
     builder
         .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(16 << 10)
@@ -135,7 +143,9 @@ fn http2(limits: Limits) -> http2::Builder<TokioExecutor> {
         .initial_connection_window_size(256 << 10)
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(64)
-        .max_send_buf_size(256 << 10);
+        .max_send_buf_size(256 << 10)
+        // gRPC asks for no date, and whoever is on this host has a clock.
+        .auto_date_header(false);
     builder
 }
 

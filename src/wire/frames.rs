@@ -81,6 +81,7 @@ impl Frames {
 
     /// Takes `input` and appends to `out` what h2 shall see.
     pub(super) fn push(&mut self, mut input: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
+        out.reserve(input.len());
         while !input.is_empty() {
             match &mut self.state {
                 State::Preface(have) => {
@@ -174,6 +175,7 @@ impl Frames {
             let stream = [header[5], header[6], header[7], header[8]];
             self.opening = Some(Opening { flags, stream, priority: vec![] });
         }
+        self.raw.reserve(header.len() + length);
         self.raw.extend_from_slice(&header);
         let from = self.raw.len();
         if length == 0 {

@@ -2,6 +2,7 @@
 //! which that very process wrote. Nothing of what a request means is known here; a connection on which somebody
 //! else speaks ends.
 
+mod calls;
 mod connection;
 mod descriptors;
 mod frames;

@@ -3,7 +3,8 @@
 //! the connection produces leaves in one write ([`Corked`]).
 
 use std::{
-    io, mem,
+    io,
+    mem::{self, MaybeUninit},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll, ready},
@@ -20,6 +21,9 @@ use crate::attest::{AttestError, Challenge, Peer, kernel};
 
 /// What waits to be written at most, before the connection is told to wait.
 const MAX_CORKED: usize = 256 << 10;
+
+/// What there is room for from the start of a turn.
+const CORKED: usize = 4 << 10;
 
 /// What is read at once.
 const READ: usize = 16 << 10;
@@ -67,25 +71,25 @@ pub fn stamped(socket: UnixStream, peer: Arc<Peer>, challenge: Option<Arc<Challe
 
 impl Stamped {
     /// Reads one chunk of the peer's, or ends the connection.
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let emptied = mem::take(&mut self.emptied);
+    fn read<'a>(&mut self, space: &'a mut [MaybeUninit<u8>]) -> io::Result<&'a [u8]> {
+        let (emptied, room) = (mem::take(&mut self.emptied), space.len());
         let chunk = self.socket.try_io(Interest::READABLE, || {
             // The next chunk wakes us: the socket's readiness is told anew at every arrival.
             if emptied {
                 Err(io::ErrorKind::WouldBlock.into())
             } else {
-                kernel::receive(&*self.socket, buffer)
+                kernel::receive(&*self.socket, space)
             }
         })?;
-        self.emptied = chunk.len > 0 && chunk.len < buffer.len();
-        if chunk.len == 0 {
-            return Ok(0);
+        self.emptied = !chunk.bytes.is_empty() && chunk.bytes.len() < room;
+        if chunk.bytes.is_empty() {
+            return Ok(chunk.bytes);
         }
         let checked = match chunk.sender {
             Some(sender) if !chunk.smuggled => self.peer.wrote(sender),
             _ => Err(AttestError::Smuggled),
         };
-        checked.map(|()| chunk.len).map_err(|error| self.doom(Fate::Attest(error)))
+        checked.map(|()| chunk.bytes).map_err(|error| self.doom(Fate::Attest(error)))
     }
 
     fn doom(&self, fate: Fate) -> io::Error {
@@ -116,25 +120,19 @@ impl AsyncRead for Stamped {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.socket.poll_read_ready(cx))?;
-            let done = if self.frames.is_some() {
-                let mut chunk = [0; READ];
-                self.read(&mut chunk).and_then(|len| {
-                    let this = &mut *self;
-                    if let Some((frames, ready, _)) = &mut this.frames
-                        && let Err(error) = frames.push(&chunk[..len], ready)
-                    {
-                        return Err(this.doom(Fate::Frame(error)));
+            let mut space = [MaybeUninit::uninit(); READ];
+            let room = if self.frames.is_some() { READ } else { buf.remaining().min(READ) };
+            match self.read(&mut space[..room]) {
+                Ok([]) => return Poll::Ready(Ok(())),
+                Ok(bytes) => {
+                    let Some((frames, ready, _)) = &mut self.frames else {
+                        buf.put_slice(bytes);
+                        return Poll::Ready(Ok(()));
+                    };
+                    if let Err(error) = frames.push(bytes, ready) {
+                        return Poll::Ready(Err(self.doom(Fate::Frame(error))));
                     }
-                    Ok(len)
-                })
-            } else {
-                let unfilled = buf.initialize_unfilled();
-                self.read(unfilled).inspect(|len| buf.advance(*len))
-            };
-            match done {
-                Ok(0) => return Poll::Ready(Ok(())),
-                Ok(_) if self.frames.is_none() => return Poll::Ready(Ok(())),
-                Ok(_) => {}
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -150,6 +148,10 @@ impl AsyncWrite for Stamped {
         let mut out = lock(&self.out);
         if out.len() >= MAX_CORKED {
             ready!(drain(&self.socket, &mut out, cx))?;
+        }
+        if out.is_empty() {
+            // One turn has more to say than the first piece.
+            out.reserve(bytes.len().max(CORKED));
         }
         out.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))

@@ -6,9 +6,9 @@ use std::time::Duration;
 use http::{HeaderMap, Uri, header};
 use serde_json::Value;
 
-use super::{Audience, OAuthSettings, WellKnown};
+use super::{Audience, OAuthSettings, WellKnown, pins};
 use crate::{
-    issuer::{ClientAuth, IssueError, Reason, http::is_loopback, json},
+    issuer::{IssueError, Reason, http::is_loopback, json, terms::ClientAuth},
     jose::Algorithm,
     proof::Target,
     secret::scrubbed,
@@ -24,24 +24,29 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) struct Metadata {
     token_endpoint: String,
     revocation_endpoint: Option<String>,
+    introspection_endpoint: Option<String>,
     /// Where the same is for requests that show a certificate (RFC 8705 5), if that is elsewhere. One at a foreign host is no
     /// trouble to those who do not go there.
     token_alias: Option<Result<String, IssueError>>,
     revocation_alias: Option<Result<String, IssueError>>,
+    introspection_alias: Option<Result<String, IssueError>>,
     /// Whether it says that it binds tokens to certificates (RFC 8705 3.3).
     pub(super) binds_to_certificates: bool,
+    /// Whether they are not those that are pinned, and may be used all the same (OA-05).
+    pub(super) changed: bool,
     /// All endpoints that are the issuer's own business, this agent's and others': no workload gets a proof for one (DPOP-20).
     pub(super) endpoints: Vec<Target>,
     algorithms: Option<Vec<String>>,
     methods: Option<Vec<String>>,
     proof_algorithms: Option<Vec<String>>,
+    details: Option<Vec<String>>,
 }
 
 impl Metadata {
     /// Reads a document and holds it against the settings (OA-02, OA-03, OA-04, PKJ-05).
-    pub(super) fn read(document: &[u8], settings: &OAuthSettings) -> Result<Self, IssueError> {
+    pub(super) fn read(bytes: &[u8], settings: &OAuthSettings) -> Result<Self, IssueError> {
         let document =
-            json::parse(document).map_err(|error| broken(format!("the issuer's metadata: {error}")))?;
+            json::parse(bytes).map_err(|error| broken(format!("the issuer's metadata: {error}")))?;
         let named = document.get("issuer").and_then(Value::as_str).unwrap_or_default();
         if named != settings.issuer {
             return Err(IssueError::Misconfigured {
@@ -86,77 +91,107 @@ impl Metadata {
         Ok(Self {
             token_alias: alias("token_endpoint"),
             revocation_alias: alias("revocation_endpoint"),
+            introspection_alias: alias("introspection_endpoint"),
             binds_to_certificates: document.get("tls_client_certificate_bound_access_tokens")
                 == Some(&Value::Bool(true)),
             token_endpoint,
             revocation_endpoint: endpoint("revocation_endpoint")?,
+            introspection_endpoint: endpoint("introspection_endpoint")?,
+            changed: pins::check(bytes, &document, settings)?,
             endpoints: endpoints(&document),
             algorithms: names(&document, "token_endpoint_auth_signing_alg_values_supported"),
             methods: names(&document, "token_endpoint_auth_methods_supported"),
             proof_algorithms: names(&document, "dpop_signing_alg_values_supported"),
+            details: names(&document, "authorization_details_types_supported"),
         })
     }
 
     /// Where tokens are had: for a request that shows a certificate, where the issuer asks for one (MT-03).
     pub(super) fn token_endpoint(&self, shows_certificate: bool) -> Result<&str, IssueError> {
-        match self.token_alias.as_ref().filter(|_| shows_certificate) {
-            Some(alias) => alias.as_deref().map_err(Clone::clone),
-            None => Ok(&self.token_endpoint),
-        }
+        let alias = self.token_alias.as_ref().filter(|_| shows_certificate);
+        Ok(aliased(alias, None)?.unwrap_or(&self.token_endpoint))
     }
 
     /// Where tokens are given back, if anywhere.
     pub(super) fn revocation_endpoint(&self, shows_certificate: bool) -> Result<Option<&str>, IssueError> {
-        match self.revocation_alias.as_ref().filter(|_| shows_certificate) {
-            Some(alias) => alias.as_deref().map(Some).map_err(Clone::clone),
-            None => Ok(self.revocation_endpoint.as_deref()),
-        }
+        let alias = self.revocation_alias.as_ref().filter(|_| shows_certificate);
+        aliased(alias, self.revocation_endpoint.as_deref())
+    }
+
+    /// Where tokens are looked up, if anywhere.
+    pub(super) fn introspection_endpoint(&self, shows_certificate: bool) -> Result<Option<&str>, IssueError> {
+        let alias = self.introspection_alias.as_ref().filter(|_| shows_certificate);
+        aliased(alias, self.introspection_endpoint.as_deref())
     }
 
     /// Whether the issuer takes a certificate as proof of who asks (MT-01). Where it does not say, it does not: without the list
     /// all it takes is client_secret_basic (RFC 8414 2).
     pub(super) fn accepts_certificate(
         &self,
-        method: ClientAuth,
+        method: &ClientAuth,
         settings: &OAuthSettings,
     ) -> Result<(), IssueError> {
         let listed = self.methods.as_deref().unwrap_or_default();
-        if listed.iter().any(|name| name == method.as_str()) || settings.client_auth_methods.contains(&method)
+        if listed.iter().any(|name| name == method.as_str()) || settings.client_auth_methods.contains(method)
         {
             return Ok(());
         }
         Err(IssueError::Misconfigured {
             reason: Reason::AuthmUnsupported,
             detail: format!(
-                "the issuer does not list {method} among its client authentication methods ({}): switch it on there, or if \
-                 it is on, set client_auth_methods = [\"{method}\"]",
+                "the issuer does not list {0} among its client authentication methods ({1}): switch it on there, or if \
+                 it is on, set client_auth_methods = [\"{0}\"]",
+                method.as_str(),
                 listing(listed),
             ),
         })
     }
 
-    /// Whether the issuer takes assertions signed with `algorithm` (PKJ-10). Where it does not say, it may.
-    pub(super) fn accepts(&self, algorithm: Algorithm) -> Result<(), IssueError> {
-        let refusal = |detail| Err(IssueError::Misconfigured { reason: Reason::IssuerConfig, detail });
+    /// Whether the issuer learns who asks by the assertion of `method`, and takes those that our key signs with `algorithm`
+    /// (PKJ-10). Where it does not say, it may.
+    pub(super) fn accepts(
+        &self,
+        method: &ClientAuth,
+        algorithm: Option<Algorithm>,
+    ) -> Result<(), IssueError> {
+        // An issuer that takes assertions of others lists the same method as for a client's own; a JWT-SVID has a name of
+        // its own since not long (DR-05).
+        let names: &[&str] = match method {
+            ClientAuth::SpiffeJwt(_) => &["spiffe_jwt", "private_key_jwt"],
+            _ => &["private_key_jwt"],
+        };
         if let Some(methods) = &self.methods
-            && !methods.iter().any(|method| method == "private_key_jwt")
+            && !methods.iter().any(|method| names.contains(&method.as_str()))
         {
-            return refusal(format!(
-                "the issuer does not list private_key_jwt among its client authentication methods ({}): \
-                     switch it on there",
+            return Err(misconfigured(format!(
+                "the issuer does not list {} among its client authentication methods ({}): switch it on there",
+                names[0],
                 listing(methods),
-            ));
+            )));
         }
-        if let Some(algorithms) = &self.algorithms
-            && !algorithms.iter().any(|name| name.parse() == Ok(algorithm))
-        {
-            return refusal(format!(
-                "this identity's key signs with {algorithm}, the issuer takes {}: set key.algorithm to one of \
-                     these",
-                listing(algorithms),
-            ));
+        match (&self.algorithms, algorithm) {
+            (Some(known), Some(ours)) if !known.iter().any(|name| name.parse() == Ok(ours)) => {
+                Err(misconfigured(format!(
+                    "this identity's key signs with {ours}, the issuer takes {}: set key.algorithm to one of these",
+                    listing(known),
+                )))
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Whether the issuer knows the types of `details` (OA-27). Where it does not say, it may.
+    pub(super) fn accepts_details(&self, details: &[Value]) -> Result<(), IssueError> {
+        let Some(known) = &self.details else { return Ok(()) };
+        let named = details.iter().filter_map(|detail| detail.get("type").and_then(Value::as_str));
+        match named.into_iter().find(|name| !known.iter().any(|known| known == name)) {
+            None => Ok(()),
+            Some(name) => Err(misconfigured(format!(
+                "the issuer does not know authorization_details of the type {}; it knows {}",
+                scrubbed(name, 200),
+                listing(known),
+            ))),
+        }
     }
 }
 
@@ -175,6 +210,17 @@ impl Metadata {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The alias of an endpoint if there is one, even one that may not be used; the endpoint otherwise.
+fn aliased<'a>(
+    alias: Option<&'a Result<String, IssueError>>,
+    endpoint: Option<&'a str>,
+) -> Result<Option<&'a str>, IssueError> {
+    match alias {
+        Some(alias) => alias.as_deref().map(Some).map_err(Clone::clone),
+        None => Ok(endpoint),
     }
 }
 
@@ -274,6 +320,10 @@ fn check_endpoint(name: &str, url: &str, settings: &OAuthSettings) -> Result<(),
         return Err(foreign("not a host of this issuer: if it is right, add it to allowed_endpoint_hosts"));
     }
     Ok(())
+}
+
+fn misconfigured(detail: String) -> IssueError {
+    IssueError::Misconfigured { reason: Reason::IssuerConfig, detail }
 }
 
 fn broken(detail: String) -> IssueError {

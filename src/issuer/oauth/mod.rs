@@ -1,17 +1,22 @@
-//! Any OAuth issuer: `client_credentials` with private_key_jwt (RFC 7523, RFC 8414, RFC 8707) or a certificate (RFC 8705), bound
-//! by DPoP (RFC 9449) or to the certificate where the order wants it. In goes an [`Order`]; out comes what one attempt came to. One attempt is: the issuer's metadata, if
-//! none is at hand, then one token request with an assertion made for it alone, and another where the protocol has us ask
-//! again. The issuer's name in an assertion comes from the settings, and an assertion goes to no host that the settings
-//! do not vouch for (PKJ-04, OA-08).
+//! Any OAuth issuer: the grants and proofs of who asks that [`crate::issuer::terms`] names (RFC 7523, RFC 8414, RFC 8693,
+//! RFC 8705, RFC 8707, RFC 9396), bound by DPoP (RFC 9449) or to a certificate where the order wants it. In goes an [`Order`];
+//! out comes what one attempt came to. One attempt is: the issuer's metadata, if none is at hand, then one token request with
+//! an assertion made for it alone, and another where the protocol has us ask again. The issuer's name in an assertion comes
+//! from the settings, and an assertion goes to no host that the settings do not vouch for (PKJ-04, OA-08).
 
 mod assertion;
+mod client;
+mod details;
 mod dpop;
+mod introspection;
 mod metadata;
 mod mtls;
+mod pins;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod refusal;
 mod reply;
+mod request;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -27,28 +32,29 @@ use std::{
 
 use arc_swap::ArcSwap;
 use http::header;
-use jiff::SignedDuration;
-use zeroize::Zeroizing;
+use jiff::{SignedDuration, Timestamp};
 
-pub use self::settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, problems};
 use self::{
-    assertion::Assertion,
     dpop::{Heard, Prover},
     metadata::Metadata,
     mtls::{Pools, Way},
     reply::Moment,
+    request::Asked,
+};
+pub use self::{
+    pins::{OnChange, Pins},
+    settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, problems},
 };
 use crate::{
     clock::{Boot, Clock, Dice},
     credential::{Binding, Bound, Credential},
     issuer::{
-        ClientAuth, IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
+        IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
         http::{Http, HttpError, HttpSettings, Request, Response},
         skew::{Estimate, Skew},
     },
-    jose::{SignError, Signer},
+    jose::SignError,
     proof::Target,
-    secret::Secret,
 };
 
 /// A document that seems wrong is fetched anew at most this often (OA-07).
@@ -56,9 +62,6 @@ const REFETCH: Duration = Duration::from_secs(60);
 
 /// A document that could not be renewed is used until it is this old (OA-07).
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// RFC 7523 2.2.
-const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
 /// One OAuth issuer: its client, its clock, its metadata. Nothing of it is shared with another (OA-08).
 pub struct OAuth {
@@ -144,53 +147,58 @@ impl OAuth {
         facts: &mut IssueFacts,
     ) -> Result<Credential, IssueError> {
         let metadata = self.ready(order, signers, facts).await?;
-        let mut fields = vec![("grant_type", "client_credentials")];
-        let scope = order.scope.join(" ");
-        if !scope.is_empty() {
-            fields.push(("scope", &scope));
-        }
-        if let Some(resource) = &order.resource {
-            fields.push(("resource", resource));
-        }
-        let (sent, response, bound) = self.ask(order, signers, &metadata, &fields, facts).await?;
+        metadata.accepts_details(&order.terms.details)?;
+        let (sent, response, bound) = self.ask(order, signers, &metadata, facts).await?;
         if response.status != 200 {
-            return Err(self.refused(&response, facts));
+            return Err(request::meant(order, self.refused(&response, facts)));
         }
         let no_store = response.header(header::CACHE_CONTROL).is_some_and(|value| value.contains("no-store"));
         if !no_store {
             // OA-44: ours is kept in memory only, but what stands between may not know better.
             tracing::warn!(issuer = %self.settings.name, "a token came without Cache-Control: no-store");
         }
-        let now = Moment {
+        let credential =
+            reply::accept(&response, order, bound, &self.settings.issuer, self.moment(sent), facts)?;
+        self.look_up(order, signers, &credential, &metadata, facts).await?;
+        reply::check_shown(&credential, metadata.binds_to_certificates || order.terms.introspect)?;
+        Ok(credential)
+    }
+
+    /// This moment, for an answer to what was `sent`.
+    fn moment(&self, sent: Boot) -> Moment {
+        Moment {
             sent,
             received: self.clock.boot(),
             wall: self.clock.wall(),
             correction: self.estimate().correction(),
-        };
-        let credential = reply::accept(&response, order, bound, &self.settings.issuer, now, facts)?;
-        reply::check_shown(&credential, metadata.binds_to_certificates)?;
-        Ok(credential)
+        }
     }
 
-    /// A token request, and again where the protocol has us ask again: each time with an assertion and a proof made anew
-    /// (PKJ-12, DPOP-07), and for each cause once.
+    /// A token request, and again where the protocol has us ask again: each time with an assertion, a proof and the tokens of
+    /// others made or read anew (PKJ-12, DPOP-07, WIM-11), and for each cause once.
     async fn ask(
         &self,
         order: &Order,
         signers: &Signers,
         metadata: &Metadata,
-        fields: &[(&str, &str)],
         facts: &mut IssueFacts,
     ) -> Result<(Boot, Response, Bound), IssueError> {
         let mut ways = Way::all(order, signers)?.into_iter();
         let mut way = ways.next().ok_or_else(mtls::no_certificate)?;
         let (mut may_prove_again, mut fell_back) = (order.binding == Binding::Dpop, false);
+        let (mut may_bring_again, mut may_draw_again) = (true, way.client.is_some());
+        let mut asked = Asked::gather(order, self.now()?).await?;
         loop {
             let bound = dpop::bound(order.binding, signers, &way, metadata)?;
             let endpoint = metadata.token_endpoint(way.certificate.is_some())?;
-            let sent = self.clock.boot();
             let placed = Placed { order, signers, way: &way };
-            let (response, heard) = self.post(placed, &bound, endpoint, fields, facts).await?;
+            let sent = self.clock.boot();
+            let (response, heard) = self.post(placed, &bound, endpoint, &asked.fields(), facts).await?;
+            let reused = refusal::is_reuse(&response);
+            if reused {
+                facts.one_time_reuse = true;
+                tracing::error!(issuer = %self.settings.name, "ONE_TIME_REUSE: it has seen a one-time value of this agent before");
+            }
             match (facts.oauth_error.as_deref(), ways.as_slice().first()) {
                 (Some("use_dpop_nonce"), _) if may_prove_again && heard != Heard::New => {
                     return Err(dpop::no_usable_nonce(&heard));
@@ -202,17 +210,30 @@ impl OAuth {
                 {
                     may_prove_again = false;
                 }
+                // ER-10: the next one is drawn anew.
+                _ if reused && may_draw_again => may_draw_again = false,
                 // KEY-06, MT-05: the issuer may not have heard of the new key or certificate yet.
-                (Some("invalid_client"), Some(before)) => {
+                (Some("invalid_client"), Some(before)) if !reused => {
                     tracing::warn!(issuer = %self.settings.name, "the new key is not known yet: falling back to the one before");
                     (way, fell_back) = (before.clone(), true);
                     ways.next();
+                }
+                // ER-03: whoever writes the file may have written another one since; the same again is of no use.
+                (Some(code), _) if may_bring_again && request::is_refused_grant(order, code) => {
+                    may_bring_again = false;
+                    let again = Asked::gather(order, self.now()?).await?;
+                    if again.brings() == asked.brings() {
+                        return Ok((sent, response, bound));
+                    }
+                    asked = again;
+                    continue;
                 }
                 _ => {
                     facts.key_fallback = fell_back && response.status == 200;
                     return Ok((sent, response, bound));
                 }
             }
+            asked = Asked::gather(order, self.now()?).await?;
         }
     }
 
@@ -238,7 +259,7 @@ impl OAuth {
         if response.status == 200 { Ok(()) } else { Err(self.refused(&response, &facts)) }
     }
 
-    /// The metadata, once it is clear that the issuer takes our way to prove who asks, and our algorithm.
+    /// The metadata, once it is clear that the issuer takes our way to prove who asks.
     async fn ready(
         &self,
         order: &Order,
@@ -246,9 +267,13 @@ impl OAuth {
         facts: &mut IssueFacts,
     ) -> Result<Arc<Metadata>, IssueError> {
         let metadata = self.metadata(facts).await?;
-        match order.client_auth {
-            ClientAuth::PrivateKeyJwt => metadata.accepts(signers.client.algorithm())?,
-            method => metadata.accepts_certificate(method, &self.settings)?,
+        facts.metadata_changed = metadata.changed;
+        let auth = &order.terms.client_auth;
+        if auth.is_mtls() {
+            metadata.accepts_certificate(auth, &self.settings)?;
+        } else {
+            let key = client::key(order, signers)?;
+            metadata.accepts(auth, key.map(|key| key.algorithm()))?;
         }
         Ok(metadata)
     }
@@ -264,19 +289,22 @@ impl OAuth {
         facts: &mut IssueFacts,
     ) -> Result<(Response, Heard), IssueError> {
         let correction = self.correction()?;
-        let assertion = way.client.as_deref().map(|client| self.assertion(order, client, correction));
-        let assertion = assertion.transpose()?;
+        let by_certificate = order.terms.client_auth.is_mtls();
+        let assertion = match by_certificate {
+            true => None,
+            false => Some(self.show(order, way.client.as_ref(), self.now()?).await?),
+        };
         let mut fields = fields.to_vec();
         // MT-02: without an assertion it is all that says who asks.
-        if self.settings.send_client_id || assertion.is_none() {
+        if self.settings.send_client_id || by_certificate {
             fields.push(("client_id", &order.client_id));
         }
-        if let Some(assertion) = &assertion {
-            let assertion = assertion.expose_str().unwrap_or_default();
-            fields.extend([("client_assertion_type", ASSERTION_TYPE), ("client_assertion", assertion)]);
+        if let Some((kind, shown)) = &assertion {
+            let shown = shown.expose_str().unwrap_or_default();
+            fields.extend([("client_assertion_type", *kind), ("client_assertion", shown)]);
         }
         let proof = self.prover.prove(bound, endpoint, correction)?;
-        let request = Request { url: endpoint.to_owned(), form: Some(encode(&fields)), proof };
+        let request = Request { url: endpoint.to_owned(), form: Some(request::encode(&fields)), proof };
         let response = match &way.certificate {
             Some(certificate) => {
                 let http = self.pools.of(certificate, order, signers, &self.http);
@@ -289,28 +317,6 @@ impl OAuth {
             tracing::warn!(issuer = %self.settings.name, "its DPoP-Nonce is ignored: {what}");
         }
         Ok((response, heard))
-    }
-
-    /// An assertion for one request (PKJ-12).
-    fn assertion(
-        &self,
-        order: &Order,
-        client: &dyn Signer,
-        correction: SignedDuration,
-    ) -> Result<Secret, IssueError> {
-        let wall = self.clock.wall();
-        let audience = match &self.settings.audience {
-            Audience::Issuer => &self.settings.issuer,
-            Audience::TokenEndpoint { pinned } => pinned,
-        };
-        let assertion = Assertion {
-            typ: self.settings.assertion_typ.as_str(),
-            client_id: &order.client_id,
-            audience,
-            now: wall.checked_add(correction).unwrap_or(wall),
-            life: self.settings.assertion_life.as_secs(),
-        };
-        assertion.sign(client, &*self.dice).map_err(no_signature)
     }
 
     async fn exchange(&self, request: Request, facts: &mut IssueFacts) -> Result<Response, IssueError> {
@@ -440,6 +446,12 @@ impl OAuth {
         }
     }
 
+    /// The issuer's now, if anything may be signed or sent by it (CLK-03).
+    fn now(&self) -> Result<Timestamp, IssueError> {
+        let wall = self.clock.wall();
+        Ok(wall.checked_add(self.correction()?).unwrap_or(wall))
+    }
+
     fn estimate(&self) -> Estimate {
         self.skew().offset(self.clock.wall(), self.clock.boot())
     }
@@ -485,32 +497,5 @@ fn no_signature(error: SignError) -> IssueError {
 impl fmt::Debug for OAuth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "OAuth({} at {})", self.settings.name, self.settings.issuer)
-    }
-}
-
-/// `application/x-www-form-urlencoded`, with everything encoded that is not a letter, a digit or `*-._` (PKJ-01).
-fn encode(fields: &[(&str, &str)]) -> Secret {
-    // Room for all of it at once: a buffer that grows leaves copies of the assertion behind.
-    let longest = fields.iter().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
-    let mut form = Zeroizing::new(Vec::with_capacity(longest));
-    for (name, value) in fields {
-        if !form.is_empty() {
-            form.push(b'&');
-        }
-        encode_part(&mut form, name);
-        form.push(b'=');
-        encode_part(&mut form, value);
-    }
-    Secret::new(std::mem::take(&mut *form))
-}
-
-fn encode_part(form: &mut Vec<u8>, part: &str) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in part.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'*' | b'-' | b'.' | b'_' => form.push(byte),
-            b' ' => form.push(b'+'),
-            _ => form.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]),
-        }
     }
 }

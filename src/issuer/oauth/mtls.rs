@@ -3,17 +3,18 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::client;
 use crate::{
     credential::Binding,
-    issuer::{ClientAuth, IssueError, Order, Reason, Signers, http::Http},
+    issuer::{IssueError, Order, Reason, Signers, http::Http},
     jose::Signer,
     keys::ClientCertificate,
 };
 
-/// How one request proves who asks: by an assertion, or by the certificate alone.
+/// How one request proves who asks: by an assertion, of our own or of others, or by the certificate alone.
 #[derive(Clone, Debug)]
 pub(super) struct Way {
-    /// Signs the assertion. None where the certificate says who asks (MT-02).
+    /// Signs the assertion, where it is our own.
     pub(super) client: Option<Arc<dyn Signer>>,
     /// The certificate that TLS shows.
     pub(super) certificate: Option<Arc<ClientCertificate>>,
@@ -23,29 +24,27 @@ impl Way {
     /// The ways to place `order`: the key or certificate in use, then the one before it, which an issuer may know instead
     /// (KEY-06, MT-05). Never empty.
     pub(super) fn all(order: &Order, signers: &Signers) -> Result<Vec<Self>, IssueError> {
-        let certificates = &signers.certificates;
-        if certificates.is_empty() && (order.client_auth.is_mtls() || order.binding == Binding::Mtls) {
+        let (certificates, auth) = (&signers.certificates, &order.terms.client_auth);
+        if certificates.is_empty() && (auth.is_mtls() || order.binding == Binding::Mtls) {
             return Err(no_certificate());
         }
-        let shown = || certificates.first().filter(|_| order.binding == Binding::Mtls).cloned();
-        Ok(match order.client_auth {
-            ClientAuth::PrivateKeyJwt => [Some(&signers.client), signers.before.as_ref()]
-                .into_iter()
-                .flatten()
-                .map(|client| Self { client: Some(Arc::clone(client)), certificate: shown() })
-                .collect(),
-            ClientAuth::TlsClientAuth | ClientAuth::SelfSignedTlsClientAuth => certificates
-                .iter()
-                .map(|certificate| Self { client: None, certificate: Some(Arc::clone(certificate)) })
-                .collect(),
-        })
+        if auth.is_mtls() {
+            let showing = |certificate| Self { client: None, certificate: Some(certificate) };
+            return Ok(certificates.iter().cloned().map(showing).collect());
+        }
+        let shown = certificates.first().filter(|_| order.binding == Binding::Mtls);
+        let by =
+            |client: Option<&Arc<dyn Signer>>| Self { client: client.cloned(), certificate: shown.cloned() };
+        let key = client::key(order, signers)?;
+        let before = signers.before.as_ref().filter(|_| key.is_some());
+        Ok([Some(by(key)), before.map(|before| by(Some(before)))].into_iter().flatten().collect())
     }
 
     /// The way to give a credential back: as all other requests but those that bind, without a certificate unless that says who
     /// asks.
     pub(super) fn plain(order: &Order, signers: &Signers) -> Result<Self, IssueError> {
         let way = Self::all(order, signers)?.into_iter().next().ok_or_else(no_certificate)?;
-        Ok(Self { certificate: way.certificate.filter(|_| order.client_auth.is_mtls()), ..way })
+        Ok(Self { certificate: way.certificate.filter(|_| order.terms.client_auth.is_mtls()), ..way })
     }
 }
 

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::{
-    AssertionTyp, Audience, OAuthSettings, WellKnown,
+    AssertionTyp, Audience, OAuthSettings, Pins, WellKnown,
     metadata::Metadata,
     refusal,
     reply::{self, Moment},
@@ -15,7 +15,7 @@ use super::{
 use crate::{
     clock::Boot,
     credential::{Binding, Bound, Credential},
-    issuer::{ClientAuth, IssueError, IssueFacts, Order, http::Response, json},
+    issuer::{IssueError, IssueFacts, Order, http::Response, json},
     jose::Unverified,
     secret::Secret,
 };
@@ -57,7 +57,11 @@ pub fn reply(bytes: &[u8]) {
             Err(error) => fit_to_write(&error),
             Ok(metadata) => {
                 let named = [false, true].map(|mtls| {
-                    [metadata.token_endpoint(mtls).map(Some), metadata.revocation_endpoint(mtls)]
+                    [
+                        metadata.token_endpoint(mtls).map(Some),
+                        metadata.revocation_endpoint(mtls),
+                        metadata.introspection_endpoint(mtls),
+                    ]
                 });
                 // An alias that may not be used is told as an error, and never as a URL.
                 for url in named.into_iter().flatten().filter_map(Result::ok).flatten() {
@@ -127,12 +131,12 @@ fn order() -> Order {
         credential: "orders".into(),
         issuer: "corp".into(),
         client_id: "billing".into(),
-        client_auth: ClientAuth::PrivateKeyJwt,
         resource: Some("https://api.example".into()),
         scope: ["orders.read".into(), "orders.write".into()].into(),
         require_aud: true,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
+        terms: std::sync::Arc::default(),
         max_uses: None,
         instance: None,
     }
@@ -151,6 +155,7 @@ fn settings() -> OAuthSettings {
         assertion_typ: AssertionTyp::default(),
         client_auth_methods: Vec::new(),
         send_client_id: false,
+        pins: Pins::default(),
         timeout: Duration::from_secs(5),
     }
 }

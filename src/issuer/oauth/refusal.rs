@@ -46,11 +46,18 @@ pub(super) fn classify(response: &Response, now: Timestamp) -> IssueError {
     let misconfigured =
         |reason, hint| IssueError::Misconfigured { reason, detail: format!("{detail}; {hint}") };
     match code.as_str() {
+        _ if is_reuse(response) => refused(Reason::OneTimeReuse),
         "invalid_authorization_details" => refused(Reason::RarDenied),
         "invalid_client" => misconfigured(
             Reason::ClientAuthRejected,
             "compare client_id, the registered public key and audience with the issuer",
         ),
+        "invalid_client_attestation" | "use_attestation_challenge" | "use_fresh_attestation" => {
+            misconfigured(
+                Reason::AttestationRejected,
+                "this agent proves clients by assertions, not by attestations: register the client for one of these",
+            )
+        }
         "invalid_dpop_proof" | "use_dpop_nonce" => misconfigured(
             Reason::DpopRejected,
             "set binding = \"dpop\" for this credential; if it is, compare the clocks of both sides",
@@ -62,9 +69,27 @@ pub(super) fn classify(response: &Response, now: Timestamp) -> IssueError {
         "server_error" | "temporarily_unavailable" | "slow_down" => retry(Reason::IssuerUnavailable, detail),
         "unauthorized_client" | "unsupported_grant_type" => misconfigured(
             Reason::IssuerConfig,
-            "allow this client the client_credentials grant at the issuer",
+            "allow this client the grant that the settings name at the issuer",
         ),
         _ => misconfigured(Reason::IssuerConfig, "look this error up in the issuer's manual"),
+    }
+}
+
+/// Whether the issuer says that it has seen a one-time value of ours before (ER-10). There is no code for it: each product
+/// has words of its own.
+pub(super) fn is_reuse(response: &Response) -> bool {
+    if response.status == 200 {
+        return false;
+    }
+    let words = member(response, "error_description").unwrap_or_default().to_ascii_lowercase();
+    match member(response, "error").as_deref() {
+        // Ory Hydra.
+        Some("jti_known") => true,
+        // Keycloak; oidc-provider.
+        Some("invalid_client") => {
+            ["token reuse detected", "must only be used once"].iter().any(|known| words.contains(known))
+        }
+        _ => false,
     }
 }
 
@@ -211,6 +236,12 @@ mod tests {
             // ER-08
             (400, "use_dpop_nonce", Next::Misconfigured, Reason::DpopRejected),
             (400, "invalid_dpop_proof", Next::Misconfigured, Reason::DpopRejected),
+            // ER-09
+            (400, "use_attestation_challenge", Next::Misconfigured, Reason::AttestationRejected),
+            (400, "use_fresh_attestation", Next::Misconfigured, Reason::AttestationRejected),
+            (401, "invalid_client_attestation", Next::Misconfigured, Reason::AttestationRejected),
+            // ER-10
+            (400, "jti_known", Next::Refused, Reason::OneTimeReuse),
             // ER-11
             (429, "invalid_client", Next::Retry, Reason::IssuerRateLimit),
             // ER-12

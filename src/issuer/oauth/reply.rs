@@ -7,11 +7,17 @@ use std::{collections::BTreeSet, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::refusal;
+use super::{details, refusal};
 use crate::{
     clock::Boot,
-    credential::{Binding, Bound, Credential, Window},
-    issuer::{IssueError, IssueFacts, Order, Reason, http::Response, json},
+    credential::{Binding, Bound, Credential, Form, Window},
+    issuer::{
+        IssueError, IssueFacts, Order, Reason,
+        http::Response,
+        json,
+        terms::{Exchange, GrantType},
+        token_type::TokenType,
+    },
     jose::Unverified,
     secret::{Fingerprint, Secret},
 };
@@ -52,22 +58,22 @@ pub(super) fn accept(
         .map_err(|error| garbled(format!("the issuer's token reply: {error}")))?;
     // Out of the document first, so that every way out of here wipes them.
     let token = take_secret(&mut reply, "access_token");
-    let _never_used = [take_secret(&mut reply, "refresh_token"), take_secret(&mut reply, "id_token")];
+    facts.refresh_token_ignored = take_secret(&mut reply, "refresh_token").is_some();
+    let _never_used = take_secret(&mut reply, "id_token");
     let token = token.ok_or_else(|| broken("the issuer's token reply holds no access_token"))?;
     check_form(&token)?;
     check_type(reply.get("token_type"), &bound)?;
     check_issuer(reply.get("iss"), issuer)?;
+    if let GrantType::TokenExchange(exchange) = &order.terms.grant {
+        check_issued(reply.get("issued_token_type"), exchange)?;
+    }
     let claims = jwt_claims(&token)?;
     let asked: BTreeSet<&str> = order.scope.iter().map(|scope| &**scope).collect();
     let mut granted = scope_of(reply.get("scope"))?;
     let mut life = life_of(reply.get("expires_in"))?;
     let mut jti = None;
     if let Some(claims) = &claims {
-        check_issuer(claims.get("iss"), issuer)?;
-        check_audience(claims.get("aud"), order)?;
-        check_confirmation(claims.get("cnf"), &bound)?;
-        let inner = scope_of(claims.get("scope").or(claims.get("scp")))?;
-        escalated(inner.as_ref(), &asked)?;
+        let inner = check_claims(claims, order, &bound, issuer, &asked)?;
         granted = granted.or(inner);
         let left = jwt_life(claims, now)?;
         life = match (life, left) {
@@ -78,6 +84,13 @@ pub(super) fn accept(
         jti = claims.get("jti").and_then(Value::as_str).map(|jti| Fingerprint::of(jti.as_bytes()));
     }
     escalated(granted.as_ref(), &asked)?;
+    let detailed = |holder: &Value| holder.get("authorization_details").cloned();
+    let inner = claims.as_ref().and_then(detailed);
+    // In the token too, if it tells: the answer and the token are two things.
+    if inner.is_some() {
+        details::check(inner.as_ref(), &order.terms.details)?;
+    }
+    details::check(detailed(&reply).or(inner).as_ref(), &order.terms.details)?;
     let given = life.unwrap_or(UNSAID);
     facts.cut_life_from = (given > order.max_ttl).then_some(given);
     let life = given.min(order.max_ttl).saturating_sub(now.received.since(now.sent));
@@ -95,7 +108,38 @@ pub(super) fn accept(
             .collect(),
         audience: order.resource.as_deref().map(str::to_owned),
         jti,
+        form: Form::default(),
     })
+}
+
+/// What a token says of itself, or its issuer of it, against the order; the scope, if it is told.
+pub(super) fn check_claims(
+    claims: &Value,
+    order: &Order,
+    bound: &Bound,
+    issuer: &str,
+    asked: &BTreeSet<&str>,
+) -> Result<Option<BTreeSet<String>>, IssueError> {
+    check_issuer(claims.get("iss"), issuer)?;
+    check_audience(claims.get("aud"), order)?;
+    check_confirmation(claims.get("cnf"), bound)?;
+    let scope = scope_of(claims.get("scope").or(claims.get("scp")))?;
+    escalated(scope.as_ref(), asked)?;
+    Ok(scope)
+}
+
+/// OA-23: what came of an exchange is an access token, or a JWT that serves as one, and what was asked for.
+fn check_issued(named: Option<&Value>, exchange: &Exchange) -> Result<(), IssueError> {
+    let named = named.and_then(Value::as_str);
+    let named = named
+        .ok_or_else(|| broken("the answer to an exchange holds no issued_token_type (RFC 8693 2.2.1)"))?;
+    let usable = [TokenType::AccessToken, TokenType::Jwt];
+    match TokenType::from_uri(named) {
+        Some(kind) if exchange.requested.map_or(usable.contains(&kind), |wanted| wanted == kind) => Ok(()),
+        _ => Err(broken(
+            "the issued_token_type is not what was asked for: nothing but an access token is used as one",
+        )),
+    }
 }
 
 /// The issuer spoke clearly and broke the protocol; a token was made, so asking again only makes more.
@@ -129,7 +173,7 @@ fn check_form(token: &Secret) -> Result<(), IssueError> {
 }
 
 /// DPOP-04: an issuer that ignores the proof sends a token that whoever has it can use.
-fn check_type(named: Option<&Value>, bound: &Bound) -> Result<(), IssueError> {
+pub(super) fn check_type(named: Option<&Value>, bound: &Bound) -> Result<(), IssueError> {
     let named = named.and_then(Value::as_str).ok_or_else(|| broken("the token reply holds no token_type"))?;
     let scheme = bound.binding().scheme();
     if named.eq_ignore_ascii_case(scheme) {
@@ -257,7 +301,7 @@ fn life_of(named: Option<&Value>) -> Result<Option<Duration>, IssueError> {
 }
 
 /// The claims, if the token is a JWT. Anything else is opaque and none of our business.
-fn jwt_claims(token: &Secret) -> Result<Option<Value>, IssueError> {
+pub(super) fn jwt_claims(token: &Secret) -> Result<Option<Value>, IssueError> {
     let Some(jwt) = token.expose_str().and_then(|text| Unverified::parse(text).ok()) else { return Ok(None) };
     match json::parse(&jwt.payload) {
         Ok(claims) if claims.is_object() => Ok(Some(claims)),
@@ -268,7 +312,7 @@ fn jwt_claims(token: &Secret) -> Result<Option<Value>, IssueError> {
 }
 
 /// How long a JWT lives by its own account: the shorter of `exp - iat` and what is left. `None` without `exp`.
-fn jwt_life(claims: &Value, now: Moment) -> Result<Option<Duration>, IssueError> {
+pub(super) fn jwt_life(claims: &Value, now: Moment) -> Result<Option<Duration>, IssueError> {
     let moment = |claim: &str| match claims.get(claim) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Number(number)) => Ok(number.as_f64().map(f64::floor)),

@@ -3,8 +3,8 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use super::{assertion, metadata};
-use crate::issuer::ClientAuth;
+use super::{OnChange, Pins, assertion, metadata};
+use crate::issuer::terms::ClientAuth;
 
 /// One OAuth issuer, as the operator describes it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -31,6 +31,8 @@ pub struct OAuthSettings {
     pub client_auth_methods: Vec<ClientAuth>,
     /// Whether `client_id` is sent beside the assertion (PKJ-14).
     pub send_client_id: bool,
+    /// What is pinned of its metadata (OA-05).
+    pub pins: Pins,
     /// The longest one HTTP exchange may take.
     pub timeout: Duration,
 }
@@ -107,6 +109,16 @@ pub fn problems(settings: &OAuthSettings) -> Vec<(&'static str, String)> {
             let what = "one of them is not a host name: write the name alone, without scheme, port and path";
             found.push(("allowed_endpoint_hosts", what.into()));
         }
+    }
+    for (name, url) in &settings.pins.endpoints {
+        if !name.ends_with("_endpoint") || metadata::fault_of(url, settings.dev).is_some() {
+            let what = "each is the name of an endpoint in the metadata and its URL: token_endpoint = \"https://host/path\"";
+            found.push(("endpoint_pins", what.into()));
+        }
+    }
+    if settings.pins.on_change == OnChange::Strict && settings.pins.is_empty() {
+        let what = "strict about what? Set metadata_pin or endpoint_pins (OA-05)";
+        found.push(("metadata_change", what.into()));
     }
     let seconds = settings.assertion_life.as_secs();
     if !assertion::LIFE.contains(&seconds) || settings.assertion_life.subsec_nanos() != 0 {

@@ -12,7 +12,10 @@ use jiff::{SignedDuration, Timestamp};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 use super::*;
-use crate::keys::{Custody, KeySettings, Keyring};
+use crate::{
+    clock::Boot,
+    keys::{Custody, KeySettings, Keyring, Now, RotationSettings},
+};
 
 const DAY: i64 = 24 * 60 * 60;
 
@@ -313,9 +316,16 @@ fn no_two_purposes_and_no_two_identities_share_a_key() {
     let errors = Certificates::open(&both, &Certificates::default(), &Keyring::default(), at(0)).unwrap_err();
     assert_eq!(errors.len(), 1);
     assert!(errors[0].to_string().contains("same key as that of identity a"), "{}", errors[0]);
-    let key = KeySettings { custody: Custody::File { path }, algorithm: Algorithm::Es256, dpop: [].into() };
+    let key = KeySettings {
+        custody: Custody::File { path },
+        algorithm: Algorithm::Es256,
+        rotation: RotationSettings::default(),
+        client: true,
+        dpop: [].into(),
+    };
     let wanted: BTreeMap<Arc<str>, _> = [("payments".into(), key)].into();
-    let ring = Keyring::open(&wanted, &Keyring::default()).unwrap();
+    let ring =
+        Keyring::open(&wanted, &Keyring::default(), Now { wall: at(0), boot: Boot::from_nanos(0) }).unwrap();
     let one = BTreeMap::from([("payments".into(), settings)]);
     let errors = Certificates::open(&one, &Certificates::default(), &ring, at(0)).unwrap_err();
     assert!(errors[0].to_string().contains("KEY-01"), "{}", errors[0]);

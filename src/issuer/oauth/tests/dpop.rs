@@ -205,7 +205,7 @@ async fn the_key_before_is_tried_once_while_it_is_kept() {
     let issued = stage.issue().await;
     assert!(issued.result.is_ok() && issued.facts.key_fallback);
     let kids: Vec<_> = stage.script.posts().iter().map(kid).collect();
-    assert_eq!(kids, [stage.signers.client.kid(), before.kid()]);
+    assert_eq!(kids, [stage.signers.client.as_ref().unwrap().kid(), before.kid()]);
     let issued = stage.issue().await;
     assert_eq!(issued.result.unwrap_err().reason(), Reason::ClientAuthRejected);
     assert!(!issued.facts.key_fallback);

@@ -14,6 +14,7 @@ use crate::{
             problems,
             tests::settings,
         },
+        terms::ClientAuth,
     },
     jose::Algorithm,
 };
@@ -137,10 +138,13 @@ fn an_algorithm_in_common_is_needed() {
     let with = |member: &str, list: Value| {
         let mut document = document();
         document[member] = list;
-        read(&document).unwrap().accepts(Algorithm::Es256)
+        read(&document).unwrap().accepts(&ClientAuth::PrivateKeyJwt, Some(Algorithm::Es256))
     };
     let algorithms = "token_endpoint_auth_signing_alg_values_supported";
-    assert_eq!(read(&document()).unwrap().accepts(Algorithm::Es256), Ok(()));
+    assert_eq!(
+        read(&document()).unwrap().accepts(&ClientAuth::PrivateKeyJwt, Some(Algorithm::Es256)),
+        Ok(())
+    );
     assert_eq!(with(algorithms, json!(["RS256", "ES256"])), Ok(()));
     for list in [json!(["HS256"]), json!(["PS256", "none"]), json!([])] {
         let error = with(algorithms, list).unwrap_err();

@@ -1,8 +1,14 @@
 //! Whole attempts against an issuer in a script: what is sent, what is not, and what comes of each answer.
 
+mod clients;
+mod details;
 mod dpop;
+mod grants;
+mod introspection;
 mod metadata;
 mod mtls;
+mod once;
+mod pins;
 mod reply;
 
 use std::{io, sync::Mutex};
@@ -15,7 +21,7 @@ use crate::{
     clock::{ManualClock, SystemDice},
     credential::Binding,
     issuer::script::{Answer, Script, Seen},
-    jose::{Algorithm, Unverified},
+    jose::{Algorithm, Signer, Unverified},
     keys::Key,
     secret::Fingerprint,
 };
@@ -35,6 +41,7 @@ pub(super) fn settings(issuer: &str) -> OAuthSettings {
         assertion_typ: AssertionTyp::ClientAuthentication,
         client_auth_methods: Vec::new(),
         send_client_id: false,
+        pins: Pins::default(),
         timeout: Duration::from_secs(10),
     }
 }
@@ -88,12 +95,12 @@ fn order() -> Order {
         credential: "orders".into(),
         issuer: "corp".into(),
         client_id: "billing:1&x=y".into(),
-        client_auth: ClientAuth::PrivateKeyJwt,
         resource: Some("https://api.example/v1?x=1".into()),
         scope: ["orders.read".into(), "orders.write".into()].into(),
         require_aud: false,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
+        terms: Arc::default(),
         max_uses: None,
         instance: None,
     }
@@ -101,7 +108,7 @@ fn order() -> Order {
 
 fn signers() -> Signers {
     let key = || -> Arc<dyn Signer> { Arc::new(Key::generate(Algorithm::Es256).unwrap()) };
-    Signers { client: key(), before: None, dpop: Some(key()), certificates: Vec::new() }
+    Signers { client: Some(key()), before: None, dpop: Some(key()), certificates: Vec::new() }
 }
 
 fn token() -> Answer {
@@ -151,10 +158,10 @@ async fn the_token_request_is_this_and_nothing_else() {
     assert_eq!(post.form("grant_type"), ["client_credentials"]);
     assert_eq!(post.form("scope"), ["orders.read orders.write"]);
     assert_eq!(post.form("resource"), ["https://api.example/v1?x=1"]);
-    assert_eq!(post.form("client_assertion_type"), [ASSERTION_TYPE]);
+    assert_eq!(post.form("client_assertion_type"), [client::JWT_BEARER]);
     let assertion = &post.form("client_assertion")[0];
     let assertion = Unverified::parse(assertion).unwrap();
-    assertion.verify(stage.signers.client.public(), &[Algorithm::Es256]).unwrap();
+    assertion.verify(stage.signers.client.as_ref().unwrap().public(), &[Algorithm::Es256]).unwrap();
     assert_eq!(assertion.header_str("typ"), Some("client-authentication+jwt"));
     let claims = claims(post);
     assert_eq!(claims["aud"], json!(stage.script.url));
@@ -481,11 +488,4 @@ async fn assertions_and_tokens_are_in_no_log() {
         assert!(!log.contains(assertion.rsplit('.').next().unwrap()));
     }
     assert!(!log.contains("canary-token") && !log.contains("c2lnLWNhbmFyeQ"), "{log}");
-}
-
-#[test]
-fn a_form_is_encoded_to_the_letter() {
-    // PKJ-01
-    let form = encode(&[("a b", "x:y/z?&=+%~"), ("u", "\u{e9}*-._")]);
-    assert_eq!(form.expose_str(), Some("a+b=x%3Ay%2Fz%3F%26%3D%2B%25%7E&u=%C3%A9*-._"));
 }

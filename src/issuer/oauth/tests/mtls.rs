@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    issuer::script::Asks,
+    issuer::{script::Asks, terms::ClientAuth},
     jose::b64,
     keys::{CertificateSettings, Certificates, ClientCertificate, Custody, Keyring, SignedBy},
 };
@@ -25,6 +25,12 @@ fn certificate(identity: &str) -> Arc<ClientCertificate> {
     let now = Timestamp::from_second(NOW).unwrap();
     let opened = Certificates::open(&wanted, &Certificates::default(), &Keyring::default(), now).unwrap();
     opened.of(&identity.into(), now).remove(0)
+}
+
+impl Order {
+    fn proved_by(&mut self, client_auth: ClientAuth) {
+        Arc::make_mut(&mut self.terms).client_auth = client_auth;
+    }
 }
 
 /// An issuer over TLS that asks for client certificates as `asks` says.
@@ -45,7 +51,7 @@ impl Hall {
         settings.ca_file = Some(root);
         change(&mut settings);
         let mut stage = Stage::of(script, settings);
-        stage.order.client_auth = ClientAuth::SelfSignedTlsClientAuth;
+        stage.order.proved_by(ClientAuth::SelfSignedTlsClientAuth);
         stage.order.binding = Binding::Mtls;
         stage.signers.certificates = vec![certificate("billing")];
         Self { stage, directory }
@@ -104,7 +110,7 @@ async fn a_certificate_stands_in_for_the_assertion() {
     // MT-02, MT-07, MT-13, PKJ-13
     for method in [ClientAuth::TlsClientAuth, ClientAuth::SelfSignedTlsClientAuth] {
         let mut hall = Hall::new(Some(Asks::anybody())).await;
-        hall.stage.order.client_auth = method;
+        hall.stage.order.proved_by(method);
         hall.will([bound_to(hall.ours())]);
         let credential = hall.stage.issue().await.result.unwrap();
         assert_eq!(credential.binding().scheme(), "Bearer");
@@ -126,7 +132,7 @@ async fn a_certificate_stands_in_for_the_assertion() {
 async fn an_assertion_and_a_bound_token_go_together() {
     // MT-03, MT-07
     let mut hall = Hall::new(Some(Asks::anybody())).await;
-    hall.stage.order.client_auth = ClientAuth::PrivateKeyJwt;
+    hall.stage.order.proved_by(ClientAuth::PrivateKeyJwt);
     hall.will([bound_to(hall.ours())]);
     hall.stage.issue().await.result.unwrap();
     let post = &hall.stage.script.posts()[0];
@@ -166,7 +172,7 @@ async fn what_shows_a_certificate_goes_to_the_alias_and_what_has_none_to_the_end
     for (method, revokes_with) in [(ClientAuth::TlsClientAuth, true), (ClientAuth::PrivateKeyJwt, false)] {
         let mut hall = Hall::new(Some(Asks::anybody())).await;
         let alias = hall.alias(Some(Asks::anybody())).await;
-        hall.stage.order.client_auth = method;
+        hall.stage.order.proved_by(method);
         let mut metadata = hall.metadata();
         metadata["mtls_endpoint_aliases"] =
             json!({"token_endpoint": format!("{}/mtls/token", alias.url), "unheard_of": 7});
@@ -183,7 +189,8 @@ async fn what_shows_a_certificate_goes_to_the_alias_and_what_has_none_to_the_end
     }
     // A token that is not to be bound, by an assertion, is had where everybody has theirs.
     let mut hall = Hall::new(None).await;
-    (hall.stage.order.client_auth, hall.stage.order.binding) = (ClientAuth::PrivateKeyJwt, Binding::Bearer);
+    hall.stage.order.proved_by(ClientAuth::PrivateKeyJwt);
+    hall.stage.order.binding = Binding::Bearer;
     let mut metadata = hall.metadata();
     metadata["mtls_endpoint_aliases"] = json!({"token_endpoint": "https://foreign.example/token"});
     hall.stage.script.will([Answer::json(200, metadata), token(), token()]);
@@ -280,7 +287,8 @@ async fn no_connection_and_no_session_is_shared_by_two_identities() {
 async fn without_a_certificate_sessions_are_picked_up_again() {
     // MT-10: what the test above says is full could be otherwise.
     let mut hall = Hall::new(None).await;
-    (hall.stage.order.client_auth, hall.stage.order.binding) = (ClientAuth::PrivateKeyJwt, Binding::Bearer);
+    hall.stage.order.proved_by(ClientAuth::PrivateKeyJwt);
+    hall.stage.order.binding = Binding::Bearer;
     hall.will([token(), token()]);
     for _ in 0..2 {
         hall.stage.issue().await.result.unwrap();
@@ -303,7 +311,7 @@ async fn where_the_certificate_is_not_taken_nothing_is_asked() {
             let asks = asks.as_ref().map(|asks| Asks { authorities: asks.authorities.clone(), ..*asks });
             let mut hall = Hall::new(None).await;
             let alias = hall.alias(asks).await;
-            hall.stage.order.client_auth = method;
+            hall.stage.order.proved_by(method);
             let mut metadata = hall.metadata();
             metadata["mtls_endpoint_aliases"] = json!({"token_endpoint": format!("{}/token", alias.url)});
             hall.stage.script.will([Answer::json(200, metadata)]);

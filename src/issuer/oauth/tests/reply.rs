@@ -10,7 +10,7 @@ use crate::{
     clock::Boot,
     credential::{Binding, Bound, Credential},
     issuer::{
-        ClientAuth, IssueError, IssueFacts, Order, Reason,
+        IssueError, IssueFacts, Order, Reason,
         http::Response,
         oauth::reply::{self, MAX_TOKEN, Moment},
     },
@@ -28,12 +28,12 @@ fn order() -> Order {
         credential: "orders".into(),
         issuer: "corp".into(),
         client_id: "billing".into(),
-        client_auth: ClientAuth::PrivateKeyJwt,
         resource: Some("https://api.example".into()),
         scope: ["orders.read".into(), "orders.write".into()].into(),
         require_aud: true,
         max_ttl: Duration::from_secs(900),
         binding: Binding::Bearer,
+        terms: Arc::default(),
         max_uses: None,
         instance: None,
     }

@@ -1,6 +1,9 @@
 //! The composition root. In go settings; out comes a daemon that is whole and inert, and then, once told to run, one that
 //! runs until it is told to stop. Reload builds everything new before it lets go of anything old.
 
+mod facts;
+mod steward;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     future::Future,
@@ -17,22 +20,26 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    attest::{Attestor, Evidence, Hold, Interests, Level, Proc, Sources},
+    attest::{Attestor, Hold, Interests, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
-    broker::{self, Books, Broker, Keeper, PendingFile, Revoked},
+    broker::{self, Books, Keeper, PendingFile, Revoked, Rotor},
     clock::{Boot, Clock, Dice, uuid_v7},
-    config::{IssuerSettings, Mistake, Settings, load},
-    issuer::{Issuer, Order, http::HttpError, oauth::OAuth},
+    config::{IssuerSettings, Settings},
+    issuer::{Issuer, http::HttpError, oauth::OAuth},
     journey::{Journey, Rules},
-    keys::{CertificateError, Certificates, FileError, KeyError, Keyring, SealingKey},
-    policy::{Door, Policy},
+    keys::{CertificateError, Certificates, FileError, KeyError, Keyring, Now, SealingKey},
+    policy::Door,
     serve::{
-        self, grpc,
+        Speaks,
+        grpc::Workloads,
         http::Face as HttpFace,
-        operator::{Face as OperatorFace, Facts, Reload},
+        operator::{Face as OperatorFace, Facts, Operators, Ordered},
+        serve_on,
     },
     wire::{Listener, WireError},
 };
+use facts::facts;
+use steward::{Steward, disabled_before};
 
 /// Why there is no daemon.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +56,11 @@ pub enum BuildError {
     /// The ledger cannot be written.
     #[error("{0}")]
     Ledger(#[from] LedgerError),
+    /// Who was switched off cannot be told.
+    #[error(
+        "{0} names the identities that are disabled, and cannot be read: {1}: mend it, or take it away on purpose"
+    )]
+    Disabled(PathBuf, std::io::Error),
     /// The sealing key cannot be had.
     #[error("the key that seals what is kept for the next start: {0}")]
     Sealing(FileError),
@@ -76,6 +88,7 @@ pub struct Daemon {
     journey: Arc<Journey>,
     keeper: Keeper,
     revoked: mpsc::UnboundedReceiver<Revoked>,
+    disabled: BTreeMap<Arc<str>, String>,
     scribe: Scribe,
     workload: Listener,
     operator: Listener,
@@ -102,7 +115,8 @@ impl Daemon {
         clock: Arc<dyn Clock>,
         dice: Arc<dyn Dice>,
     ) -> Result<Self, BuildError> {
-        let keys = Keyring::open(&settings.keys, &Keyring::default()).map_err(BuildError::Keys)?;
+        let keys =
+            Keyring::open(&settings.keys, &Keyring::default(), now(&*clock)).map_err(BuildError::Keys)?;
         let certificates =
             Certificates::open(&settings.certificates, &Certificates::default(), &keys, clock.wall())
                 .map_err(BuildError::Certificates)?;
@@ -126,14 +140,18 @@ impl Daemon {
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let probed = attestor.evidence(std::process::id(), Hold::Socket, &Interests::default()).ok();
-        let rules = rules(&settings);
+        let disabled = disabled_before(&settings.kept.disabled)
+            .map_err(|error| BuildError::Disabled(settings.kept.disabled.clone(), error))?;
+        let rules = rules(&settings, &disabled);
         let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
-        let facts = facts(&settings, &keys, probed.as_ref());
+        let mut facts = facts(&settings, &keys, probed.as_ref());
+        facts.disabled = disabled.iter().map(|(name, why)| (name.to_string(), why.clone())).collect();
         let exports = settings.exports.values().cloned().map(Listener::bind).collect::<Result<_, _>>()?;
         Ok(Self {
             journey: Arc::new(journey),
             keeper,
             revoked,
+            disabled,
             scribe,
             workload: Listener::bind(settings.listen.workload.clone())?,
             operator: Listener::bind(settings.listen.operator.clone())?,
@@ -169,6 +187,7 @@ impl Daemon {
             journey,
             keeper,
             revoked,
+            disabled,
             scribe,
             workload,
             operator,
@@ -210,74 +229,72 @@ impl Daemon {
         }
 
         let (stop, stopped) = watch::channel(false);
-        let (reload, mut reloads) = mpsc::channel::<Reload>(1);
+        let (orders, mut ordered) = mpsc::channel::<Ordered>(1);
         let listeners = [&workload, &operator, &http].into_iter().chain(&exports);
         let admissions = listeners.map(|listener| Arc::clone(listener.admission())).collect();
         let operator_face = OperatorFace {
             journey: Arc::clone(&journey),
             facts: Arc::clone(&facts),
             admissions,
-            reload,
+            orders,
             clock: Arc::clone(&clock),
             started,
         };
         let http_face =
             HttpFace { journey: Arc::clone(&journey), clock: Arc::clone(&clock), stop: stopped.clone() };
         let drain = settings.drain;
-        let workloads = grpc::workloads(
+        let workloads = Workloads::new(
             Arc::clone(&journey),
             Arc::clone(&clock),
             stopped.clone(),
             settings.listen.reflection,
         );
+        let operators = Operators::new(operator_face);
         let mut faces = JoinSet::new();
-        for listener in exports {
-            let door = Door::Export(listener.settings().path.as_path().into());
-            let (journey, workloads) = (Arc::clone(&journey), workloads.clone());
-            faces.spawn(serve::grpc_on(listener, door, journey, workloads, stopped.clone(), drain));
+        // What holds the journey is moved: the ledger is closed when the last of it is gone.
+        for (listener, door) in [(workload, Door::Own)].into_iter().chain(exports.into_iter().map(exported)) {
+            let workloads = workloads.clone();
+            let answer = move |session, request| workloads.answer(session, request);
+            let (way, stops) = (Arc::clone(&journey), stopped.clone());
+            faces.spawn(serve_on(listener, door, Speaks::Grpc, way, answer, stops, drain));
         }
-        // Moved, like all that holds the journey: the ledger is closed when the last of them is gone.
-        faces.spawn(serve::grpc_on(
-            workload,
-            Door::Own,
-            Arc::clone(&journey),
-            workloads,
-            stopped.clone(),
-            drain,
-        ));
-        faces.spawn(serve::grpc_on(
-            operator,
-            Door::Own,
-            Arc::clone(&journey),
-            operator_face.routes().prepare(),
-            stopped.clone(),
-            drain,
-        ));
+        drop(workloads);
+        let answer = move |session, request| operators.answer(session, request);
+        let (way, stops) = (Arc::clone(&journey), stopped.clone());
+        faces.spawn(serve_on(operator, Door::Own, Speaks::Grpc, way, answer, stops, drain));
         let answer = move |session, request| http_face.clone().answer(session, request);
-        faces.spawn(serve::http_on(http, Arc::clone(&journey), answer, stopped, drain));
+        faces.spawn(serve_on(http, Door::Own, Speaks::Http, Arc::clone(&journey), answer, stopped, drain));
 
-        let mut reloader = Reloader {
-            journey: Arc::clone(&journey),
+        let rotor =
+            Rotor::new(keys, Arc::clone(&settings.policy), journey.broker().clone(), Arc::clone(&clock));
+        let journey_kept = Arc::clone(&journey);
+        let told = HashSet::new();
+        let mut steward = Steward {
+            journey: journey_kept,
             settings,
-            keys,
+            rotor,
             certificates,
+            disabled,
             origin,
             facts,
             clock,
             dice,
+            told,
         };
+        steward.count_down().await;
         tell_manager(&[sd_notify::NotifyState::Ready]);
-        tracing::info!(identities = reloader.settings.policy.identities().count(), "ready");
+        tracing::info!(identities = steward.settings.policy.identities().count(), "ready");
         let mut hangup = signal(SignalKind::hangup()).ok();
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
-                Some(answer) = reloads.recv() => {
-                    // The operator may have hung up; the reload counts all the same.
-                    let _ = answer.send(reloader.reload().await);
+                Some((act, answer)) = ordered.recv() => {
+                    // The operator may have hung up; the act counts all the same.
+                    let _ = answer.send(steward.act(act).await);
                 }
-                _ = hung_up(&mut hangup) => drop(reloader.reload().await),
+                _ = hung_up(&mut hangup) => drop(steward.reload().await),
+                () = steward.attend() => {}
             }
         }
         tell_manager(&[sd_notify::NotifyState::Stopping]);
@@ -285,7 +302,7 @@ impl Daemon {
         let _ = stop.send(true);
         while faces.join_next().await.is_some() {}
         let last = record(&journey, EventType::AgentStop, "asked to stop".into()).await;
-        drop((journey, reloader, reloads));
+        drop((journey, steward, ordered));
         keeper.abort();
         // The scribe ends when the last way to the ledger is gone, and signs what is written.
         if let Err(error) = scribe.await {
@@ -303,117 +320,6 @@ async fn hung_up(hangup: &mut Option<tokio::signal::unix::Signal>) {
     if heard.is_none() {
         std::future::pending::<()>().await;
     }
-}
-
-/// Reads the settings again: all of them, or nothing.
-struct Reloader {
-    journey: Arc<Journey>,
-    settings: Settings,
-    keys: Keyring,
-    certificates: Certificates,
-    origin: Origin,
-    facts: Arc<ArcSwap<Facts>>,
-    clock: Arc<dyn Clock>,
-    dice: Arc<dyn Dice>,
-}
-
-impl Reloader {
-    async fn reload(&mut self) -> Result<Vec<String>, Vec<String>> {
-        if let Ok(now) = sd_notify::NotifyState::monotonic_usec_now() {
-            tell_manager(&[sd_notify::NotifyState::Reloading, now]);
-        }
-        let done = self.try_reload();
-        let (kind, outcome, told) = match &done {
-            Ok(changes) => (EventType::ConfigLoad, Outcome::Success, changes.join("; ")),
-            Err(mistakes) => (EventType::ConfigRefused, Outcome::Failed, mistakes.join("; ")),
-        };
-        if let Err(mistakes) = &done {
-            for mistake in mistakes {
-                tracing::error!("reload refused, the old settings stay: {mistake}");
-            }
-            let reload_error = mistakes.join("\n");
-            self.facts.store(Arc::new(Facts { reload_error, ..Facts::clone(&self.facts.load()) }));
-        } else {
-            tracing::info!("reloaded: {told}");
-        }
-        let entry = self.journey.entry(kind, outcome).detail(told);
-        if let Err(error) = self.journey.ledger().record(entry).await {
-            tracing::error!(%error, "the reload could not be recorded");
-        }
-        tell_manager(&[sd_notify::NotifyState::Ready]);
-        done
-    }
-
-    fn try_reload(&mut self) -> Result<Vec<String>, Vec<String>> {
-        let words = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let settings = load(&self.origin.path, &self.origin.environment, self.clock.wall()).map_err(words)?;
-        let keys = Keyring::open(&settings.keys, &self.keys)
-            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let certificates =
-            Certificates::open(&settings.certificates, &self.certificates, &keys, self.clock.wall())
-                .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let books = books(&settings, &keys, &certificates, &self.clock, &self.dice)
-            .map_err(|error| vec![error.to_string()])?;
-
-        // From here on nothing can fail.
-        let mut changes = changes(&self.settings.policy, &settings.policy);
-        if settings.listen_differs(&self.settings) {
-            let message =
-                "[listen], [limits], [audit] and the sockets of [exports] change at the next restart";
-            changes.push(message.into());
-        }
-        self.journey.ledger().use_config(&settings.digest);
-        self.journey.follow(rules(&settings));
-        let keep = orders(&books, &settings.policy, self.journey.broker());
-        self.journey.broker().replace(books, keep);
-        let mut facts = facts(&settings, &keys, None);
-        facts.max_level = self.facts.load().max_level.clone();
-        self.facts.store(Arc::new(facts));
-        (self.settings, self.keys, self.certificates) = (settings, keys, certificates);
-        Ok(changes)
-    }
-}
-
-fn changes(old: &Policy, new: &Policy) -> Vec<String> {
-    let names = |policy: &Policy| {
-        policy.identities().map(|identity| identity.name.to_string()).collect::<HashSet<_>>()
-    };
-    let (before, after) = (names(old), names(new));
-    let mut changes: Vec<String> = Vec::new();
-    changes.extend(after.difference(&before).map(|name| format!("identity {name} was added")));
-    changes.extend(before.difference(&after).map(|name| format!("identity {name} was removed")));
-    for identity in new.identities() {
-        if old.identities().any(|other| other.name == identity.name && other != identity) {
-            changes.push(format!("identity {} was changed", identity.name));
-        }
-    }
-    for (name, export) in old.exports() {
-        match new.exports().get(name) {
-            None => changes.push(format!("export {name} is for nobody from now on")),
-            Some(now) if now.path != export.path => {
-                changes.push(format!("export {name} moves: where it is now, it is for nobody from now on"))
-            }
-            Some(now) if now != export => changes.push(format!("export {name} is for others than before")),
-            Some(_) => {}
-        }
-    }
-    changes.sort();
-    if changes.is_empty() {
-        changes.push("no identity changed".into());
-    }
-    changes
-}
-
-/// The orders on the shelf that the new settings would place in the same way.
-fn orders(books: &Books, policy: &Policy, broker: &Broker) -> HashSet<Order> {
-    let still_placed = |order: &Order| {
-        let identity = policy.identities().find(|identity| identity.name == order.identity)?;
-        let rule = identity.credentials.get(&order.credential)?;
-        let within = order.scope.iter().all(|scope| rule.scope.contains(scope));
-        let placed = books.order_for(&identity.name, rule, Arc::clone(&order.scope)).ok()?;
-        (within && placed == *order).then_some(placed)
-    };
-    broker.report().shelf.iter().filter_map(|shelved| still_placed(&shelved.order)).collect()
 }
 
 fn books(
@@ -436,65 +342,23 @@ fn books(
     Ok(Books { issuers, keys: keys.clone(), certificates: certificates.clone() })
 }
 
-fn rules(settings: &Settings) -> Rules {
-    Rules::new(Arc::clone(&settings.policy), settings.environment.clone(), settings.digest.clone())
+fn rules(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>) -> Rules {
+    let policy = if disabled.is_empty() {
+        Arc::clone(&settings.policy)
+    } else {
+        Arc::new(settings.policy.without(steward::names(disabled)))
+    };
+    Rules::new(policy, settings.environment.clone(), settings.digest.clone())
 }
 
-fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidence>) -> Facts {
-    let url = |issuer: &IssuerSettings| match issuer {
-        IssuerSettings::OAuth(oauth) => oauth.issuer.clone(),
-    };
-    let mut warnings = Vec::new();
-    for identity in settings.policy.identities() {
-        for rule in identity.credentials.values() {
-            if let Some(exception) = &rule.exception {
-                warnings.push(format!(
-                    "{}.{} is {} until {}: {} (owner {})",
-                    identity.name,
-                    rule.name,
-                    rule.binding,
-                    exception.until,
-                    exception.reason,
-                    exception.owner
-                ));
-            }
-        }
-    }
-    Facts {
-        environment: settings.environment.clone(),
-        max_level: max_level(probed),
-        keys: keys
-            .iter()
-            .map(|(identity, _, key)| {
-                (identity.to_owned(), (key.kid().to_owned(), key.algorithm().to_string()))
-            })
-            .collect(),
-        issuers: settings.issuers.iter().map(|(name, issuer)| (name.to_string(), url(issuer))).collect(),
-        warnings,
-        reload_error: String::new(),
-    }
+/// An exported socket, and what it is to policy.
+fn exported(listener: Listener) -> (Listener, Door) {
+    let door = Door::Export(listener.settings().path.as_path().into());
+    (listener, door)
 }
 
-/// The strongest level this host and these privileges can prove (ATT-03), by trying on ourselves.
-fn max_level(probed: Option<&Evidence>) -> (String, String) {
-    let pinned = std::os::unix::net::UnixStream::pair()
-        .ok()
-        .and_then(|(ours, _theirs)| crate::attest::Peer::pin(&ours).ok().map(|peer| peer.hold()));
-    let systemd = std::path::Path::new("/run/systemd/system").is_dir();
-    let root = rustix::process::geteuid().is_root();
-    let (level, why) = match (pinned, probed) {
-        (Some(Hold::Socket), Some(_)) if systemd => {
-            (Level::L4, "for identities that name a program, which then answers the challenge")
-        }
-        (Some(Hold::Socket), Some(_)) => (Level::L2, "no systemd runs here to vouch for units"),
-        (Some(Hold::Opened), _) => (Level::L1, "this kernel has no SO_PEERPIDFD (Linux 6.5)"),
-        _ => (Level::L0, "this kernel does not let a process be pinned, or /proc cannot be read"),
-    };
-    let mut why = why.to_owned();
-    if !root && level >= Level::L2 {
-        why.push_str("; programs of other users need CAP_SYS_PTRACE");
-    }
-    (level.to_string(), why)
+fn now(clock: &dyn Clock) -> Now {
+    Now { wall: clock.wall(), boot: clock.boot() }
 }
 
 fn host() -> Host {

@@ -1,0 +1,470 @@
+//! Keys that make room for others, while orders are placed with them. In go keys with what is due, and the time; out come turns:
+//! what was made, what signs now, what is destroyed. A new key signs only once every issuer has taken it: it is tried
+//! there, so that a key nobody has registered yet never costs a workload its token (KEY-05).
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{task::JoinSet, time::sleep};
+
+use super::Broker;
+use crate::{
+    clock::{Boot, Clock},
+    issuer::IssueError,
+    jose::Signer,
+    keys::{Due, KeyError, Keyring, Now, rotation::RETRY},
+    policy::{CredentialRule, Policy},
+};
+
+/// How old a key becomes that binds tokens (K57-2).
+const PROOF_KEY_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Nothing that is due waits longer to be seen: after a suspend the time since boot has jumped.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// What was done with a key.
+#[derive(Debug)]
+pub struct Turn {
+    /// Whose.
+    pub identity: Arc<str>,
+    /// What.
+    pub what: Turned,
+}
+
+/// What was done with a key.
+#[derive(Debug)]
+pub enum Turned {
+    /// It was made and is published; it does not sign yet.
+    Published {
+        /// Its id.
+        kid: String,
+    },
+    /// It signs from now on.
+    Signs {
+        /// Its id.
+        kid: String,
+    },
+    /// An issuer does not take it yet: it is tried again later, and the one before goes on.
+    NotTaken {
+        /// Its id.
+        kid: String,
+        /// What the issuer said.
+        why: String,
+    },
+    /// The one before is destroyed.
+    Destroyed,
+    /// What is bound from now on is bound by another key.
+    Proofs,
+    /// It could not be done.
+    Failed(KeyError),
+}
+
+/// The task's state: all keys, and the trials under way.
+#[derive(Debug)]
+pub struct Rotor {
+    keys: Keyring,
+    policy: Arc<Policy>,
+    broker: Broker,
+    clock: Arc<dyn Clock>,
+    trials: JoinSet<Trial>,
+    trying: HashSet<Arc<str>>,
+    not_before: HashMap<Arc<str>, Boot>,
+}
+
+#[derive(Debug)]
+struct Trial {
+    identity: Arc<str>,
+    kid: String,
+    result: Result<(), IssueError>,
+}
+
+impl Rotor {
+    /// Takes charge of `keys`.
+    pub fn new(keys: Keyring, policy: Arc<Policy>, broker: Broker, clock: Arc<dyn Clock>) -> Self {
+        let (trials, trying, not_before) = (JoinSet::new(), HashSet::new(), HashMap::new());
+        Self { keys, policy, broker, clock, trials, trying, not_before }
+    }
+
+    /// The keys as they are.
+    pub fn keys(&self) -> &Keyring {
+        &self.keys
+    }
+
+    /// From now on, these keys and this policy: the settings were read again.
+    pub fn follow(&mut self, keys: Keyring, policy: Arc<Policy>) {
+        (self.keys, self.policy) = (keys, policy);
+    }
+
+    /// Waits until something was due, and does it.
+    pub async fn turn(&mut self) -> Vec<Turn> {
+        loop {
+            let turns = self.look();
+            if !turns.is_empty() {
+                return turns;
+            }
+            tokio::select! {
+                Some(trial) = self.trials.join_next() => {
+                    // A trial that panicked is one that is tried again.
+                    if let Ok(trial) = trial {
+                        return vec![self.tried(trial)];
+                    }
+                    self.trying.clear();
+                }
+                () = sleep(LOOK) => {}
+            }
+        }
+    }
+
+    /// Publishes the next key of `identity` now, or, if it is published already, tries it now.
+    pub fn rotate(&mut self, identity: &Arc<str>) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        match self.keys.next(identity) {
+            None => turns.push(self.begin(identity)),
+            Some(next) => {
+                self.not_before.remove(identity);
+                self.try_out(identity, next);
+            }
+        }
+        turns.push(self.renew_proofs(identity));
+        turns
+    }
+
+    /// Destroys the keys of `identity` and makes others at once (KEY-07).
+    pub fn replace(&mut self, identity: &Arc<str>) -> Turn {
+        let replaced = self.keys.replace(identity, self.now());
+        self.turned(identity, replaced, |kid| Turned::Signs { kid })
+    }
+
+    /// Does what is due.
+    fn look(&mut self) -> Vec<Turn> {
+        let now = self.clock.boot();
+        let mut turns = Vec::new();
+        for (identity, due) in self.keys.due(now) {
+            match due {
+                Due::Begin => turns.push(self.begin(&identity)),
+                Due::Finish => {
+                    let finished = self.keys.finish(&identity);
+                    turns.push(self.turned(&identity, finished, |_| Turned::Destroyed));
+                }
+                Due::Try if self.not_before.get(&identity).is_some_and(|then| now < *then) => {}
+                Due::Try => {
+                    if let Some(next) = self.keys.next(&identity) {
+                        self.try_out(&identity, next);
+                    }
+                }
+            }
+        }
+        for identity in self.keys.with_old_proofs(PROOF_KEY_AGE, now) {
+            turns.push(self.renew_proofs(&identity));
+        }
+        turns
+    }
+
+    fn begin(&mut self, identity: &Arc<str>) -> Turn {
+        let begun = self.keys.begin(identity, self.now());
+        let kid = begun.as_ref().ok().and_then(|keys| keys.next(identity)).map(|key| key.kid().to_owned());
+        self.turned(identity, begun, |_| Turned::Published { kid: kid.unwrap_or_default() })
+    }
+
+    fn renew_proofs(&mut self, identity: &Arc<str>) -> Turn {
+        let renewed = self.keys.with_new_proofs(identity, self.now());
+        self.turned(identity, renewed, |_| Turned::Proofs)
+    }
+
+    /// Places one order of each issuer of `identity` with its next key, and gives back what comes.
+    fn try_out(&mut self, identity: &Arc<str>, next: Arc<dyn Signer>) {
+        if !self.trying.insert(Arc::clone(identity)) {
+            return;
+        }
+        let rules = self.policy.identities().find(|known| known.name == *identity);
+        let mut issuers = BTreeSet::new();
+        let rules: Vec<Arc<CredentialRule>> = rules
+            .into_iter()
+            .flat_map(|known| known.credentials.values())
+            .filter(|rule| rule.terms.client_auth.needs_key() && issuers.insert(Arc::clone(&rule.issuer)))
+            .cloned()
+            .collect();
+        let (broker, identity) = (self.broker.clone(), Arc::clone(identity));
+        self.trials.spawn(async move {
+            let mut result = Ok(());
+            for rule in rules {
+                result = broker.try_key(&identity, &rule, &next).await;
+                if result.is_err() {
+                    break;
+                }
+            }
+            Trial { identity, kid: next.kid().to_owned(), result }
+        });
+    }
+
+    fn tried(&mut self, trial: Trial) -> Turn {
+        let Trial { identity, kid, result } = trial;
+        self.trying.remove(&identity);
+        match result {
+            Err(why) => {
+                self.not_before.insert(Arc::clone(&identity), self.clock.boot() + RETRY);
+                Turn { identity, what: Turned::NotTaken { kid, why: why.to_string() } }
+            }
+            Ok(()) => {
+                self.not_before.remove(&identity);
+                let switched = self.keys.switch(&identity, self.now());
+                self.turned(&identity, switched, |kid| Turned::Signs { kid })
+            }
+        }
+    }
+
+    fn turned(
+        &mut self,
+        identity: &Arc<str>,
+        keys: Result<Keyring, KeyError>,
+        what: impl FnOnce(String) -> Turned,
+    ) -> Turn {
+        let what = match keys {
+            Err(error) => Turned::Failed(error),
+            Ok(keys) => {
+                let signing = keys.signer(identity, crate::keys::Purpose::ClientAuth);
+                self.broker.rekey(keys.clone());
+                self.keys = keys;
+                what(signing.map(|key| key.kid().to_owned()).unwrap_or_default())
+            }
+        };
+        Turn { identity: Arc::clone(identity), what }
+    }
+
+    fn now(&self) -> Now {
+        Now { wall: self.clock.wall(), boot: self.clock.boot() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        broker::{
+            Books, Cause,
+            tests::{PausedClock, minted, order},
+        },
+        clock::SeededDice,
+        credential::{Binding, Bound, Credential},
+        issuer::{IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers},
+        jose::Algorithm,
+        keys::{Custody, KeySettings},
+        policy::{Assurance, Identity, Per, Proofs, Selectors},
+        proof::Target,
+    };
+
+    /// An issuer that keeps the set of keys it fetched for ten minutes.
+    #[derive(Debug)]
+    struct Caching {
+        clock: Arc<PausedClock>,
+        published: Mutex<HashSet<String>>,
+        cache: Mutex<(Boot, HashSet<String>)>,
+        refused: Mutex<u32>,
+    }
+
+    impl Issuer for Caching {
+        fn issue<'a>(&'a self, _: &'a Order, signers: &'a Signers) -> Pending<'a, Issued> {
+            Box::pin(async {
+                let now = self.clock.boot();
+                let mut cache = self.cache.lock().unwrap();
+                if cache.1.is_empty() || now.since(cache.0) >= Duration::from_secs(600) {
+                    *cache = (now, self.published.lock().unwrap().clone());
+                }
+                let kid = signers.client.as_ref().unwrap().kid();
+                let result = if cache.1.contains(kid) {
+                    let token = format!("{kid}-{}", now.as_nanos());
+                    let minted = minted(&token, now, self.clock.wall(), Duration::from_secs(300));
+                    let bound = Bound::Dpop(Arc::clone(signers.dpop.as_ref().unwrap()));
+                    Ok(Credential { bound, ..minted })
+                } else {
+                    *self.refused.lock().unwrap() += 1;
+                    let detail = "invalid_client".into();
+                    Err(IssueError::Misconfigured { reason: Reason::ClientAuthRejected, detail })
+                };
+                Issued { result, facts: IssueFacts::default() }
+            })
+        }
+
+        fn revoke<'a>(
+            &'a self,
+            _: &'a Order,
+            _: &'a Signers,
+            _: &'a Credential,
+        ) -> Pending<'a, Result<(), IssueError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn owns(&self, _: &Target) -> bool {
+            false
+        }
+    }
+
+    struct Stage {
+        issuer: Arc<Caching>,
+        clock: Arc<PausedClock>,
+        broker: Broker,
+        rotor: Rotor,
+        told: mpsc::UnboundedReceiver<crate::broker::Revoked>,
+    }
+
+    fn bound() -> Order {
+        Order { binding: Binding::Dpop, ..order("corp", "a") }
+    }
+
+    fn policy() -> Arc<Policy> {
+        let order = bound();
+        let rule = CredentialRule {
+            name: order.credential,
+            issuer: order.issuer,
+            client_id: order.client_id,
+            resource: None,
+            require_aud: false,
+            scope: order.scope,
+            binding: Binding::Dpop,
+            key_export: false,
+            proofs: Proofs { origins: ["https://a.example".into()].into(), ..Proofs::default() },
+            per: Per::Identity,
+            max_uses: None,
+            max_ttl: order.max_ttl,
+            exception: None,
+            terms: order.terms,
+        };
+        let identity = Identity {
+            name: "payments".into(),
+            owner: "payments@example.com".into(),
+            assurance: Assurance::Interim,
+            selectors: vec![Selectors { slice: Some("a.slice".into()), ..Selectors::default() }],
+            credentials: [(Arc::clone(&rule.name), Arc::new(rule))].into(),
+        };
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        Arc::new(Policy::new(vec![identity], Default::default(), "test", now).unwrap())
+    }
+
+    fn stage() -> Stage {
+        let clock = PausedClock::new();
+        let settings = KeySettings {
+            custody: Custody::Memory,
+            algorithm: Algorithm::Es256,
+            client: true,
+            rotation: Default::default(),
+            dpop: ["corp".into()].into(),
+        };
+        let now = Now { wall: clock.wall(), boot: clock.boot() };
+        let keys = Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default(), now).unwrap();
+        let issuer = Arc::new(Caching {
+            clock: Arc::clone(&clock),
+            published: Mutex::default(),
+            cache: Mutex::new((clock.boot(), HashSet::new())),
+            refused: Mutex::default(),
+        });
+        let issuers = [("corp".into(), Arc::clone(&issuer) as Arc<dyn Issuer>)].into();
+        let (telling, told) = mpsc::unbounded_channel();
+        let dice = SeededDice::from_seed(3);
+        let books = Books { issuers, keys: keys.clone(), certificates: Default::default() };
+        let (broker, keeper) = crate::broker::new(books, Arc::clone(&clock) as _, dice, telling, None);
+        tokio::spawn(keeper.run());
+        let rotor = Rotor::new(keys, policy(), broker.clone(), Arc::clone(&clock) as _);
+        let stage = Stage { issuer, clock, broker, rotor, told };
+        stage.publish();
+        stage
+    }
+
+    impl Stage {
+        /// What whoever serves the key set does with every export.
+        fn publish(&self) {
+            let kids = self.rotor.keys().to_register().map(|(_, key)| key.kid().to_owned());
+            *self.issuer.published.lock().unwrap() = kids.collect();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_notices_a_rotation() {
+        // KEY-05, DPOP-14, S34: fifty requests a second through one whole rotation, at an issuer that caches keys for ten
+        // minutes.
+        let mut stage = stage();
+        let broker = stage.broker.clone();
+        let clock = Arc::clone(&stage.clock);
+        let load = tokio::spawn(async move {
+            let mut proofs = HashSet::new();
+            let began = clock.boot();
+            let mut asked = 0;
+            while clock.boot().since(began) < Duration::from_secs(40 * 60) {
+                let got = broker.fetch_order(bound(), Duration::ZERO, Duration::from_secs(1)).await;
+                let got = got.expect("not one request fails").credential;
+                assert!(!got.window.left(clock.boot()).is_zero(), "nor is an expired one handed out");
+                proofs.insert(got.bound.thumbprint().unwrap().to_owned());
+                asked += 1;
+                sleep(Duration::from_millis(20)).await;
+            }
+            (asked, proofs.len())
+        });
+        let first = stage.rotor.keys().signer(&"payments".into(), crate::keys::Purpose::ClientAuth).unwrap();
+        sleep(Duration::from_secs(60)).await;
+        let mut turns = stage.rotor.rotate(&"payments".into());
+        stage.publish();
+        while turns.len() < 4 {
+            turns.extend(stage.rotor.turn().await);
+            stage.publish();
+        }
+        let kinds: Vec<String> = turns
+            .iter()
+            .map(|turn| format!("{:?}", turn.what).chars().take_while(|c| c.is_alphabetic()).collect())
+            .collect();
+        assert_eq!(kinds, ["Published", "Proofs", "Signs", "Destroyed"]);
+        let last: Vec<_> = stage.rotor.keys().to_register().map(|(_, key)| key.kid().to_owned()).collect();
+        assert!(last.len() == 1 && last[0] != first.kid());
+        let (asked, proofs) = load.await.unwrap();
+        assert!(asked > 100_000, "{asked}");
+        assert_eq!((proofs, *stage.issuer.refused.lock().unwrap()), (2, 0));
+        // The token of the trial was given back.
+        assert_eq!(stage.told.recv().await.unwrap().cause, Cause::Unclaimed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_nobody_registered_never_signs() {
+        // KEY-05: the gate is that the issuer takes it, not the time.
+        let mut stage = stage();
+        let first = stage.rotor.keys().signer(&"payments".into(), crate::keys::Purpose::ClientAuth).unwrap();
+        stage.rotor.rotate(&"payments".into());
+        for _ in 0..5 {
+            let turns = stage.rotor.turn().await;
+            assert!(
+                matches!(&turns[..], [Turn { what: Turned::NotTaken { why, .. }, .. }] if why.contains("invalid_client"))
+            );
+        }
+        let now = stage.rotor.keys().signer(&"payments".into(), crate::keys::Purpose::ClientAuth).unwrap();
+        assert_eq!(now.kid(), first.kid());
+        stage.broker.fetch_order(bound(), Duration::ZERO, Duration::from_secs(1)).await.unwrap();
+        // Registered at last, and an operator does not wait for the next trial.
+        stage.publish();
+        sleep(Duration::from_secs(600)).await;
+        stage.rotor.rotate(&"payments".into());
+        let turns = stage.rotor.turn().await;
+        assert!(matches!(&turns[..], [Turn { what: Turned::Signs { .. }, .. }]), "{turns:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_rotate_by_themselves_when_they_are_old() {
+        // KEY-08, K57-1, K57-2
+        let mut stage = stage();
+        let mut seen = Vec::new();
+        while stage.clock.seconds() < 31.0 * 86_400.0 && !seen.contains(&"Published") {
+            for turn in stage.rotor.turn().await {
+                seen.push(match turn.what {
+                    Turned::Published { .. } => "Published",
+                    Turned::Proofs => "Proofs",
+                    other => panic!("{other:?}"),
+                });
+            }
+        }
+        assert_eq!(seen.iter().filter(|what| **what == "Proofs").count(), 30, "one a day");
+        assert!(seen.contains(&"Published"));
+    }
+}

@@ -1,0 +1,75 @@
+//! What the daemon knows and the rooms do not, for an operator who asks how things are.
+
+use crate::{
+    attest::{Evidence, Hold, Level},
+    config::{IssuerSettings, Settings},
+    keys::{Keyring, Purpose},
+    serve::operator::{Facts, KeyFacts},
+};
+
+pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidence>) -> Facts {
+    let url = |issuer: &IssuerSettings| match issuer {
+        IssuerSettings::OAuth(oauth) => oauth.issuer.clone(),
+    };
+    let mut warnings = Vec::new();
+    for identity in settings.policy.identities() {
+        for rule in identity.credentials.values() {
+            if let Some(exception) = &rule.exception {
+                warnings.push(format!(
+                    "{}.{} is {} until {}: {} (owner {})",
+                    identity.name,
+                    rule.name,
+                    rule.binding,
+                    exception.until,
+                    exception.reason,
+                    exception.owner
+                ));
+            }
+        }
+    }
+    Facts {
+        environment: settings.environment.clone(),
+        max_level: max_level(probed),
+        keys: settings
+            .policy
+            .identities()
+            .filter_map(|identity| Some((identity.name.to_string(), key_facts(keys, &identity.name)?)))
+            .collect(),
+        disabled: Default::default(),
+        issuers: settings.issuers.iter().map(|(name, issuer)| (name.to_string(), url(issuer))).collect(),
+        warnings,
+        reload_error: String::new(),
+    }
+}
+
+/// The strongest level this host and these privileges can prove (ATT-03), by trying on ourselves.
+fn max_level(probed: Option<&Evidence>) -> (String, String) {
+    let pinned = std::os::unix::net::UnixStream::pair()
+        .ok()
+        .and_then(|(ours, _theirs)| crate::attest::Peer::pin(&ours).ok().map(|peer| peer.hold()));
+    let systemd = std::path::Path::new("/run/systemd/system").is_dir();
+    let root = rustix::process::geteuid().is_root();
+    let (level, why) = match (pinned, probed) {
+        (Some(Hold::Socket), Some(_)) if systemd => {
+            (Level::L4, "for identities that name a program, which then answers the challenge")
+        }
+        (Some(Hold::Socket), Some(_)) => (Level::L2, "no systemd runs here to vouch for units"),
+        (Some(Hold::Opened), _) => (Level::L1, "this kernel has no SO_PEERPIDFD (Linux 6.5)"),
+        _ => (Level::L0, "this kernel does not let a process be pinned, or /proc cannot be read"),
+    };
+    let mut why = why.to_owned();
+    if !root && level >= Level::L2 {
+        why.push_str("; programs of other users need CAP_SYS_PTRACE");
+    }
+    (level.to_string(), why)
+}
+
+fn key_facts(keys: &Keyring, identity: &std::sync::Arc<str>) -> Option<KeyFacts> {
+    let key = keys.signer(identity, Purpose::ClientAuth)?;
+    Some(KeyFacts {
+        kid: key.kid().to_owned(),
+        algorithm: key.algorithm().to_string(),
+        next: keys.next(identity).map(|next| next.kid().to_owned()),
+        before: keys.before(identity).map(|before| before.kid().to_owned()),
+    })
+}

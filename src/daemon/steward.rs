@@ -1,0 +1,360 @@
+//! Whoever does what an operator orders, and what time brings: settings read again, keys that make room for others, identities
+//! switched off and on, exceptions that come to their end. One task; it owns the settings and the keys. In go acts and
+//! moments; out come words for the operator, and a record of each.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::time::sleep;
+
+use super::{Origin, books, facts::facts, now, rules, tell_manager};
+use crate::{
+    audit::{Entry, EventType, Outcome},
+    broker::{Books, Broker, Cause, Rotor, Turn, Turned, Which},
+    clock::{Clock, Dice},
+    config::{Mistake, Settings, load},
+    issuer::Order,
+    journey::Journey,
+    keys::{Certificates, Keyring},
+    policy::{Per, Policy},
+    serve::operator::{Act, Facts},
+};
+
+/// How often exceptions are looked at.
+const LOOK: Duration = Duration::from_secs(3600);
+
+/// So many days before its end an exception is told of (S36).
+const COUNTDOWN: [i64; 3] = [30, 7, 1];
+
+type Said = Result<Vec<String>, Vec<String>>;
+
+/// The one who owns settings and keys.
+pub(super) struct Steward {
+    pub(super) journey: Arc<Journey>,
+    pub(super) settings: Settings,
+    pub(super) rotor: Rotor,
+    pub(super) certificates: Certificates,
+    /// Those switched off, and why.
+    pub(super) disabled: BTreeMap<Arc<str>, String>,
+    pub(super) origin: Origin,
+    pub(super) facts: Arc<ArcSwap<Facts>>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) dice: Arc<dyn Dice>,
+    /// Which exceptions have been told of, and how many days before their end.
+    pub(super) told: HashSet<(String, i64)>,
+}
+
+impl Steward {
+    /// Waits until time has brought something, and sees to it.
+    pub(super) async fn attend(&mut self) {
+        tokio::select! {
+            turns = self.rotor.turn() => drop(self.note(turns).await),
+            () = sleep(LOOK) => self.count_down().await,
+        }
+    }
+
+    /// Does what an operator ordered.
+    pub(super) async fn act(&mut self, act: Act) -> Said {
+        match act {
+            Act::Reload => self.reload().await,
+            Act::Rotate { identity } => {
+                let identity = self.known(&identity)?;
+                let turns = self.rotor.rotate(&identity);
+                self.note(turns).await
+            }
+            Act::Revoke { identity, credential, keys } => {
+                let identity = self.known(&identity)?;
+                self.revoke(identity, credential.map(Arc::from), keys).await
+            }
+            Act::Disable { identity, reason } => {
+                let identity = self.known(&identity)?;
+                self.disable(identity, reason).await
+            }
+            Act::Enable { identity } => self.enable(&identity).await,
+        }
+    }
+
+    fn known(&self, name: &str) -> Result<Arc<str>, Vec<String>> {
+        let known = self.settings.policy.identities().find(|identity| *identity.name == *name);
+        known.map(|identity| Arc::clone(&identity.name)).ok_or_else(|| {
+            let names: Vec<&str> =
+                self.settings.policy.identities().map(|identity| &*identity.name).collect();
+            vec![format!("there is no such identity; there are {}", names.join(", "))]
+        })
+    }
+
+    /// GA-10: from this moment nothing more is answered; then what there is is revoked.
+    async fn disable(&mut self, identity: Arc<str>, reason: String) -> Said {
+        self.disabled.insert(Arc::clone(&identity), reason.clone());
+        self.journey.follow(rules(&self.settings, &self.disabled));
+        let kept = keep_disabled(&self.settings.kept.disabled, &self.disabled);
+        let count = self.retire(Which::Identity(Arc::clone(&identity), None)).await;
+        self.refresh_facts();
+        let mut said = vec![format!("{identity} is disabled; {count} live credentials are being revoked")];
+        if let Err(error) = &kept {
+            let path = self.settings.kept.disabled.display();
+            said.push(format!(
+                "it would be enabled again at the next start: {path}: {error}: make room there"
+            ));
+        }
+        let detail = format!("{identity}: {reason}; {}", said.join("; "));
+        self.record(self.entry(EventType::IdentityDisable, Outcome::Success).detail(detail)).await;
+        Ok(said)
+    }
+
+    async fn enable(&mut self, name: &str) -> Said {
+        if self.disabled.remove(name).is_none() {
+            return Err(vec![format!("{name} is not disabled")]);
+        }
+        let kept = keep_disabled(&self.settings.kept.disabled, &self.disabled);
+        if let Err(error) = kept {
+            tracing::error!(%error, "an identity that was enabled will be disabled again at the next start");
+        }
+        self.journey.follow(rules(&self.settings, &self.disabled));
+        self.refresh_facts();
+        let entry = self.entry(EventType::IdentityEnable, Outcome::Success).detail(name);
+        self.record(entry).await;
+        Ok(vec![format!("{name} is enabled")])
+    }
+
+    /// KEY-07: if keys too, they are destroyed first, so that nothing more is signed by them.
+    async fn revoke(&mut self, identity: Arc<str>, credential: Option<Arc<str>>, keys: bool) -> Said {
+        let mut said = Vec::new();
+        if keys {
+            let turn = self.rotor.replace(&identity);
+            said.extend(self.note(vec![turn]).await?);
+            said.push("register the new key at the issuer: keybearer keys export".into());
+        }
+        let count = self.retire(Which::Identity(Arc::clone(&identity), credential.clone())).await;
+        let what = credential.map_or_else(|| identity.to_string(), |name| format!("{identity}.{name}"));
+        said.push(format!(
+            "{count} live credentials of {what} are being revoked; the ledger tells what became of each"
+        ));
+        self.record(self.entry(EventType::OperatorRevoke, Outcome::Success).detail(said.join("; "))).await;
+        Ok(said)
+    }
+
+    async fn retire(&self, which: Which) -> usize {
+        // The broker is gone only when the agent is.
+        self.journey.broker().retire(which, Cause::Operator).await.unwrap_or(0)
+    }
+
+    /// Writes down what was done with keys, and says it.
+    async fn note(&self, turns: Vec<Turn>) -> Said {
+        let (mut said, mut failed) = (Vec::new(), Vec::new());
+        for Turn { identity, what } in turns {
+            let (outcome, words) = match &what {
+                Turned::Published { kid } => (
+                    Outcome::Success,
+                    format!(
+                        "{identity}: the next key {kid} is published (keybearer keys export); it signs once every \
+                         issuer takes it"
+                    ),
+                ),
+                Turned::Signs { kid } => {
+                    (Outcome::Success, format!("{identity}: key {kid} signs from now on"))
+                }
+                Turned::NotTaken { kid, why } => (
+                    Outcome::Failed,
+                    format!("{identity}: the next key {kid} is not taken yet, the one before goes on: {why}"),
+                ),
+                Turned::Destroyed => (Outcome::Success, format!("{identity}: the key before is destroyed")),
+                Turned::Proofs => {
+                    (Outcome::Success, format!("{identity}: another key for what is bound from now on"))
+                }
+                Turned::Failed(error) => (Outcome::Failed, error.to_string()),
+            };
+            if outcome == Outcome::Failed {
+                tracing::warn!("{words}");
+            }
+            if matches!(what, Turned::Failed(_)) {
+                failed.push(words.clone())
+            } else {
+                said.push(words.clone())
+            }
+            self.record(self.entry(EventType::KeyRotate, outcome).detail(words)).await;
+        }
+        self.refresh_facts();
+        if failed.is_empty() { Ok(said) } else { Err(failed) }
+    }
+
+    /// S36: exceptions that end soon, each told of once for each step.
+    pub(super) async fn count_down(&mut self) {
+        let now = self.clock.wall();
+        let mut ending = Vec::new();
+        for identity in self.settings.policy.identities() {
+            for rule in identity.credentials.values() {
+                let Some(exception) = &rule.exception else { continue };
+                let days = exception.until.duration_since(now).as_hours() / 24;
+                let step = COUNTDOWN.into_iter().filter(|step| days < *step).min();
+                let name = format!("{}.{}", identity.name, rule.name);
+                if let Some(step) = step.filter(|step| self.told.insert((name.clone(), *step))) {
+                    let (until, owner) = (exception.until, &exception.owner);
+                    ending.push(format!(
+                        "{name} is {} until {until}, in less than {step} days; then it is denied (owner {owner})",
+                        rule.binding
+                    ));
+                }
+            }
+        }
+        for words in ending {
+            tracing::warn!("{words}");
+            self.record(self.entry(EventType::ExceptionEnding, Outcome::Success).detail(words)).await;
+        }
+    }
+
+    /// Reads the settings again: all of them, or nothing.
+    pub(super) async fn reload(&mut self) -> Said {
+        if let Ok(now) = sd_notify::NotifyState::monotonic_usec_now() {
+            tell_manager(&[sd_notify::NotifyState::Reloading, now]);
+        }
+        let done = self.try_reload();
+        let (kind, outcome, told) = match &done {
+            Ok(changes) => (EventType::ConfigLoad, Outcome::Success, changes.join("; ")),
+            Err(mistakes) => (EventType::ConfigRefused, Outcome::Failed, mistakes.join("; ")),
+        };
+        if let Err(mistakes) = &done {
+            for mistake in mistakes {
+                tracing::error!("reload refused, the old settings stay: {mistake}");
+            }
+            let reload_error = mistakes.join("\n");
+            self.facts.store(Arc::new(Facts { reload_error, ..Facts::clone(&self.facts.load()) }));
+        } else {
+            tracing::info!("reloaded: {told}");
+        }
+        self.record(self.entry(kind, outcome).detail(told)).await;
+        tell_manager(&[sd_notify::NotifyState::Ready]);
+        done
+    }
+
+    fn try_reload(&mut self) -> Said {
+        let words = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let settings = load(&self.origin.path, &self.origin.environment, self.clock.wall()).map_err(words)?;
+        let keys = Keyring::open(&settings.keys, self.rotor.keys(), now(&*self.clock))
+            .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let certificates =
+            Certificates::open(&settings.certificates, &self.certificates, &keys, self.clock.wall())
+                .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let books = books(&settings, &keys, &certificates, &self.clock, &self.dice)
+            .map_err(|error| vec![error.to_string()])?;
+
+        // From here on nothing can fail.
+        let mut changes = changes(&self.settings.policy, &settings.policy);
+        if settings.listen_differs(&self.settings) {
+            let message =
+                "[listen], [limits], [audit] and the sockets of [exports] change at the next restart";
+            changes.push(message.into());
+        }
+        self.journey.ledger().use_config(&settings.digest);
+        self.journey.follow(rules(&settings, &self.disabled));
+        let keep = orders(&books, &settings.policy, self.journey.broker());
+        self.journey.broker().replace(books, keep);
+        self.rotor.follow(keys, Arc::clone(&settings.policy));
+        (self.settings, self.certificates) = (settings, certificates);
+        self.refresh_facts();
+        Ok(changes)
+    }
+
+    fn refresh_facts(&self) {
+        let mut facts = facts(&self.settings, self.rotor.keys(), None);
+        let before = self.facts.load();
+        facts.max_level = before.max_level.clone();
+        facts.disabled =
+            self.disabled.iter().map(|(identity, reason)| (identity.to_string(), reason.clone())).collect();
+        self.facts.store(Arc::new(facts));
+    }
+
+    fn entry(&self, kind: EventType, outcome: Outcome) -> Entry {
+        self.journey.entry(kind, outcome)
+    }
+
+    async fn record(&self, entry: Entry) {
+        // What was done is done; that it is not on record, the ledger's health says.
+        if let Err(error) = self.journey.ledger().record(entry).await {
+            tracing::error!(%error, "what the agent did could not be recorded");
+        }
+    }
+}
+
+/// Those that were switched off when the agent stopped. A file that cannot be read is an error: nobody is enabled by accident.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(super) fn disabled_before(path: &Path) -> io::Result<BTreeMap<Arc<str>, String>> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error),
+    };
+    let read: BTreeMap<String, String> = serde_json::from_str(&text)?;
+    Ok(read.into_iter().map(|(identity, reason)| (identity.into(), reason)).collect())
+}
+
+fn keep_disabled(path: &Path, disabled: &BTreeMap<Arc<str>, String>) -> io::Result<()> {
+    let plain: BTreeMap<&str, &str> =
+        disabled.iter().map(|(identity, reason)| (&**identity, reason.as_str())).collect();
+    let beside = path.with_extension("new");
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(serde_json::to_string_pretty(&plain)?.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&beside, path)
+}
+
+/// The names of those switched off.
+pub(super) fn names(disabled: &BTreeMap<Arc<str>, String>) -> BTreeSet<Arc<str>> {
+    disabled.keys().cloned().collect()
+}
+
+fn changes(old: &Policy, new: &Policy) -> Vec<String> {
+    let names = |policy: &Policy| {
+        policy.identities().map(|identity| identity.name.to_string()).collect::<HashSet<_>>()
+    };
+    let (before, after) = (names(old), names(new));
+    let mut changes: Vec<String> = Vec::new();
+    changes.extend(after.difference(&before).map(|name| format!("identity {name} was added")));
+    changes.extend(before.difference(&after).map(|name| format!("identity {name} was removed")));
+    for identity in new.identities() {
+        if old.identities().any(|other| other.name == identity.name && other != identity) {
+            changes.push(format!("identity {} was changed", identity.name));
+        }
+    }
+    for (name, export) in old.exports() {
+        match new.exports().get(name) {
+            None => changes.push(format!("export {name} is for nobody from now on")),
+            Some(now) if now.path != export.path => {
+                changes.push(format!("export {name} moves: where it is now, it is for nobody from now on"))
+            }
+            Some(now) if now != export => changes.push(format!("export {name} is for others than before")),
+            Some(_) => {}
+        }
+    }
+    changes.sort();
+    if changes.is_empty() {
+        changes.push("no identity changed".into());
+    }
+    changes
+}
+
+/// The orders on the shelf that the new settings would place in the same way.
+fn orders(books: &Books, policy: &Policy, broker: &Broker) -> HashSet<Order> {
+    let still_placed = |order: &Order| {
+        let identity = policy.identities().find(|identity| identity.name == order.identity)?;
+        let rule = identity.credentials.get(&order.credential)?;
+        let within = order.scope.iter().all(|scope| rule.scope.contains(scope));
+        let placed = books.order_for(&identity.name, rule, Arc::clone(&order.scope)).ok()?;
+        // One of a process stays that process's.
+        let instance = order.instance.filter(|_| rule.per == Per::Process);
+        let placed = Order { instance, ..placed };
+        (within && placed == *order).then_some(placed)
+    };
+    broker.report().shelf.iter().filter_map(|shelved| still_placed(&shelved.order)).collect()
+}

@@ -1,0 +1,159 @@
+//! An operator's orders to the real binary: rotate, revoke, disable, enable. In go commands; out comes what the agent still
+//! hands out, what its issuer was told, and what is on record.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::time::Duration;
+
+use keybearer::{
+    audit::{EventType, Outcome},
+    dev::Handle,
+    proto::v1::credential::Kind,
+};
+use support::{Setup, TestAgent, issuer, register};
+use tokio::time::timeout;
+
+const PROPAGATION: &str = "\n[identities.shop.key]\npropagation = \"0s\"\n";
+
+async fn token(agent: &TestAgent) -> Result<String, tonic::Status> {
+    let credential = agent.client().await.get("orders", &[]).await?;
+    let Some(Kind::AccessToken(token)) = credential.kind else { panic!("an access token") };
+    Ok(token.token)
+}
+
+fn said(agent: &TestAgent, arguments: &[&str]) -> (bool, String) {
+    let output = agent.keybearer(arguments);
+    let words = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(words).unwrap())
+}
+
+/// Waits until something is on record: it is written by another task than the one that answered.
+async fn recorded(agent: &TestAgent, wanted: impl Fn(EventType, Outcome, &str) -> bool) -> String {
+    let look = async {
+        loop {
+            let found = agent.records().into_iter().find_map(|record| {
+                let entry = record.entry;
+                let detail = entry.detail.unwrap_or_default();
+                wanted(entry.event.kind, entry.event.outcome, &detail).then_some(detail)
+            });
+            match found {
+                Some(detail) => return detail,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    timeout(Duration::from_secs(10), look).await.expect("it is on record")
+}
+
+fn revocations(handle: &Handle) -> usize {
+    handle.diary().entries.iter().filter(|entry| entry.path == "/revoke" && entry.status == 200).count()
+}
+
+#[tokio::test]
+async fn disabled_is_disabled_at_once_for_whoever_listens_and_across_a_restart() {
+    // GA-10, NHI-1
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    token(&agent).await.unwrap();
+    let mut client = agent.client().await;
+    let mut watching = client.watch("orders", &[]).await.unwrap();
+    watching.message().await.unwrap().unwrap();
+
+    let (done, words) = said(&agent, &["disable", "shop", "--reason", "its host was broken into"]);
+    assert!(done && words.contains("1 live credentials are being revoked"), "{words}");
+    let refused = token(&agent).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    let ended = timeout(Duration::from_secs(1), watching.message()).await.expect("within a second");
+    assert_eq!(ended.unwrap_err().code(), tonic::Code::PermissionDenied);
+    recorded(&agent, |kind, outcome, _| kind == EventType::CredentialRevoke && outcome == Outcome::Success)
+        .await;
+    assert_eq!(revocations(&issuer.handle), 1);
+    let denials: Vec<_> =
+        agent.records().into_iter().filter_map(|record| record.entry.event.reason).collect();
+    assert!(denials.iter().any(|reason| reason == "DISABLED"), "{denials:?}");
+    let (_, status) = said(&agent, &["status"]);
+    assert!(status.contains("disabled: its host was broken into"), "{status}");
+
+    // Neither a reload nor a restart lets it in again.
+    assert!(said(&agent, &["reload"]).0);
+    token(&agent).await.unwrap_err();
+    let dir = agent.dir.clone();
+    agent.stop();
+    let agent = TestAgent::start(dir);
+    token(&agent).await.unwrap_err();
+    let (done, words) = said(&agent, &["enable", "shop"]);
+    assert!(done, "{words}");
+    token(&agent).await.unwrap();
+    agent.verify().unwrap();
+    let (done, words) = said(&agent, &["disable", "shopp", "--reason", "a slip of the pen"]);
+    assert!(!done && words.contains("there is no such identity; there are shop"), "{words}");
+}
+
+#[tokio::test]
+async fn revoked_tokens_are_dead_at_the_issuer_and_the_next_is_another() {
+    // OA-43
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    let first = token(&agent).await.unwrap();
+    let (done, words) = said(&agent, &["revoke", "shop", "orders"]);
+    assert!(done && words.contains("1 live credentials of shop.orders"), "{words}");
+    assert_ne!(token(&agent).await.unwrap(), first);
+    let detail = recorded(&agent, |kind, _, _| kind == EventType::CredentialRevoke).await;
+    assert!(detail.starts_with("its issuer confirmed; 1 tries"), "{detail}");
+    assert_eq!(revocations(&issuer.handle), 1);
+}
+
+#[tokio::test]
+async fn an_emergency_ends_the_keys_and_a_new_one_has_to_be_registered() {
+    // KEY-07
+    let issuer = issuer(300);
+    let setup = Setup::new(issuer.handle.url());
+    let agent = setup.start(Some(&issuer.handle));
+    token(&agent).await.unwrap();
+    let kid = || {
+        let (_, words) = said(&agent, &["keys", "list"]);
+        words.split_whitespace().last().unwrap().to_owned()
+    };
+    let before = kid();
+    let (done, words) = said(&agent, &["revoke", "shop", "--keys"]);
+    assert!(done && words.contains("register the new key"), "{words}");
+    assert_ne!(kid(), before);
+    let refused = token(&agent).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "the issuer does not know the new key: {refused:?}");
+    register(&issuer.handle, &agent.dir.path().join("agent.toml"));
+    // What waited to be revoked is, now that the issuer knows who asks.
+    let revoked = |kind, outcome, _: &str| kind == EventType::CredentialRevoke && outcome == Outcome::Success;
+    recorded(&agent, revoked).await;
+    timeout(Duration::from_secs(10), async { while token(&agent).await.is_err() {} }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rotation_waits_for_the_issuer_and_then_signs() {
+    // KEY-05
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).and(PROPAGATION).start(Some(&issuer.handle));
+    let (done, words) = said(&agent, &["rotate", "shop"]);
+    assert!(done && words.contains("is published"), "{words}");
+    let exported = said(&agent, &["keys", "export"]).1;
+    let keys: serde_json::Value = serde_json::from_str(&exported).unwrap();
+    assert_eq!(keys["keys"].as_array().unwrap().len(), 2, "both are to be registered");
+    recorded(&agent, |kind, outcome, words| {
+        kind == EventType::KeyRotate && outcome == Outcome::Failed && words.contains("not taken yet")
+    })
+    .await;
+    token(&agent).await.unwrap();
+    register(&issuer.handle, &agent.dir.path().join("agent.toml"));
+    assert!(said(&agent, &["rotate", "shop"]).0);
+    recorded(&agent, |_, _, words| words.contains("signs from now on")).await;
+    let (_, status) = said(&agent, &["status"]);
+    let next = keys["keys"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|key| status.contains(key["kid"].as_str().unwrap().get(..8).unwrap()));
+    assert!(next.is_some(), "{status}");
+    assert!(said(&agent, &["revoke", "shop"]).0);
+    token(&agent).await.unwrap();
+    agent.verify().unwrap();
+}
