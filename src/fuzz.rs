@@ -17,9 +17,11 @@ pub use crate::{
 };
 use crate::{
     audit::{self, Fault, Record, Report, VerifyError, properties::Files},
+    clock::SeededDice,
     config,
     jose::{Algorithm, Header, PublicKey, Signer, Unverified, sign},
     keys::{CheckpointKey, Key, Verifier},
+    proof::{Claim, Nonce, Target},
     secret::Secret,
 };
 
@@ -27,13 +29,14 @@ use crate::{
 type Property = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Property); 8] = [
+pub const TARGETS: [(&str, Property); 9] = [
     ("checkpoint", checkpoint),
     ("frames", frames),
     ("jose", jose),
     ("ledger", ledger),
     ("policy", policy),
     ("proc", proc),
+    ("proof", proof),
     ("reply", reply),
     ("settings", settings),
 ];
@@ -116,6 +119,34 @@ pub fn jose(bytes: &[u8]) {
         && let Ok(changed) = String::from_utf8(changed)
     {
         assert!(!verifies(&changed), "{token} and {changed}");
+    }
+}
+
+/// A target is one place, however it was written, and nothing in it could end a header line or hide a host; a nonce goes into
+/// a proof as it came, or not at all.
+pub fn proof(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(target) = Target::parse(&text) {
+        let again = Target::parse(target.htu()).expect("what we write can be read");
+        assert_eq!((again.htu(), again.origin(), &again), (target.htu(), target.origin(), &target));
+        assert!(target.htu().bytes().all(|byte| byte.is_ascii_graphic()), "{target:?}");
+        let path = target.htu().strip_prefix(target.origin()).expect("an origin is where it begins");
+        assert!(path.starts_with('/') && !path.contains(['?', '#']), "{target:?}");
+        assert!(!target.origin().contains('@') && target.origin().matches('/').count() == 2, "{target:?}");
+    }
+    if let Some(nonce) = Nonce::parse(&text) {
+        let target = Target::parse("https://api.example/").expect("it is one");
+        let claim = Claim {
+            method: "GET",
+            target: &target,
+            token: None,
+            nonce: Some(&nonce),
+            now: Timestamp::UNIX_EPOCH,
+        };
+        let proof = claim.sign(&*KEY, &*SeededDice::from_seed(1)).expect("this key signs");
+        let proof = proof.text.expose_str().expect("a compact JWS is text");
+        let claims: Value = Unverified::parse(proof).and_then(|jws| jws.claims()).expect("we wrote it");
+        assert_eq!(claims["nonce"].as_str(), Some(&*text));
     }
 }
 

@@ -24,21 +24,32 @@ const NONCE_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 /// Nonces of so many servers and keys are kept; beyond, the oldest is forgotten.
 const MAX_NONCES: usize = 1024;
 
-/// Where a request goes, as a proof names it.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+/// Where a request goes, as a proof names it. Equal are two that a server may take for the same.
+#[derive(Clone, Debug)]
 pub struct Target {
     htu: String,
     origin: usize,
+    normal: String,
+}
+
+impl Eq for Target {}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        self.normal == other.normal
+    }
 }
 
 impl Target {
     /// Reads a URL: query and fragment fall away, the rest is brought to its normal form (RFC 9449 4.2, RFC 3986 6.2.2;
-    /// DPOP-02).
+    /// DPOP-02). Only percent-encoding stays as it was written: it comes over the wire like that, and servers that
+    /// compare `htu` without decoding it are many.
     ///
     /// # Errors
     /// [`TargetError`] says what is wrong with it.
     pub fn parse(url: &str) -> Result<Self, TargetError> {
-        let uri = Uri::parse(url).map_err(|_| TargetError::Form)?.normalize();
+        let written = Uri::parse(url).map_err(|_| TargetError::Form)?;
+        let uri = written.normalize();
         let scheme = uri.scheme().as_str();
         if !matches!(scheme, "http" | "https") {
             return Err(TargetError::Scheme);
@@ -49,8 +60,13 @@ impl Target {
         }
         let mut htu = format!("{scheme}://{authority}");
         let origin = htu.len();
-        htu.push_str(if uri.path().is_empty() { "/" } else { uri.path().as_str() });
-        Ok(Self { htu, origin })
+        let [written, resolved] =
+            [&written.path(), &uri.path()].map(|path| if path.is_empty() { "/" } else { path.as_str() });
+        let normal = format!("{htu}{resolved}");
+        // Clients resolve dots before they send.
+        let dotted = written.split('/').any(|part| matches!(part, "." | ".."));
+        htu.push_str(if dotted { resolved } else { written });
+        Ok(Self { htu, origin, normal })
     }
 
     /// The whole of it, as `htu` has it.
@@ -227,8 +243,8 @@ mod tests {
             ("http://127.0.0.1:443/orders", "http://127.0.0.1:443/orders"),
             ("https://api.example/a/./b/../c", "https://api.example/a/c"),
             ("https://api.example/../../a", "https://api.example/a"),
-            ("https://api.example/%7euser/%2f", "https://api.example/~user/%2F"),
-            ("https://api.example/%6Frders", "https://api.example/orders"),
+            ("https://api.example/%7euser/%2f", "https://api.example/%7euser/%2f"),
+            ("https://api.example/%6Frders", "https://api.example/%6Frders"),
             ("https://api.example/a%20b", "https://api.example/a%20b"),
             ("https://[2001:DB8::1]:443/x", "https://[2001:db8::1]/x"),
             ("https://api.example//a//b", "https://api.example//a//b"),
@@ -245,6 +261,23 @@ mod tests {
             ("ftp://api.example/", TargetError::Scheme),
         ] {
             assert_eq!(Target::parse(url), Err(error), "{url:?}");
+        }
+    }
+
+    #[test]
+    fn targets_are_equal_if_a_server_may_take_one_for_the_other() {
+        // DPOP-20: or a workload could write the issuer's endpoint in a way that only the issuer sees through.
+        let token = Target::parse("https://op.example/token").unwrap();
+        for url in [
+            "https://op.example/%74oken",
+            "https://op.example/x/%2e%2e/token?a",
+            "HTTPS://OP.example:443/./token",
+        ] {
+            assert_eq!(Target::parse(url).unwrap(), token, "{url}");
+        }
+        for url in ["https://op.example/Token", "https://op.example/token/", "https://op.example:8443/token"]
+        {
+            assert_ne!(Target::parse(url).unwrap(), token, "{url}");
         }
     }
 

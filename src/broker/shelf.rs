@@ -18,7 +18,7 @@ use super::{
 use crate::{
     clock::Boot,
     credential::Credential,
-    issuer::{Instance, IssueError, IssueFacts, Issued, Order},
+    issuer::{Instance, IssueError, IssueFacts, Issued, Order, Reason},
 };
 
 /// After so many failures in a row an issuer is left alone until its back-off is over (CLK-07).
@@ -173,6 +173,8 @@ pub struct Health {
     pub next_try: Option<Boot>,
     /// Why the last one failed.
     pub last_error: Option<String>,
+    /// The same in one word: whoever comes while it is left alone is told the cause, not that it is left alone.
+    pub last_reason: Option<Reason>,
     /// When it last answered well.
     pub last_ok: Option<Boot>,
     /// How far its clock was ahead of ours when it last said, in milliseconds (CLK-02).
@@ -410,7 +412,7 @@ impl Shelf {
         match &error {
             IssueError::Retry { after, .. } => {
                 health.failures += 1;
-                health.last_error = Some(error.to_string());
+                (health.last_error, health.last_reason) = (Some(error.to_string()), Some(error.reason()));
                 let wait = back_off(health.failures, *after, chance.1);
                 let next = now + wait;
                 health.next_try = Some(next);
@@ -519,7 +521,7 @@ fn answer_all(waiters: Vec<Waiter>, failure: &Failure, actions: &mut Vec<Action>
 
 fn unavailable(health: &Health, wait: Duration, attempts: u32) -> Failure {
     let error = IssueError::Retry {
-        reason: crate::issuer::Reason::IssuerUnavailable,
+        reason: health.last_reason.unwrap_or(Reason::IssuerUnavailable),
         detail: health.last_error.clone().unwrap_or_else(|| "it has not answered in time".into()),
         after: Some(wait),
     };
@@ -528,7 +530,7 @@ fn unavailable(health: &Health, wait: Duration, attempts: u32) -> Failure {
 
 fn closed_order(order: &Order) -> Failure {
     let error = IssueError::Misconfigured {
-        reason: crate::issuer::Reason::IssuerConfig,
+        reason: Reason::IssuerConfig,
         detail: format!("{}.{} was taken out of the settings or changed", order.identity, order.credential),
     };
     Failure::Issue { error, retry_after: None, attempts: 0, facts: IssueFacts::default() }

@@ -432,6 +432,21 @@ async fn what_the_settings_dropped_is_forgotten_and_revoked() {
     assert_eq!(house.corp.revoked.load(Ordering::Relaxed), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_while_an_issuer_is_left_alone_hears_the_cause() {
+    let house = house();
+    let clock = IssueError::Retry { reason: Reason::ClockUntrusted, detail: "an hour".into(), after: None };
+    house.corp.down(Some(clock));
+    let reason = |failure: Failure| match failure {
+        Failure::Issue { error, .. } => error.reason(),
+        other => panic!("{other}"),
+    };
+    assert_eq!(reason(house.get_within("a", 60).await.unwrap_err()), Reason::ClockUntrusted);
+    let asked = house.corp.diary().len();
+    assert_eq!(reason(house.get_within("b", 1).await.unwrap_err()), Reason::ClockUntrusted);
+    assert_eq!(house.corp.diary().len(), asked, "it is left alone");
+}
+
 /// An order of one process.
 fn of_process(pid: u32) -> Order {
     Order { instance: Some(Instance { pid, start: 7 }), ..order("corp", "a") }

@@ -16,6 +16,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinSet,
+    time::timeout,
 };
 use uuid::Uuid;
 
@@ -304,9 +305,14 @@ impl Daemon {
         let last = record(&journey, EventType::AgentStop, "asked to stop".into()).await;
         drop((journey, steward, ordered));
         keeper.abort();
-        // The scribe ends when the last way to the ledger is gone, and signs what is written.
-        if let Err(error) = scribe.await {
-            tracing::error!(%error, "the ledger was not closed in order");
+        // The scribe ends when the last way to the ledger is gone, and signs what is written. Whoever still holds one by then
+        // holds up nobody: what was answered is written, and the next checkpoint is the next agent's.
+        match timeout(drain, scribe).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the ledger was not closed in order"),
+            Err(_) => {
+                tracing::error!("the ledger was still in use at the end: its last checkpoint is not signed")
+            }
         }
         last
     }

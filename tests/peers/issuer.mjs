@@ -1,7 +1,9 @@
 // A real authorization server that we did not write: oidc-provider over TLS, as strict about client assertions as
 // FAPI 2.0 and the successor of RFC 7523 ask. Usage: node issuer.mjs CERTDIR JWKS_FILE LOG_FILE [PORT]
-// LOG_FILE.assertion gets the last assertion, for another verifier to judge.
+// LOG_FILE.assertion gets the last assertion, for another verifier to judge; LOG_FILE.answers a line for each answer of the token
+// endpoint, with what came in, so that it can be looked at and thrown back.
 // The client's keys are read from JWKS_FILE whenever the provider fetches them, so a rotation is a new file.
+import { randomBytes } from 'node:crypto';
 import { appendFileSync, readFileSync, writeFileSync } from 'node:fs';
 import https from 'node:https';
 import * as jose from 'jose';
@@ -19,19 +21,26 @@ const { privateKey } = await jose.generateKeyPair('ES256', { extractable: true }
 const signingKey = { ...(await jose.exportJWK(privateKey)), alg: 'ES256', use: 'sig', kid: 'op-1' };
 const ttl = () => Number(process.env.TTL ?? 300);
 
+const client = (client_id, more = {}) => ({
+  client_id,
+  token_endpoint_auth_method: 'private_key_jwt',
+  jwks_uri: 'https://localhost/payments.jwks.json',
+  redirect_uris: [],
+  response_types: [],
+  grant_types: ['client_credentials'],
+  ...more,
+});
+
 const provider = new Provider(issuer, {
-  clients: [{
-    client_id: 'payments',
-    token_endpoint_auth_method: 'private_key_jwt',
-    jwks_uri: 'https://localhost/payments.jwks.json',
-    redirect_uris: [],
-    response_types: [],
-    grant_types: ['client_credentials'],
-  }],
+  clients: [client('payments'), client('bound', { dpop_bound_access_tokens: true })],
   jwks: { keys: [signingKey] },
   clientDefaults: { id_token_signed_response_alg: 'ES256' },
   clientAuthMethods: ['private_key_jwt'],
-  enabledJWA: { clientAuthSigningAlgValues: ['ES256', 'PS256', 'EdDSA', 'Ed25519'] },
+  enabledJWA: {
+    clientAuthSigningAlgValues: ['ES256', 'PS256', 'EdDSA', 'Ed25519'],
+    dPoPSigningAlgValues: ['ES256', 'EdDSA', 'Ed25519'],
+  },
+  scopes: ['read'],
   clockTolerance: 5,
   ttl: { ClientCredentials: ttl, AccessToken: ttl },
   // The one URL it fetches is the client's JWKS: answered from the file, never from a network.
@@ -51,6 +60,8 @@ const provider = new Provider(issuer, {
     devInteractions: { enabled: false },
     clientCredentials: { enabled: true },
     revocation: { enabled: true, allowedPolicy: () => true },
+    introspection: { enabled: true, allowedPolicy: () => true },
+    dPoP: { enabled: true, nonceSecret: randomBytes(32), requireNonce: () => true },
     resourceIndicators: {
       enabled: true,
       defaultResource: () => undefined,
@@ -64,6 +75,18 @@ const provider = new Provider(issuer, {
 });
 provider.on('grant.success', () => log({ granted: true }));
 provider.on('grant.error', (ctx, error) => log({ refused: error.message, why: error.error_detail ?? error.cause?.message }));
+provider.use(async (ctx, next) => {
+  await next();
+  if (ctx.path !== '/token') return;
+  const { client_assertion: assertion } = ctx.oidc?.params ?? {};
+  const proof = ctx.get('dpop');
+  const claims = (jwt) => (jwt ? jose.decodeJwt(jwt) : {});
+  appendFileSync(`${logFile}.answers`, `${JSON.stringify({
+    status: ctx.status, error: ctx.body.error ?? 'none', new_nonce: Boolean(ctx.response.get('dpop-nonce')),
+    assertion_jti: claims(assertion).jti, proof_jti: claims(proof).jti, nonce: claims(proof).nonce !== undefined,
+    ath: claims(proof).ath !== undefined, assertion, proof,
+  })}\n`);
+});
 server.on('request', provider.callback());
 console.log(issuer);
 for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => process.exit(0));

@@ -62,7 +62,13 @@ pub(super) fn classify(response: &Response, now: Timestamp) -> IssueError {
             Reason::DpopRejected,
             "set binding = \"dpop\" for this credential; if it is, compare the clocks of both sides",
         ),
-        "invalid_grant" => refused(Reason::GrantRejected),
+        // What a client that may only have bound tokens hears without a proof: RFC 9449 has no code for that.
+        "invalid_grant" => IssueError::Refused {
+            reason: Reason::GrantRejected,
+            detail: format!(
+                "{detail}; if binding is \"bearer\", see whether the issuer wants this client's tokens bound"
+            ),
+        },
         "invalid_request" => refused(Reason::AgentBugRequest),
         "invalid_scope" => refused(Reason::ScopeDenied),
         "invalid_target" => refused(Reason::AudienceDenied),
