@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use crate::{
     clock::Boot,
     jose::Signer,
+    keys::ClientCertificate,
     secret::{Fingerprint, Secret},
 };
 
@@ -23,6 +24,8 @@ pub enum Binding {
     Bearer,
     /// A key of the agent's, by a proof with each request (RFC 9449).
     Dpop,
+    /// A client certificate, by the TLS connection that a request comes over (RFC 8705).
+    Mtls,
 }
 
 impl Binding {
@@ -31,13 +34,15 @@ impl Binding {
         match self {
             Self::Bearer => "bearer",
             Self::Dpop => "dpop",
+            Self::Mtls => "mtls",
         }
     }
 
     /// The scheme under which it goes into an Authorization header; an issuer names the same as `token_type`.
     pub fn scheme(self) -> &'static str {
         match self {
-            Self::Bearer => "Bearer",
+            // RFC 8705 3: what binds a token to a certificate is TLS, not the scheme.
+            Self::Bearer | Self::Mtls => "Bearer",
             Self::Dpop => "DPoP",
         }
     }
@@ -56,6 +61,8 @@ pub enum Bound {
     Bearer,
     /// This key, which lives as long as a credential needs it (MT-08 in spirit): a key that rotates strands nobody.
     Dpop(Arc<dyn Signer>),
+    /// This certificate, with its key (MT-08).
+    Mtls(Arc<ClientCertificate>),
 }
 
 impl Bound {
@@ -64,14 +71,16 @@ impl Bound {
         match self {
             Self::Bearer => Binding::Bearer,
             Self::Dpop(_) => Binding::Dpop,
+            Self::Mtls(_) => Binding::Mtls,
         }
     }
 
-    /// The thumbprint of the key (RFC 7638), as `cnf.jkt` has it.
+    /// The thumbprint of the key (RFC 7638), as `cnf.jkt` has it, or of the certificate, as `cnf["x5t#S256"]` does (RFC 8705).
     pub fn thumbprint(&self) -> Option<&str> {
         match self {
             Self::Bearer => None,
             Self::Dpop(key) => Some(key.kid()),
+            Self::Mtls(certificate) => Some(certificate.thumbprint()),
         }
     }
 }

@@ -25,9 +25,9 @@
 pub mod clock;
 pub mod secret;
 pub mod jose;
-pub mod credential;
 pub mod keys;
 pub mod proof;
+pub mod credential;
 pub mod proto;
 pub mod issuer;
 pub mod attest;

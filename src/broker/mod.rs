@@ -14,6 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -32,7 +33,7 @@ use crate::{
     credential::Credential,
     issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope, Signers},
     jose::Signer,
-    keys::{Keyring, Purpose},
+    keys::{Certificates, Keyring, Purpose},
     policy::{CredentialRule, Grant},
     proof::Target,
     secret::Fingerprint,
@@ -48,6 +49,8 @@ pub struct Books {
     pub issuers: HashMap<Arc<str>, Arc<dyn Issuer>>,
     /// By identity.
     pub keys: Keyring,
+    /// By identity.
+    pub certificates: Certificates,
 }
 
 impl Books {
@@ -85,8 +88,8 @@ impl Books {
         })
     }
 
-    /// The issuer that `order` is for, and the keys to place it with.
-    fn placed(&self, order: &Order) -> Result<Placed, IssueError> {
+    /// The issuer that `order` is for, and the keys to place it with at `now`.
+    fn placed(&self, order: &Order, now: Timestamp) -> Result<Placed, IssueError> {
         let issuer = self.issuers.get(&order.issuer).ok_or_else(|| absent(&order.identity, "issuer"))?;
         let key = |purpose| self.keys.signer(&order.identity, purpose);
         let client = key(Purpose::ClientAuth);
@@ -94,7 +97,9 @@ impl Books {
             return Err(absent(&order.identity, "key"));
         }
         let dpop = key(Purpose::Dpop(Arc::clone(&order.issuer)));
-        Ok((Arc::clone(issuer), Signers { client, before: self.keys.before(&order.identity), dpop }))
+        let certificates = self.certificates.of(&order.identity, now);
+        let before = self.keys.before(&order.identity);
+        Ok((Arc::clone(issuer), Signers { client, before, dpop, certificates }))
     }
 }
 
@@ -248,7 +253,7 @@ impl Broker {
         self.sender.send(Request::Release(order.clone())).map_err(|_| Failure::Closed)?;
         let failed =
             |error| Failure::Issue { error, retry_after: None, attempts: 1, facts: IssueFacts::default() };
-        let (issuer, signers) = books.placed(&order).map_err(failed)?;
+        let (issuer, signers) = books.placed(&order, self.shared.clock.wall()).map_err(failed)?;
         match issuer.revoke(&order, &signers, &live.credential).await {
             Ok(()) => Ok(true),
             Err(error) => {
@@ -299,7 +304,7 @@ impl Broker {
 
     /// From now on, orders are placed with these keys. What is live stays.
     pub fn rekey(&self, keys: Keyring) {
-        self.shared.books.rcu(|books| Books { issuers: books.issuers.clone(), keys: keys.clone() });
+        self.shared.books.rcu(|books| Books { keys: keys.clone(), ..Books::clone(books) });
     }
 
     /// Whether the issuer of `rule` takes `next` as the key of `identity`: it is asked for a credential, which is given back.
@@ -318,7 +323,7 @@ impl Broker {
             Err(Failure::Issue { error, .. }) => return Err(error),
             Err(_) => return Err(absent(identity, "issuer")),
         };
-        let (issuer, signers) = books.placed(&order)?;
+        let (issuer, signers) = books.placed(&order, self.shared.clock.wall())?;
         let signers = Signers { client: Some(Arc::clone(next)), before: None, ..signers };
         let credential = issuer.issue(&order, &signers).await.result?;
         let _ = self.sender.send(Request::Revoke(order, Arc::new(credential), Cause::Unclaimed));
@@ -532,7 +537,7 @@ impl Keeper {
 
     fn fetch(&mut self, order: Order) {
         // The keys of this moment: whichever come next, an order is placed with those that are right now.
-        let placed = self.shared.books.load().placed(&order);
+        let placed = self.shared.books.load().placed(&order, self.shared.clock.wall());
         self.fetches.spawn(async move {
             let issued = match placed {
                 Ok((issuer, signers)) => issuer.issue(&order, &signers).await,
@@ -543,10 +548,10 @@ impl Keeper {
     }
 
     fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {
-        let now = self.shared.clock.boot();
+        let (now, wall) = (self.shared.clock.boot(), self.shared.clock.wall());
         let placed = match books {
-            Some(books) => books.placed(&order),
-            None => self.shared.books.load().placed(&order),
+            Some(books) => books.placed(&order, wall),
+            None => self.shared.books.load().placed(&order, wall),
         };
         let over = self.revocations.add(Revocation { order, credential, cause, placed, since: now }, now);
         self.over(over);

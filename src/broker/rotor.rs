@@ -328,6 +328,7 @@ mod tests {
             require_aud: false,
             scope: order.scope,
             binding: Binding::Dpop,
+            key_export: false,
             proofs: Proofs { origins: ["https://a.example".into()].into(), ..Proofs::default() },
             per: Per::Identity,
             max_uses: None,
@@ -366,7 +367,7 @@ mod tests {
         let issuers = [("corp".into(), Arc::clone(&issuer) as Arc<dyn Issuer>)].into();
         let (telling, told) = mpsc::unbounded_channel();
         let dice = SeededDice::from_seed(3);
-        let books = Books { issuers, keys: keys.clone() };
+        let books = Books { issuers, keys: keys.clone(), certificates: Default::default() };
         let (broker, keeper) = crate::broker::new(books, Arc::clone(&clock) as _, dice, telling, None);
         tokio::spawn(keeper.run());
         let rotor = Rotor::new(keys, policy(), broker.clone(), Arc::clone(&clock) as _);

@@ -34,7 +34,10 @@ pub(super) fn mistaken(mistakes: Vec<Mistake>) -> Exit {
 
 pub(super) fn unbuilt(error: BuildError) -> Exit {
     let code = match &error {
-        BuildError::Issuer(..) | BuildError::Keys(_) | BuildError::Sealing(_) => Exit::CONFIG,
+        BuildError::Certificates(_)
+        | BuildError::Issuer(..)
+        | BuildError::Keys(_)
+        | BuildError::Sealing(_) => Exit::CONFIG,
         BuildError::Disabled(..) | BuildError::Ledger(_) => Exit::IO,
         BuildError::Wire(_) => Exit::UNAVAILABLE,
     };

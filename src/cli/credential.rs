@@ -135,7 +135,7 @@ fn access_token(credential: &Credential) -> Result<&AccessToken, Exit> {
 
 fn about(credential: &Credential) -> Value {
     let expires_at = credential.expires_at.and_then(|at| jiff::Timestamp::from_second(at.seconds).ok());
-    json!({
+    let mut about = json!({
         "name": credential.name,
         "expires_at": expires_at.map(|at| at.to_string()),
         "expires_in": credential.expires_in.map(|left| left.seconds),
@@ -143,7 +143,13 @@ fn about(credential: &Credential) -> Value {
         "audience": credential.audience,
         "binding": credential.binding,
         "fingerprint": credential.fingerprint,
-    })
+        "thumbprint": credential.thumbprint,
+    });
+    if let Some(certificate) = &credential.client_certificate {
+        about["client_certificate"] =
+            json!({"chain_pem": certificate.chain_pem, "key_pem": certificate.key_pem});
+    }
+    about
 }
 
 impl Whoami {

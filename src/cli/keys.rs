@@ -1,14 +1,22 @@
 //! `keybearer keys`: the public halves of this host's keys, for people and for issuers. The private halves have no command.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::{ConfigFile, Exit, agent::mistaken, environment, paint, print_json};
+use super::{
+    ConfigFile, Exit,
+    agent::mistaken,
+    environment, paint, print_json,
+    registration::{Which, jwk, registration},
+};
 use crate::{
     clock::SystemClock,
-    config::load,
+    config::{Settings, load},
+    issuer::terms::ClientAuth,
     jose::Signer,
-    keys::{Custody, Keyring, Now, Purpose},
+    keys::{Certificates, ClientCertificate, Custody, Keyring, Now, Purpose},
 };
 
 #[derive(Args, Debug)]
@@ -29,6 +37,15 @@ enum KeysCommand {
         /// How.
         #[arg(long, default_value = "jwks")]
         format: Format,
+        /// Print the client metadata of one client (RFC 7591), for registration as a whole.
+        #[arg(long, conflicts_with = "format")]
+        registration: bool,
+        /// Only the client at this issuer, by its name in the settings.
+        #[arg(long, value_name = "NAME", requires = "registration")]
+        issuer: Option<String>,
+        /// Only the client of this id.
+        #[arg(long, value_name = "ID", requires = "registration")]
+        client: Option<String>,
     },
     /// List identities, key ids and algorithms.
     List {
@@ -39,30 +56,54 @@ enum KeysCommand {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
-    /// A JWK set (RFC 7517).
+    /// Client certificates as PEM, leaf first: what is shown now, and what will be shown next.
+    Cert,
+    /// A JWK set (RFC 7517), with those certificates in it that are registered themselves (RFC 8705).
     Jwks,
     /// SubjectPublicKeyInfo, as openssl reads it.
     Pem,
 }
 
+const NO_KEY: &str = "no identity of that name has a key in a file";
+
 impl Keys {
     pub(super) fn run(self) -> Result<(), Exit> {
         match self.command {
-            KeysCommand::Export { file, identity, format } => {
-                let ring = open(&file)?;
-                let keys: Vec<(&str, &dyn Signer)> = ring
-                    .to_register()
-                    .filter(|(name, _)| identity.as_deref().is_none_or(|wanted| wanted == *name))
-                    .collect();
-                if keys.is_empty() {
-                    return Err(Exit::new(Exit::DATA, "no identity of that name has a key in a file"));
+            KeysCommand::Export { file, identity, format, registration: whole, issuer, client } => {
+                let held = Held::open(&file)?;
+                let wanted = |name: &str| identity.as_deref().is_none_or(|wanted| wanted == name);
+                let keys: Vec<(&str, &dyn Signer)> =
+                    held.ring.to_register().filter(|(name, _)| wanted(name)).collect();
+                let mut certificates: BTreeMap<_, _> = held.certificates.to_register().collect();
+                certificates.retain(|name, _| wanted(name));
+                if whole {
+                    let key = |of: &str| keys.iter().find(|(name, _)| *name == of).map(|(_, key)| jwk(*key));
+                    let which = Which {
+                        identity: identity.as_deref(),
+                        issuer: issuer.as_deref(),
+                        client: client.as_deref(),
+                    };
+                    return print_json(&registration(&held.settings.policy, which, key, &certificates)?);
                 }
+                let all = || certificates.values().flatten();
                 match format {
-                    Format::Jwks => {
-                        let keys: Vec<_> =
-                            keys.iter().map(|(_, key)| key.public().jwk(key.algorithm())).collect();
-                        print_json(&json!({"keys": keys}))
+                    Format::Cert if certificates.is_empty() => {
+                        Err(Exit::new(Exit::DATA, "no identity of that name has a certificate in a file"))
                     }
+                    Format::Cert => {
+                        let chains: String = all().map(|one| one.chain_pem()).collect();
+                        paint::line(chains.trim_end())
+                    }
+                    Format::Jwks => {
+                        certificates.retain(|name, _| held.registers_certificate(name));
+                        if keys.is_empty() && certificates.is_empty() {
+                            return Err(Exit::new(Exit::DATA, NO_KEY));
+                        }
+                        let signing = keys.iter().map(|(_, key)| jwk(*key));
+                        let shown = certificates.values().flatten().filter_map(|one| one.jwk());
+                        print_json(&json!({"keys": signing.chain(shown).collect::<Vec<_>>()}))
+                    }
+                    Format::Pem if keys.is_empty() => Err(Exit::new(Exit::DATA, NO_KEY)),
                     Format::Pem => {
                         let pems: Vec<String> = keys.iter().map(|(_, key)| key.public().pem()).collect();
                         paint::line(pems.concat().trim_end())
@@ -70,29 +111,61 @@ impl Keys {
                 }
             }
             KeysCommand::List { file } => {
-                let ring = open(&file)?;
-                let rows: Vec<Vec<String>> = ring
+                let held = Held::open(&file)?;
+                let mut rows: Vec<Vec<String>> = held
+                    .ring
                     .to_register()
                     .map(|(name, key)| {
                         let purpose = Purpose::ClientAuth.to_string();
                         vec![name.into(), purpose, key.algorithm().to_string(), key.kid().into()]
                     })
                     .collect();
+                for (name, all) in held.certificates.to_register() {
+                    let row = |one: Arc<ClientCertificate>| {
+                        let until = format!("until {:.0}", one.until());
+                        vec![name.into(), "client-certificate".into(), until, one.thumbprint().into()]
+                    };
+                    rows.extend(all.into_iter().map(row));
+                }
                 paint::line(paint::table(&rows).trim_end())
             }
         }
     }
 }
 
-/// The keys in files: those in memory are the running agent's alone, and `status` names them.
-fn open(file: &ConfigFile) -> Result<Keyring, Exit> {
-    let clock = SystemClock::shared();
-    let now = Now { wall: clock.wall(), boot: clock.boot() };
-    let settings = load(&file.config, &environment(), now.wall).map_err(mistaken)?;
-    let in_files =
-        settings.keys.into_iter().filter(|(_, key)| matches!(key.custody, Custody::File { .. })).collect();
-    Keyring::open(&in_files, &Keyring::default(), now).map_err(|errors| {
-        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Exit::new(Exit::CONFIG, lines.join("\n"))
-    })
+/// The keys and certificates in files: those in memory are the running agent's alone, and `status` names them.
+struct Held {
+    settings: Settings,
+    ring: Keyring,
+    certificates: Certificates,
+}
+
+impl Held {
+    fn open(file: &ConfigFile) -> Result<Self, Exit> {
+        let clock = SystemClock::shared();
+        let now = Now { wall: clock.wall(), boot: clock.boot() };
+        let settings = load(&file.config, &environment(), now.wall).map_err(mistaken)?;
+        let in_file = |custody: &Custody| matches!(custody, Custody::File { .. });
+        let keys = settings.keys.clone().into_iter().filter(|(_, key)| in_file(&key.custody)).collect();
+        let ring = Keyring::open(&keys, &Keyring::default(), now).map_err(|errors| unopened(&errors))?;
+        let wanted =
+            settings.certificates.clone().into_iter().filter(|(_, one)| in_file(&one.custody)).collect();
+        let certificates = Certificates::open(&wanted, &Certificates::default(), &ring, now.wall)
+            .map_err(|errors| unopened(&errors))?;
+        Ok(Self { settings, ring, certificates })
+    }
+
+    /// Whether an issuer has to be shown the certificate itself, and not only a name of it (MT-05).
+    fn registers_certificate(&self, identity: &str) -> bool {
+        let identity = self.settings.policy.identities().find(|known| *known.name == *identity);
+        identity.is_some_and(|identity| {
+            let mut rules = identity.credentials.values();
+            rules.any(|rule| rule.terms.client_auth == ClientAuth::SelfSignedTlsClientAuth)
+        })
+    }
+}
+
+fn unopened<E: ToString>(errors: &[E]) -> Exit {
+    let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    Exit::new(Exit::CONFIG, lines.join("\n"))
 }

@@ -11,6 +11,7 @@ mod health;
 mod keys;
 mod operator;
 mod paint;
+mod registration;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf, process::ExitCode};
 

@@ -164,6 +164,21 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A list of words out of several.
+    pub(super) fn words<T: Clone>(&mut self, key: &'static str, words: &[(&str, T)]) -> Vec<T> {
+        let mut meant = Vec::new();
+        for text in self.strings(key) {
+            match words.iter().find(|(word, _)| *word == text) {
+                Some((_, value)) => meant.push(value.clone()),
+                None => {
+                    let known: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+                    self.wrong(key, format!("each of them has to be one of {}", known.join(", ")));
+                }
+            }
+        }
+        meant
+    }
+
     /// A table below this one; an empty one if it is not there.
     pub(super) fn table(&mut self, key: &'static str) -> Option<Reader<'a>> {
         match &self.value(key)?.kind {

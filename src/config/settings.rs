@@ -13,6 +13,7 @@ use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use nix::unistd::{Group, User};
 
 use super::{
+    certificate,
     file::Written,
     pins::pins,
     reader::{Mistakes, Reader},
@@ -21,9 +22,12 @@ use super::{
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
     credential::Binding,
-    issuer::oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
+    issuer::{
+        oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
+        terms::ClientAuth,
+    },
     jose::Algorithm,
-    keys::{Custody, KeySettings, RotationSettings, rotation::MAX_AGE},
+    keys::{CertificateSettings, Custody, KeySettings, RotationSettings, rotation::MAX_AGE},
     policy::{
         Assurance, CredentialRule, Exception, Export, Exports, Identity, Named, Per, Policy, Proofs,
         Selectors,
@@ -47,6 +51,8 @@ pub struct Settings {
     pub audit: LedgerSettings,
     /// The keys of each identity.
     pub keys: BTreeMap<Arc<str>, KeySettings>,
+    /// The client certificates of those that have one.
+    pub certificates: BTreeMap<Arc<str>, CertificateSettings>,
     /// The issuers, by name.
     pub issuers: BTreeMap<Arc<str>, IssuerSettings>,
     /// The identities, proved sound.
@@ -130,12 +136,13 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
     let audit = audit(&mut top, &state);
     let log = log(&mut top);
     let issuers = issuers(&mut top, &environment);
-    let (identities, keys) = identities(&mut top, &state, &issuers);
+    let (identities, keys, certificates) = identities(&mut top, &state, &issuers);
     let (exports, served) = exports(&mut top, &listen);
     top.finish();
 
     let mut mistakes = mistakes.into_inner();
     mistakes.extend(agreements(&identities, &audit));
+    mistakes.extend(certificate::agreements(&identities, &certificates, &issuers));
     let policy = Policy::new(identities, served, &environment, now);
     match policy {
         Ok(policy) if mistakes.is_empty() => Ok(Settings {
@@ -145,6 +152,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
             exports,
             audit,
             keys,
+            certificates,
             issuers,
             policy: Arc::new(policy),
             log,
@@ -354,6 +362,7 @@ fn oauth_issuer(reader: &mut Reader<'_>, name: &Arc<str>, environment: &str) -> 
         dev: reader.boolean("dev", false),
         assertion_life: reader.duration("assertion_life", Duration::from_secs(60)),
         assertion_typ: reader.word("assertion_typ", AssertionTyp::ClientAuthentication, &typ),
+        client_auth_methods: reader.words("client_auth_methods", &CERTIFICATE_METHODS),
         send_client_id: reader.boolean("send_client_id", false),
         pins: pins(reader),
         timeout: reader.duration("timeout", Duration::from_secs(10)),
@@ -369,13 +378,18 @@ fn oauth_issuer(reader: &mut Reader<'_>, name: &Arc<str>, environment: &str) -> 
 
 type Keys = BTreeMap<Arc<str>, KeySettings>;
 
+const CERTIFICATE_METHODS: [(&str, ClientAuth); 2] = [
+    ("tls_client_auth", ClientAuth::TlsClientAuth),
+    ("self_signed_tls_client_auth", ClientAuth::SelfSignedTlsClientAuth),
+];
+
 fn identities(
     top: &mut Reader<'_>,
     state: &std::path::Path,
     issuers: &BTreeMap<Arc<str>, IssuerSettings>,
-) -> (Vec<Identity>, Keys) {
+) -> (Vec<Identity>, Keys, certificate::Wanted) {
     let mut identities = Vec::new();
-    let mut keys = BTreeMap::new();
+    let (mut keys, mut certificates) = (BTreeMap::new(), BTreeMap::new());
     for (name, mut reader) in top.named_tables("identities") {
         let name: Arc<str> = name.into();
         let owner = reader.required("owner", "owner = \"team@example.com\"").unwrap_or_default();
@@ -387,6 +401,7 @@ fn identities(
         let assurance = reader.word("assurance", Assurance::Standard, &words);
         let selectors = reader.table_or_tables("match").into_iter().map(selectors).collect();
         let mut settings = key(&mut reader, &name, state);
+        let certificate = certificate::certificate(&mut reader, &name, state);
         let credentials: BTreeMap<_, _> = reader
             .named_tables("credentials")
             .into_iter()
@@ -397,10 +412,14 @@ fn identities(
         settings.dpop = bound.map(|rule| Arc::clone(&rule.issuer)).collect();
         settings.client = credentials.values().any(|rule| rule.terms.client_auth.needs_key());
         keys.insert(Arc::clone(&name), settings);
+        if let Some(certificate) = certificate {
+            let export = credentials.values().any(|rule| rule.key_export);
+            certificates.insert(Arc::clone(&name), CertificateSettings { export, ..certificate });
+        }
         reader.finish();
         identities.push(Identity { name, owner, assurance, selectors, credentials });
     }
-    (identities, keys)
+    (identities, keys, certificates)
 }
 
 fn selectors(mut reader: Reader<'_>) -> Selectors {
@@ -506,8 +525,12 @@ fn credential(
     }
     let client_id = reader.required("client_id", "client_id = \"payments\"").unwrap_or_default().into();
     // Bound unless somebody says otherwise (BCP-01).
-    let binding =
-        reader.word("binding", Binding::Dpop, &[("dpop", Binding::Dpop), ("bearer", Binding::Bearer)]);
+    let bindings = [("dpop", Binding::Dpop), ("mtls", Binding::Mtls), ("bearer", Binding::Bearer)];
+    let binding = reader.word("binding", Binding::Dpop, &bindings);
+    if binding != Binding::Mtls && reader.has("key_export") {
+        reader.wrong("key_export", "it is only used with binding = \"mtls\"");
+    }
+    let key_export = reader.word("key_export", false, &[("never", false), ("allowed", true)]);
     let mut scope: Vec<Arc<str>> = reader.strings("scope").into_iter().map(Arc::from).collect();
     scope.sort();
     scope.dedup();
@@ -522,6 +545,7 @@ fn credential(
         resource,
         scope: scope.into(),
         binding,
+        key_export,
         terms: Arc::new(terms(&mut reader)),
         proofs,
         per: reader.word("per", Per::Identity, &[("identity", Per::Identity), ("process", Per::Process)]),

@@ -18,6 +18,8 @@ enum Grant {
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Proof {
+    Certificate,
+    CertificateItself,
     Federated,
     OwnKey,
     Spiffe,
@@ -80,12 +82,30 @@ fn grant(reader: &mut Reader<'_>) -> GrantType {
 fn client_auth(reader: &mut Reader<'_>) -> ClientAuth {
     let words = [
         ("private_key_jwt", Proof::OwnKey),
+        ("tls_client_auth", Proof::Certificate),
+        ("self_signed_tls_client_auth", Proof::CertificateItself),
         ("federated_jwt", Proof::Federated),
         ("spiffe_jwt", Proof::Spiffe),
     ];
     let proof = reader.word("client_auth", Proof::OwnKey, &words);
+    let own = match proof {
+        Proof::OwnKey => Some(ClientAuth::PrivateKeyJwt),
+        Proof::Certificate => Some(ClientAuth::TlsClientAuth),
+        Proof::CertificateItself => Some(ClientAuth::SelfSignedTlsClientAuth),
+        Proof::Federated | Proof::Spiffe => None,
+    };
+    if let Some(own) = own {
+        if reader.has("assertion") {
+            let what = format!(
+                "it is not used with client_auth = \"{}\", which needs nothing of others",
+                own.as_str()
+            );
+            reader.wrong("assertion", what);
+        }
+        return own;
+    }
     let Some(mut table) = reader.table("assertion") else {
-        if proof != Proof::OwnKey && !reader.has("assertion") {
+        if !reader.has("assertion") {
             reader.wrong(
                 "assertion",
                 "it is required, for example assertion = { file = \"/var/run/secrets/tokens/idp\", \
@@ -94,10 +114,6 @@ fn client_auth(reader: &mut Reader<'_>) -> ClientAuth {
         }
         return ClientAuth::PrivateKeyJwt;
     };
-    if proof == Proof::OwnKey {
-        reader
-            .wrong("assertion", "it is not used with client_auth = \"private_key_jwt\", which makes its own");
-    }
     let socket = if proof == Proof::Spiffe { table.path("socket") } else { None };
     let subject =
         table.required("subject", "subject = \"spiffe://example.org/payments\"").unwrap_or_default();
@@ -113,7 +129,7 @@ fn client_auth(reader: &mut Reader<'_>) -> ClientAuth {
     file.conditions.claims.insert("sub".into(), subject);
     match proof {
         Proof::Spiffe => ClientAuth::SpiffeJwt(SvidSource::File(file)),
-        Proof::Federated | Proof::OwnKey => ClientAuth::FederatedJwt(file),
+        _ => ClientAuth::FederatedJwt(file),
     }
 }
 

@@ -41,6 +41,17 @@ binding = "bearer"
 exception = { owner = "payments@example.com", reason = "not bound yet", until = "2026-12-31" }
 "#;
 
+/// Another credential, and the shortest certificate table.
+const CERTIFIED: &str = r#"
+[identities.payments.certificate]
+
+[identities.payments.credentials.vault]
+issuer = "corp"
+client_id = "payments"
+resource = "https://vault.example.com"
+binding = "mtls"
+"#;
+
 struct Desk(tempfile::TempDir);
 
 impl Desk {
@@ -91,6 +102,10 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     let identity = example.policy.identities().next().unwrap();
     let (bound, bearer) = (&identity.credentials["ledger"], &identity.credentials["archive"]);
     assert_eq!((bound.binding, bearer.binding), (Binding::Dpop, Binding::Bearer));
+    let vault = &identity.credentials["vault"];
+    assert_eq!((vault.binding, vault.key_export), (Binding::Mtls, false));
+    let with_certificate = Desk::with(&format!("{GOOD}{CERTIFIED}")).load(&[]).unwrap();
+    assert_eq!(example.certificates, with_certificate.certificates);
     let home = ["https://ledger.example.com".to_owned()].into();
     assert_eq!(bound.proofs, Proofs { origins: home, ..Proofs::default() });
     assert_eq!(*bound.terms, Terms::default());
@@ -315,6 +330,67 @@ fn unknown_users_groups_and_names_are_told() {
         let told = mistakes(&GOOD.replace(from, to));
         assert!(told.iter().any(|line| line.contains(expected)), "{to}: {told:?}");
     }
+}
+
+#[test]
+fn a_certificate_has_what_its_use_needs() {
+    // MT-04, MT-11, MT-12
+    let vault = |lines: &str| CERTIFIED.replace("binding = \"mtls\"", lines);
+    let table = |lines: &str| CERTIFIED.replace("certificate]\n", &format!("certificate]\n{lines}\n"));
+    let none = CERTIFIED.replace("[identities.payments.certificate]", "");
+    for (text, told) in [
+        (none.clone(), "credentials.vault.binding: it needs a certificate"),
+        (
+            none.replace("binding = \"mtls\"", "client_auth = \"tls_client_auth\""),
+            "credentials.vault.client_auth: it needs a certificate",
+        ),
+        (
+            vault("client_auth = \"tls_client_auth\""),
+            "client_auth: it is for certificates that a CA vouches for",
+        ),
+        (vault(""), "identities.payments.certificate: none of its credentials uses it"),
+        (vault("key_export = \"allowed\""), "key_export: it is only used with binding"),
+        (
+            vault("binding = \"mtls\"\nclient_auth = \"self_signed_tls_client_auth\""),
+            "an issuer knows one way",
+        ),
+        (table("lifetime = \"366d\""), "certificate.lifetime: it has to be between"),
+        (table("lifetime = \"12h\""), "certificate.lifetime: it has to be between"),
+        (table("san_uri = \"payments\""), "certificate.san_uri: it has to be an absolute URI"),
+        (table("custody = \"memory\"\nkey = \"/k\""), "certificate.key: a key in memory has no path"),
+        (
+            table("custody = \"memory\"\ncertificate = \"/c\""),
+            "certificate.custody: a certificate that was made elsewhere",
+        ),
+        (table("certificate = \"/c\""), "certificate.key: name the file with the key"),
+        (
+            table("certificate = \"/c\"\nkey = \"/k\"\nsan_uri = \"a:b\""),
+            "certificate.san_uri: it is only for",
+        ),
+        (
+            vault(
+                "binding = \"mtls\"\nexception = { owner = \"abc\", reason = \"abc\", until = \"2026-12-01\" }",
+            ),
+            "a bound credential needs none",
+        ),
+    ] {
+        let all = mistakes(&format!("{GOOD}{text}"));
+        assert!(all.iter().any(|it| it.contains(told)), "{told}\n{all:#?}");
+    }
+    let plain = GOOD
+        .replace("environment = \"prod\"", "environment = \"dev\"")
+        .replace("issuer = \"https://idp.example.com\"", "issuer = \"http://127.0.0.1:9\"\ndev = true");
+    let all = mistakes(&format!("{plain}{CERTIFIED}"));
+    assert!(all.iter().any(|it| it.contains("plain http, which carries no certificate")), "{all:#?}");
+    let allowed = vault("binding = \"mtls\"\nkey_export = \"allowed\"");
+    let settings = Desk::with(&format!("{GOOD}{allowed}")).load(&[]).unwrap();
+    assert!(settings.certificates["payments"].export);
+    // Bound is bound: "high" takes either kind.
+    let high = GOOD.replace("uid = 1000", "unit = \"payments.service\"").replace("interim", "high").replace(
+        "binding = \"bearer\"\nexception = { owner = \"payments@example.com\", reason = \"not bound yet\", until = \"2026-12-31\" }",
+        "binding = \"dpop\"",
+    );
+    Desk::with(&format!("{high}{CERTIFIED}")).load(&[]).unwrap();
 }
 
 /// The terms of the one credential of [`GOOD`] with these lines more.

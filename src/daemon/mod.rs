@@ -28,7 +28,7 @@ use crate::{
     config::{IssuerSettings, Settings},
     issuer::{Issuer, http::HttpError, oauth::OAuth},
     journey::{Journey, Rules},
-    keys::{FileError, KeyError, Keyring, Now, SealingKey},
+    keys::{CertificateError, Certificates, FileError, KeyError, Keyring, Now, SealingKey},
     policy::Door,
     serve::{
         Speaks,
@@ -45,6 +45,9 @@ use steward::{Steward, disabled_before};
 /// Why there is no daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// Client certificates cannot be had.
+    #[error("{}", lines(.0))]
+    Certificates(Vec<CertificateError>),
     /// An issuer's client cannot be made.
     #[error("issuers.{0}: {1}")]
     Issuer(String, HttpError),
@@ -94,6 +97,7 @@ pub struct Daemon {
     exports: Vec<Listener>,
     settings: Settings,
     keys: Keyring,
+    certificates: Certificates,
     origin: Origin,
     facts: Arc<ArcSwap<Facts>>,
     clock: Arc<dyn Clock>,
@@ -114,7 +118,10 @@ impl Daemon {
     ) -> Result<Self, BuildError> {
         let keys =
             Keyring::open(&settings.keys, &Keyring::default(), now(&*clock)).map_err(BuildError::Keys)?;
-        let books = books(&settings, &keys, &clock, &dice)?;
+        let certificates =
+            Certificates::open(&settings.certificates, &Certificates::default(), &keys, clock.wall())
+                .map_err(BuildError::Certificates)?;
+        let books = books(&settings, &keys, &certificates, &clock, &dice)?;
         let agent = AgentPart {
             version: env!("CARGO_PKG_VERSION").into(),
             instance: uuid_v7(clock.wall(), &*dice).to_string(),
@@ -155,6 +162,7 @@ impl Daemon {
             started: clock.boot(),
             settings,
             keys,
+            certificates,
             origin,
             clock,
             dice,
@@ -188,6 +196,7 @@ impl Daemon {
             exports,
             settings,
             keys,
+            certificates,
             origin,
             facts,
             clock,
@@ -208,6 +217,16 @@ impl Daemon {
                 format!("{identity} {purpose} {} {}", key.algorithm(), key.kid()),
             )
             .await?;
+        }
+        for (identity, all) in certificates.to_register() {
+            for certificate in all {
+                let what = format!(
+                    "{identity} client-certificate {} {}",
+                    certificate.kid(),
+                    certificate.thumbprint()
+                );
+                record(&journey, EventType::KeyOpen, what).await?;
+            }
         }
 
         let (stop, stopped) = watch::channel(false);
@@ -251,8 +270,18 @@ impl Daemon {
             Rotor::new(keys, Arc::clone(&settings.policy), journey.broker().clone(), Arc::clone(&clock));
         let journey_kept = Arc::clone(&journey);
         let told = HashSet::new();
-        let mut steward =
-            Steward { journey: journey_kept, settings, rotor, disabled, origin, facts, clock, dice, told };
+        let mut steward = Steward {
+            journey: journey_kept,
+            settings,
+            rotor,
+            certificates,
+            disabled,
+            origin,
+            facts,
+            clock,
+            dice,
+            told,
+        };
         steward.count_down().await;
         tell_manager(&[sd_notify::NotifyState::Ready]);
         tracing::info!(identities = steward.settings.policy.identities().count(), "ready");
@@ -302,6 +331,7 @@ async fn hung_up(hangup: &mut Option<tokio::signal::unix::Signal>) {
 fn books(
     settings: &Settings,
     keys: &Keyring,
+    certificates: &Certificates,
     clock: &Arc<dyn Clock>,
     dice: &Arc<dyn Dice>,
 ) -> Result<Books, BuildError> {
@@ -315,7 +345,7 @@ fn books(
             }
         }
     }
-    Ok(Books { issuers, keys: keys.clone() })
+    Ok(Books { issuers, keys: keys.clone(), certificates: certificates.clone() })
 }
 
 fn rules(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>) -> Rules {

@@ -23,7 +23,7 @@ use crate::{
     config::{Mistake, Settings, load},
     issuer::Order,
     journey::Journey,
-    keys::Keyring,
+    keys::{Certificates, Keyring},
     policy::{Per, Policy},
     serve::operator::{Act, Facts},
 };
@@ -41,6 +41,7 @@ pub(super) struct Steward {
     pub(super) journey: Arc<Journey>,
     pub(super) settings: Settings,
     pub(super) rotor: Rotor,
+    pub(super) certificates: Certificates,
     /// Those switched off, and why.
     pub(super) disabled: BTreeMap<Arc<str>, String>,
     pub(super) origin: Origin,
@@ -239,8 +240,11 @@ impl Steward {
         let settings = load(&self.origin.path, &self.origin.environment, self.clock.wall()).map_err(words)?;
         let keys = Keyring::open(&settings.keys, self.rotor.keys(), now(&*self.clock))
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let books =
-            books(&settings, &keys, &self.clock, &self.dice).map_err(|error| vec![error.to_string()])?;
+        let certificates =
+            Certificates::open(&settings.certificates, &self.certificates, &keys, self.clock.wall())
+                .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let books = books(&settings, &keys, &certificates, &self.clock, &self.dice)
+            .map_err(|error| vec![error.to_string()])?;
 
         // From here on nothing can fail.
         let mut changes = changes(&self.settings.policy, &settings.policy);
@@ -254,7 +258,7 @@ impl Steward {
         let keep = orders(&books, &settings.policy, self.journey.broker());
         self.journey.broker().replace(books, keep);
         self.rotor.follow(keys, Arc::clone(&settings.policy));
-        self.settings = settings;
+        (self.settings, self.certificates) = (settings, certificates);
         self.refresh_facts();
         Ok(changes)
     }

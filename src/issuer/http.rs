@@ -2,7 +2,8 @@
 //! is sent without TLS (a development issuer on loopback excepted), no redirect is followed, nothing is sent
 //! twice, and nothing is read for longer or further than the limits below.
 //!
-//! Each issuer has a client of its own, with its own roots and its own connections (OA-06, OA-08).
+//! Each issuer has a client of its own, with its own roots and its own connections (OA-06, OA-08); and each certificate that
+//! is shown to it has one more (MT-10).
 
 use std::{
     error::Error, fmt, future::Future, io, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc, task,
@@ -12,7 +13,6 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use http_body_util::{BodyExt as _, Full};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::{
         legacy::{
@@ -23,12 +23,16 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use crate::secret::Secret;
+use super::door::Door;
+use crate::{
+    keys::{ClientCertificate, NotShown},
+    secret::Secret,
+};
 
 /// The longest body that is read (OA-03).
 pub const MAX_BODY: usize = 256 * 1024;
@@ -91,7 +95,8 @@ impl fmt::Debug for Response {
 
 /// A client for one issuer.
 pub struct Http {
-    client: Client<HttpsConnector<Route>, Full<Bytes>>,
+    client: Client<Door, Full<Bytes>>,
+    door: Door,
     allow_plain_loopback: bool,
     timeout: Duration,
     user_agent: HeaderValue,
@@ -109,28 +114,21 @@ impl Http {
             .expect("ring speaks TLS 1.2 and 1.3")
             .with_root_certificates(roots(&settings)?)
             .with_no_client_auth();
-        // Plain http is stopped in `send`, which knows what is loopback; the connector does not.
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(Route::from_environment());
-        let client = Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .http1_max_headers(MAX_HEADERS)
-            .http1_max_buf_size(MAX_HEADER_BYTES as usize)
-            .http2_max_header_list_size(MAX_HEADER_BYTES)
-            // PKJ-12: a replayed POST would carry the same assertion twice.
-            .retry_canceled_requests(false)
-            .build(connector);
+        let door = Door::new(Route::from_environment(), tls);
         Ok(Self {
-            client,
+            client: client(door.clone()),
+            door,
             allow_plain_loopback: settings.allow_plain_loopback,
             timeout: settings.timeout,
             user_agent: HeaderValue::from_str(&settings.user_agent).map_err(|_| HttpError::Protocol)?,
         })
+    }
+
+    /// A client like this one that shows `certificate` on each of its connections, which are its own (MT-10). The server's
+    /// certificate is doubted as ever (MT-06).
+    pub fn showing(&self, certificate: Arc<ClientCertificate>) -> Self {
+        let door = self.door.showing(certificate);
+        Self { client: client(door.clone()), door, user_agent: self.user_agent.clone(), ..*self }
     }
 
     /// Sends `request` once and reads the whole answer.
@@ -146,6 +144,9 @@ impl Http {
         };
         if !allowed {
             return Err(HttpError::Plain);
+        }
+        if self.door.shows_certificate() && target.scheme_str() == Some("http") {
+            return Err(HttpError::CertNotAccepted("the endpoint is plain http, which carries none".into()));
         }
         let mut builder = http::Request::builder()
             .uri(target)
@@ -208,6 +209,9 @@ pub enum HttpError {
         /// What is wrong with it.
         what: String,
     },
+    /// The client certificate was not shown, or the server would not have it (MT-14).
+    #[error("the client certificate is of no use here: {0}")]
+    CertNotAccepted(String),
     /// No connection.
     #[error("no connection to the issuer: {0}: check its name, the network and the proxy")]
     Connect(String),
@@ -237,6 +241,19 @@ pub enum HttpError {
     TooLarge,
 }
 
+fn client(door: Door) -> Client<Door, Full<Bytes>> {
+    Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .http1_max_headers(MAX_HEADERS)
+        .http1_max_buf_size(MAX_HEADER_BYTES as usize)
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        // PKJ-12: a replayed POST would carry the same assertion twice.
+        .retry_canceled_requests(false)
+        .build(door)
+}
+
 /// Whether the host of `target` is this machine, by address or as `localhost`.
 pub fn is_loopback(target: &Uri) -> bool {
     let host = target.host().unwrap_or_default();
@@ -261,7 +278,7 @@ impl AsRef<[u8]> for Wiped {
 /// Connects directly, or through the proxy that `HTTPS_PROXY` and `NO_PROXY` name. TLS is inside the tunnel, so
 /// a proxy sees host names and nothing else; loopback never goes through one.
 #[derive(Clone)]
-struct Route {
+pub(super) struct Route {
     direct: HttpConnector,
     proxies: Arc<Matcher>,
 }
@@ -323,6 +340,16 @@ fn roots(settings: &HttpSettings) -> Result<RootCertStore, HttpError> {
 
 /// Sorts what the layers below report, which wrap one another in errors without kinds.
 fn fault(error: &(dyn Error + 'static)) -> HttpError {
+    if let Some(not_shown) = find::<NotShown>(error) {
+        return HttpError::CertNotAccepted(not_shown.to_string());
+    }
+    if let Some(rustls::Error::AlertReceived(alert)) = find::<rustls::Error>(error)
+        && is_about_ours(*alert)
+    {
+        return HttpError::CertNotAccepted(format!(
+            "the server refused it ({alert:?}): register it there, or have the server trust who signed it"
+        ));
+    }
     if let Some(tls) = find::<rustls::Error>(error) {
         // Its text quotes names from the other side's certificate.
         return HttpError::Tls(printable(&tls.to_string(), 200));
@@ -337,6 +364,22 @@ fn fault(error: &(dyn Error + 'static)) -> HttpError {
     } else {
         HttpError::Protocol
     }
+}
+
+/// Whether an alert of the server is about the client's certificate: about its own, it is we who would send one.
+fn is_about_ours(alert: AlertDescription) -> bool {
+    use AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::AccessDenied
+            | Alert::BadCertificate
+            | Alert::CertificateExpired
+            | Alert::CertificateRequired
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::UnsupportedCertificate
+    )
 }
 
 fn find<'e, E: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e E> {

@@ -3,6 +3,7 @@
 //! nothing is retried here: that is the broker's.
 
 pub mod conditions;
+mod door;
 pub mod http;
 pub mod json;
 pub mod oauth;
@@ -20,6 +21,7 @@ use self::terms::Terms;
 use crate::{
     credential::{Binding, Credential},
     jose::Signer,
+    keys::ClientCertificate,
     proof::Target,
 };
 
@@ -74,6 +76,9 @@ pub struct Signers {
     pub before: Option<Arc<dyn Signer>>,
     /// Binds what comes, if the order wants it bound by DPoP (DPOP-14).
     pub dpop: Option<Arc<dyn Signer>>,
+    /// The certificates to show where TLS proves who asks, or binds what comes: the one in use, then the one before, which an
+    /// issuer may know instead (MT-05).
+    pub certificates: Vec<Arc<ClientCertificate>>,
 }
 
 /// What it is, and how it is to be used.
@@ -218,8 +223,12 @@ pub enum Reason {
     AttestationRejected,
     /// ER-06: `invalid_target`.
     AudienceDenied,
+    /// MT-01: the issuer does not list the client's way to prove who it is.
+    AuthmUnsupported,
     /// OA-21: the token is not for the resource.
     AudMismatch,
+    /// MT-14: the client certificate could not be shown, or was refused in TLS.
+    CertNotAccepted,
     /// PKJ-05: the pinned token endpoint and the metadata differ.
     CfgAudPin,
     /// ER-02: `invalid_client`.
@@ -278,6 +287,8 @@ impl Reason {
             Self::AttestationRejected => "ATTESTATION_REJECTED",
             Self::AudienceDenied => "AUDIENCE_DENIED",
             Self::AudMismatch => "AUD_MISMATCH",
+            Self::AuthmUnsupported => "AUTHM_UNSUPPORTED",
+            Self::CertNotAccepted => "CERT_NOT_ACCEPTED",
             Self::CfgAudPin => "CFG_AUD_PIN",
             Self::ClientAuthRejected => "CLIENT_AUTH_REJECTED",
             Self::ClockUntrusted => "CLOCK_UNTRUSTED",

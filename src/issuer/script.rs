@@ -1,5 +1,6 @@
 //! An issuer out of a script, for tests: it listens on loopback, answers each request with the next answer of its
-//! script, and keeps a diary of what it was sent. It checks nothing by itself.
+//! script, and keeps a diary of what it was sent. It checks nothing by itself, but may ask for client certificates and take
+//! those of one authority only.
 
 use std::{
     collections::VecDeque,
@@ -7,7 +8,13 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use rustls_pki_types::PrivateKeyDer;
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, HandshakeKind, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::WebPkiSupportedAlgorithms,
+    server::danger::{ClientCertVerified, ClientCertVerifier},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpListener,
@@ -54,12 +61,77 @@ impl Answer {
     }
 }
 
+/// How it asks for client certificates: it takes any, or none of those it is shown.
+#[derive(Debug)]
+pub(super) struct Asks {
+    /// The authorities it names. None says that any will do.
+    pub(super) authorities: Vec<DistinguishedName>,
+    /// Whether it takes what it is shown.
+    pub(super) takes: bool,
+}
+
+impl Asks {
+    pub(super) fn anybody() -> Self {
+        Self { authorities: Vec::new(), takes: true }
+    }
+
+    fn algorithms() -> WebPkiSupportedAlgorithms {
+        rustls::crypto::ring::default_provider().signature_verification_algorithms
+    }
+}
+
+impl ClientCertVerifier for Asks {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.authorities
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        self.takes.then(ClientCertVerified::assertion).ok_or(unknown)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &Self::algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &Self::algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        Self::algorithms().supported_schemes()
+    }
+}
+
 /// One request as it came.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub(super) line: String,
     pub(super) head: String,
     pub(super) body: String,
+    /// The certificate of the connection, if one was shown.
+    pub(super) certificate: Option<CertificateDer<'static>>,
+    /// Which connection it came over, and whether TLS picked up an old session for it.
+    pub(super) connection: (usize, Option<HandshakeKind>),
 }
 
 impl Seen {
@@ -74,6 +146,7 @@ impl Seen {
 struct Book {
     script: VecDeque<Answer>,
     diary: Vec<Seen>,
+    connections: usize,
 }
 
 /// The issuer.
@@ -92,6 +165,15 @@ impl Script {
     /// Listens with TLS under a certificate for `names`; the root that signed it goes to the file returned. The
     /// URL says `localhost`.
     pub(super) async fn tls(directory: &tempfile::TempDir, names: &[&str]) -> (Self, PathBuf) {
+        Self::asking(directory, names, None).await
+    }
+
+    /// The same, and asks for client certificates as `asks` says.
+    pub(super) async fn asking(
+        directory: &tempfile::TempDir,
+        names: &[&str],
+        asks: Option<Asks>,
+    ) -> (Self, PathBuf) {
         let root_key = rcgen::KeyPair::generate().unwrap();
         let mut root = rcgen::CertificateParams::new(Vec::new()).unwrap();
         root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -105,8 +187,12 @@ impl Script {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
+            .unwrap();
+        let config = match asks {
+            Some(asks) => config.with_client_cert_verifier(Arc::new(asks)),
+            None => config.with_no_client_auth(),
+        };
+        let config = config
             .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
             .unwrap();
         (Self::listen(Some(TlsAcceptor::from(Arc::new(config))), "https", "localhost").await, path)
@@ -136,12 +222,20 @@ impl Script {
             while let Ok((stream, _)) = listener.accept().await {
                 let (book, tls) = (Arc::clone(&shared), tls.clone());
                 tokio::spawn(async move {
+                    let number = {
+                        let mut book = book.lock().unwrap();
+                        book.connections += 1;
+                        book.connections
+                    };
                     match tls {
-                        None => serve(stream, &book).await,
+                        None => serve(stream, &book, None, (number, None)).await,
                         Some(tls) => {
                             // A client that distrusts us hangs up here.
                             if let Ok(stream) = tls.accept(stream).await {
-                                serve(stream, &book).await;
+                                let tls = stream.get_ref().1;
+                                let shown = tls.peer_certificates().and_then(|shown| shown.first().cloned());
+                                let connection = (number, tls.handshake_kind());
+                                serve(stream, &book, shown, connection).await;
                             }
                         }
                     }
@@ -152,8 +246,14 @@ impl Script {
     }
 }
 
-async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, book: &Mutex<Book>) {
+async fn serve(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    book: &Mutex<Book>,
+    certificate: Option<CertificateDer<'static>>,
+    connection: (usize, Option<HandshakeKind>),
+) {
     while let Some(seen) = read(&mut stream).await {
+        let seen = Seen { certificate: certificate.clone(), connection, ..seen };
         let answer = {
             let mut book = book.lock().unwrap();
             book.diary.push(seen);
@@ -213,7 +313,8 @@ async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Option<Seen> {
     let mut body = vec![0; length.unwrap_or(0)];
     stream.read_exact(&mut body).await.ok()?;
     let line = head.lines().next()?.to_owned();
-    Some(Seen { line, head, body: String::from_utf8(body).ok()? })
+    let body = String::from_utf8(body).ok()?;
+    Some(Seen { line, head, body, certificate: None, connection: (0, None) })
 }
 
 fn decode(value: &str) -> String {

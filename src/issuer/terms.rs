@@ -71,6 +71,10 @@ pub enum ClientAuth {
     /// An assertion signed with the identity's own key (RFC 7523 2.2).
     #[default]
     PrivateKeyJwt,
+    /// The certificate of the TLS connection, which a CA vouches for (RFC 8705 2.1).
+    TlsClientAuth,
+    /// The certificate of the TLS connection, which the issuer was shown beforehand (RFC 8705 2.2).
+    SelfSignedTlsClientAuth,
     /// An assertion that a platform wrote, which the issuer trusts (RFC 7523 2.2): the kubelet, a CI.
     FederatedJwt(TokenFile),
     /// A JWT-SVID (draft-ietf-oauth-spiffe-client-auth, DR-05).
@@ -82,6 +86,8 @@ impl ClientAuth {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::PrivateKeyJwt => "private_key_jwt",
+            Self::TlsClientAuth => "tls_client_auth",
+            Self::SelfSignedTlsClientAuth => "self_signed_tls_client_auth",
             Self::FederatedJwt(_) => "federated_jwt",
             Self::SpiffeJwt(_) => "spiffe_jwt",
         }
@@ -90,13 +96,18 @@ impl ClientAuth {
     /// Whom the assertion of others speaks of; `None` where the identity makes its own.
     pub fn subject(&self) -> Option<&str> {
         match self {
-            Self::PrivateKeyJwt => None,
+            Self::PrivateKeyJwt | Self::TlsClientAuth | Self::SelfSignedTlsClientAuth => None,
             Self::FederatedJwt(file) | Self::SpiffeJwt(SvidSource::File(file)) => Some(subject_of(file)),
             Self::SpiffeJwt(SvidSource::WorkloadApi { spiffe_id, .. }) => Some(spiffe_id),
         }
     }
 
-    /// Whether a key of the identity's own proves who asks.
+    /// Whether the certificate of the connection proves who asks, and no assertion.
+    pub fn is_mtls(&self) -> bool {
+        matches!(self, Self::TlsClientAuth | Self::SelfSignedTlsClientAuth)
+    }
+
+    /// Whether a key of the identity's own proves who asks, by what it signs.
     pub fn needs_key(&self) -> bool {
         matches!(self, Self::PrivateKeyJwt)
     }
@@ -145,7 +156,7 @@ pub fn problems(terms: &Terms, bound: bool) -> Vec<(&'static str, String)> {
         }
     }
     match &terms.client_auth {
-        ClientAuth::PrivateKeyJwt => {}
+        ClientAuth::PrivateKeyJwt | ClientAuth::TlsClientAuth | ClientAuth::SelfSignedTlsClientAuth => {}
         ClientAuth::FederatedJwt(file) => {
             if terms.client_auth.subject().is_none_or(str::is_empty) {
                 let what =

@@ -14,7 +14,7 @@ use crate::{
     },
     broker::{Failure, Revoked, Source},
     clock::uuid_v7,
-    credential::Credential,
+    credential::{Bound, Credential},
     issuer::IssueFacts,
     policy::{Denial, Entitlement, Explanation, Grant},
     proof::Proof,
@@ -130,7 +130,7 @@ impl<'a> Account<'a> {
         if let Source::Issuer(facts) = source {
             entry.issuer_response = Some(issuer(facts, None));
         }
-        entry
+        if exports_key(grant, credential) { entry.because("KEY_EXPORTED") } else { entry }
     }
 
     /// A proof was made for a credential that the caller holds.
@@ -259,6 +259,13 @@ pub(super) fn revoked(mut entry: Entry, revoked: &Revoked, environment: &str) ->
     };
     let (tries, took) = (revoked.tries, revoked.took.as_millis());
     entry.because(revoked.cause.as_str()).detail(format!("{ended}; {tries} tries, {took} ms{process}"))
+}
+
+/// Whether the private key of the certificate that binds `credential` goes out with it: where its rule allows that, and custody
+/// kept it for that (MT-11).
+pub(super) fn exports_key(grant: &Grant, credential: &Credential) -> bool {
+    grant.rule().key_export
+        && matches!(&credential.bound, Bound::Mtls(certificate) if certificate.private_pem().is_some())
 }
 
 /// A process of which no more is known than who connected.

@@ -21,9 +21,11 @@ use crate::{
     audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
     broker::{Broker, Failure, Fetched, Revoked, Subscription},
     clock::{Clock, Dice, uuid_v7},
-    credential::Credential,
+    credential::{Bound, Credential},
+    keys::ClientCertificate,
     policy::{Denial, Door, Entitlement, Explanation, Grant, Policy, Reason, Wish},
     proof::Nonces,
+    secret::Secret,
 };
 use account::Account;
 use lives::Lives;
@@ -90,6 +92,7 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Answer {
     credential: Arc<Credential>,
+    exports_key: bool,
     receipt: Receipt,
 }
 
@@ -97,6 +100,12 @@ impl Answer {
     /// The credential.
     pub fn credential(&self) -> &Credential {
         &self.credential
+    }
+
+    /// The certificate that binds it, and its private key in PEM if that is handed out: the record says so (MT-11).
+    pub fn client_certificate(&self) -> Option<(&ClientCertificate, Option<&Secret>)> {
+        let Bound::Mtls(certificate) = &self.credential.bound else { return None };
+        Some((certificate, certificate.private_pem().filter(|_| self.exports_key)))
     }
 
     /// Where it is on record.
@@ -207,7 +216,7 @@ impl Journey {
             true => self.ledger.record_alone(line).await?,
             false => self.ledger.record(line).await?,
         };
-        Ok(Answer { credential, receipt })
+        Ok(Answer { exports_key: account::exports_key(&grant, &credential), credential, receipt })
     }
 
     /// The first half of every request for a credential: who calls, and may it.

@@ -34,31 +34,78 @@ pub(super) fn open_or_make_pkcs8(path: &Path, algorithm: Algorithm) -> Result<Se
     }
 }
 
-fn open(path: &Path) -> Result<Secret, FileError> {
-    let io = |error| FileError::Io { path: path.into(), error };
-    if let Some(directory) = path.parent() {
-        check_directory(directory)?;
-    }
-    let nofollow = (OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK).bits();
-    let file = OpenOptions::new().read(true).custom_flags(nofollow.cast_signed()).open(path).map_err(io)?;
-    check_file(path, &file)?;
-    let mut pem = Zeroizing::new(Vec::new());
-    (&file).take(MAX_FILE).read_to_end(&mut pem).map_err(io)?;
+/// The PKCS#8 key in the file at `path`.
+pub(super) fn open(path: &Path) -> Result<Secret, FileError> {
+    let pem = read_private(path)?;
     let der =
         PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| FileError::NotPkcs8 { path: path.into() })?;
     Ok(Secret::new(der.secret_pkcs8_der()))
 }
 
+/// What is in a file that only we can read and replace.
+pub(super) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    if let Some(directory) = path.parent() {
+        check_directory(directory)?;
+    }
+    let file = open_itself(path)?;
+    let meta = check_file(path, &file)?;
+    refuse_wide(path, &meta, 0o177, 0o600)?;
+    read_whole(path, &file)
+}
+
+/// What is in a file that anybody may read, but only we or root can replace.
+pub(super) fn read_public(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let file = open_itself(path)?;
+    let meta = check_file(path, &file)?;
+    if meta.uid() != 0 {
+        refuse_foreign(path, &meta)?;
+    }
+    if meta.mode() & 0o022 != 0 {
+        return Err(FileError::Perm { path: path.into(), mode: meta.mode() & 0o7777, wanted: 0o644 });
+    }
+    read_whole(path, &file)
+}
+
+fn open_itself(path: &Path) -> Result<File, FileError> {
+    let nofollow = (OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK).bits();
+    let opened = OpenOptions::new().read(true).custom_flags(nofollow.cast_signed()).open(path);
+    opened.map_err(|error| FileError::Io { path: path.into(), error })
+}
+
+fn read_whole(path: &Path, file: &File) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    // Room for all of it at once: a buffer that grows leaves copies of a key behind.
+    let mut read = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
+    file.take(MAX_FILE).read_to_end(&mut read).map_err(|error| FileError::Io { path: path.into(), error })?;
+    Ok(read)
+}
+
 fn make(path: &Path, algorithm: Algorithm) -> Result<Secret, FileError> {
+    let pkcs8 = Key::generate_pkcs8(algorithm)?;
+    write_private(path, &pem("PRIVATE KEY", pkcs8.expose()))?;
+    Ok(pkcs8)
+}
+
+/// PEM (RFC 7468), wiped when it is let go.
+pub(super) fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {
+    let body = Zeroizing::new(STANDARD.encode(der));
+    let mut text = Zeroizing::new(String::with_capacity(body.len() + body.len() / 64 + 2 * label.len() + 64));
+    text.push_str(&format!("-----BEGIN {label}-----\n"));
+    for line in body.as_bytes().chunks(64) {
+        text.extend(line.iter().map(|byte| char::from(*byte)));
+        text.push('\n');
+    }
+    text.push_str(&format!("-----END {label}-----\n"));
+    text
+}
+
+/// Puts `pem` into a new file that is ours alone. A file that is there is never overwritten.
+pub(super) fn write_private(path: &Path, pem: &str) -> Result<(), FileError> {
     let io = |error| FileError::Io { path: path.into(), error };
     let directory = path.parent().unwrap_or(Path::new("/"));
     if !directory.exists() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
     }
     check_directory(directory)?;
-    let pkcs8 = Key::generate_pkcs8(algorithm)?;
-    let body = Zeroizing::new(STANDARD.encode(pkcs8.expose()));
-    let pem = Zeroizing::new(format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", *body));
 
     // Written beside and linked into place: nobody ever reads half a key, and a file that appeared
     // meanwhile is left alone.
@@ -73,8 +120,7 @@ fn make(path: &Path, algorithm: Algorithm) -> Result<Secret, FileError> {
         File::open(directory)?.sync_all()
     })();
     let swept = fs::remove_file(&beside);
-    written.and(swept).map_err(io)?;
-    Ok(pkcs8)
+    written.and(swept).map_err(io)
 }
 
 fn check_directory(directory: &Path) -> Result<(), FileError> {
@@ -83,28 +129,41 @@ fn check_directory(directory: &Path) -> Result<(), FileError> {
     refuse_wide(directory, &meta, 0o077, 0o700)
 }
 
-fn check_file(path: &Path, file: &File) -> Result<(), FileError> {
+fn check_file(path: &Path, file: &File) -> Result<fs::Metadata, FileError> {
     let meta = file.metadata().map_err(|error| FileError::Io { path: path.into(), error })?;
     if !meta.is_file() {
         return Err(FileError::NotAFile { path: path.into() });
     }
-    refuse_wide(path, &meta, 0o177, 0o600)
+    Ok(meta)
 }
 
 fn refuse_wide(path: &Path, meta: &fs::Metadata, forbidden: u32, wanted: u32) -> Result<(), FileError> {
-    let ours = rustix::process::geteuid().as_raw();
-    if meta.uid() != ours {
-        return Err(FileError::Owner { path: path.into(), uid: meta.uid(), ours });
-    }
+    refuse_foreign(path, meta)?;
     if meta.mode() & forbidden != 0 {
         return Err(FileError::Perm { path: path.into(), mode: meta.mode() & 0o7777, wanted });
     }
     Ok(())
 }
 
-/// Why a key cannot be had.
+fn refuse_foreign(path: &Path, meta: &fs::Metadata) -> Result<(), FileError> {
+    let ours = rustix::process::geteuid().as_raw();
+    if meta.uid() == ours {
+        return Ok(());
+    }
+    Err(FileError::Owner { path: path.into(), uid: meta.uid(), ours })
+}
+
+/// Why a key, or the certificate for it, cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
+    /// A certificate that cannot be used, or not with this key.
+    #[error("{place}: {what}")]
+    Certificate {
+        /// Where it is, or was to be made.
+        place: String,
+        /// What is wrong and what to do.
+        what: String,
+    },
     /// The file system said no.
     #[error("{path}: {error}")]
     Io {

@@ -1,6 +1,7 @@
 //! Custody: keys go in, signatures come out. In goes a purpose; out comes a [`Signer`]. Private bytes never
 //! leave this room: no type here returns them.
 
+mod certificate;
 mod file;
 mod memory;
 mod note;
@@ -15,6 +16,9 @@ use std::{
     time::Duration,
 };
 
+pub use certificate::{
+    CertificateError, CertificateSettings, Certificates, ClientCertificate, Name, NotShown, Showing, SignedBy,
+};
 pub use file::FileError;
 pub use memory::Key;
 pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};

@@ -54,6 +54,8 @@ pub struct CredentialRule {
     pub scope: Scope,
     /// What binds it.
     pub binding: Binding,
+    /// Whether the key of the certificate that binds it is handed out with it (MT-11).
+    pub key_export: bool,
     /// How it is asked for.
     pub terms: Arc<Terms>,
     /// Where proofs for it may go, by origin, and with which methods (DPOP-19, DPOP-21).

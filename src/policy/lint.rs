@@ -156,12 +156,13 @@ fn of_credential(
         add(problems, format!("{key}.{under}"), message);
     }
     if identity.assurance == Assurance::High && rule.binding == Binding::Bearer {
-        let message = "\"high\" is only for credentials that a key binds, whatever the exception (S39, MT-12): binding = \"dpop\"";
+        let message = "\"high\" is only for credentials that a key binds, whatever the exception (S39, MT-12): binding = \"dpop\" or \"mtls\"";
         add(problems, format!("{key}.binding"), message);
     }
     match (&rule.exception, rule.binding) {
         (None, Binding::Dpop) => of_proofs(problems, key, &rule.proofs),
-        (Some(_), Binding::Dpop) => {
+        (None, Binding::Mtls) => {}
+        (Some(_), Binding::Dpop | Binding::Mtls) => {
             let message = "a bound credential needs none: take it out, or say binding = \"bearer\" (BCP-01)";
             add(problems, format!("{key}.exception"), message);
         }

@@ -103,6 +103,7 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         require_aud: false,
         scope: ["read".into(), "write".into()].into(),
         binding: Binding::Bearer,
+        key_export: false,
         terms: Arc::default(),
         proofs: Proofs::default(),
         per: Per::Identity,

@@ -68,6 +68,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         require_aud: true,
         scope: ["ledger:read".into(), "ledger:write".into()].into(),
         binding: Binding::Bearer,
+        key_export: false,
         terms: Arc::default(),
         proofs: Proofs::default(),
         per: Per::Identity,

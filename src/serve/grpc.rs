@@ -25,13 +25,15 @@ use super::{
 use crate::{
     audit::Receipt,
     clock::{Boot, Clock},
-    credential::Credential,
+    credential::{Bound, Credential},
     journey::{self, Answer, Call, Journey, Session, Watching, trace_id},
     policy::name_is_sound,
     proto::v1::{
-        AccessToken, Caller, Credential as Wire, DESCRIPTORS, DescribeRequest, DescribeResponse, GetRequest,
-        Offer, ProveRequest, ProveResponse, ReleaseRequest, ReleaseResponse, WatchRequest, credential::Kind,
+        AccessToken, Caller, ClientCertificate, Credential as Wire, DESCRIPTORS, DescribeRequest,
+        DescribeResponse, GetRequest, Offer, ProveRequest, ProveResponse, ReleaseRequest, ReleaseResponse,
+        WatchRequest, credential::Kind,
     },
+    secret::Secret,
 };
 
 /// How long a caller waits that set no deadline of its own (CLK-05).
@@ -265,15 +267,19 @@ impl Face {
     }
 
     fn framed(&self, name: &str, answer: &Answer) -> Bytes {
-        framed_credential(name, answer.credential(), self.clock.boot())
+        let key = answer.client_certificate().and_then(|(_, key)| key);
+        framed_credential(name, answer.credential(), key, self.clock.boot())
     }
 }
 
-/// An answer to `Get`, and a message of `Watch`: both are a credential in their first field. All of it but what is left of
-/// its life is spelled out once.
-fn framed_credential(name: &str, credential: &Credential, now: Boot) -> Bytes {
+/// An answer to `Get`, and a message of `Watch`: both are a credential in their first field. All of it is spelled out once,
+/// but what is left of its life and a key that is not for everybody who gets it: what says the same field again is merged.
+fn framed_credential(name: &str, credential: &Credential, key: Option<&Secret>, now: Boot) -> Bytes {
     let expires_in = prost_types::Duration::try_from(credential.window.left(now)).ok();
-    let left = Wire { expires_in, ..Wire::default() }.encode_to_vec();
+    let client_certificate = key
+        .and_then(Secret::expose_str)
+        .map(|key_pem| ClientCertificate { key_pem: key_pem.to_owned(), ..ClientCertificate::default() });
+    let left = Wire { expires_in, client_certificate, ..Wire::default() }.encode_to_vec();
     let rest = credential.form.get_or_spell(name, || spelled(name, credential));
     let mut field = Vec::with_capacity(8);
     encode_key(1, WireType::LengthDelimited, &mut field);
@@ -284,6 +290,12 @@ fn framed_credential(name: &str, credential: &Credential, now: Boot) -> Bytes {
 /// A credential as it is told, but for what changes from answer to answer.
 fn spelled(name: &str, credential: &Credential) -> Vec<u8> {
     let until = credential.window.until_wall;
+    let client_certificate = match &credential.bound {
+        Bound::Mtls(certificate) => {
+            Some(ClientCertificate { chain_pem: certificate.chain_pem(), ..ClientCertificate::default() })
+        }
+        _ => None,
+    };
     let wire = Wire {
         name: name.to_owned(),
         kind: Some(Kind::AccessToken(AccessToken {
@@ -296,6 +308,8 @@ fn spelled(name: &str, credential: &Credential) -> Vec<u8> {
         audience: credential.audience.clone().unwrap_or_default(),
         binding: credential.binding().as_str().into(),
         fingerprint: credential.fingerprint.to_string(),
+        thumbprint: credential.bound.thumbprint().unwrap_or_default().to_owned(),
+        client_certificate,
     };
     wire.encode_to_vec()
 }
@@ -356,9 +370,8 @@ mod tests {
     use super::*;
     use crate::{
         clock::ManualClock,
-        credential::{Bound, Form, Window},
+        credential::{Form, Window},
         proto::v1::{GetResponse, WatchResponse},
-        secret::Secret,
     };
 
     #[test]
@@ -378,7 +391,7 @@ mod tests {
         };
         for (name, passed) in [("orders", 0), ("orders", 100), ("other", 0), ("orders", 500)] {
             clock.advance(Duration::from_secs(passed));
-            let bytes = framed_credential(name, &credential, clock.boot());
+            let bytes = framed_credential(name, &credential, None, clock.boot());
             let left = credential.window.left(clock.boot());
             assert_eq!(bytes[..5], [&[0], &(bytes.len() as u32 - 5).to_be_bytes()[..]].concat());
             let told = GetResponse::decode(&bytes[5..]).unwrap().credential.unwrap();
@@ -387,6 +400,29 @@ mod tests {
             assert_eq!(told.expires_in, Some(left.try_into().unwrap()));
             let Some(Kind::AccessToken(access)) = told.kind else { panic!("no token") };
             assert_eq!((access.token.as_str(), access.token_type.as_str()), ("token", "Bearer"));
+        }
+    }
+
+    #[test]
+    fn a_key_is_in_the_answers_that_it_is_for_and_in_no_other() {
+        // MT-11: the form that is kept for everybody holds none.
+        let clock = ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap());
+        let (token, key) = (Secret::new("token"), Secret::new("key"));
+        let credential = Credential {
+            fingerprint: token.fingerprint(),
+            token,
+            window: Window::opening(clock.boot(), clock.wall(), Duration::from_secs(300)),
+            bound: Bound::Bearer,
+            scope: vec![],
+            audience: None,
+            jti: None,
+            form: Form::default(),
+        };
+        for key in [Some(&key), None, Some(&key)] {
+            let bytes = framed_credential("orders", &credential, key, clock.boot());
+            let told = GetResponse::decode(&bytes[5..]).unwrap().credential.unwrap();
+            let shown = told.client_certificate.map(|shown| shown.key_pem);
+            assert_eq!((told.name.as_str(), shown.as_deref()), ("orders", key.map(|_| "key")));
         }
     }
 

@@ -19,6 +19,7 @@ use crate::{
     clock::Clock,
     journey::{self, Answer, Call, Journey, Session, trace_id},
     policy::name_is_sound,
+    secret::Secret,
 };
 
 /// The face.
@@ -133,7 +134,7 @@ impl Face {
 
     fn shown(&self, name: &str, answer: &Answer) -> Value {
         let credential = answer.credential();
-        json!({
+        let mut shown = json!({
             "name": name,
             "access_token": credential.token.expose_str().unwrap_or_default(),
             "token_type": credential.binding().scheme(),
@@ -143,7 +144,15 @@ impl Face {
             "audience": credential.audience,
             "binding": credential.binding().as_str(),
             "fingerprint": credential.fingerprint.to_string(),
-        })
+            "thumbprint": credential.bound.thumbprint(),
+        });
+        if let Some((certificate, key)) = answer.client_certificate() {
+            shown["client_certificate"] = json!({
+                "chain_pem": certificate.chain_pem(),
+                "key_pem": key.and_then(Secret::expose_str),
+            });
+        }
+        shown
     }
 
     async fn broke(&self, session: &Session, what: &'static str) -> Told {

@@ -179,6 +179,8 @@ fn of_reason(reason: Reason) -> (Code, &'static str) {
         }
         Reason::GrantRejected
         | Reason::IssuerConfig
+        | Reason::AuthmUnsupported
+        | Reason::CertNotAccepted
         | Reason::CfgAudPin
         | Reason::EndpointForeign
         | Reason::IssuerRedirect

@@ -79,7 +79,11 @@ impl OAuth {
                 };
                 Ok((JWT_BEARER, assertion.sign(&**key, &*self.dice).map_err(no_signature)?))
             }
-            (ClientAuth::PrivateKeyJwt, None) => Err(no_signature(crate::jose::SignError)),
+            // A certificate says who asks without one.
+            (ClientAuth::PrivateKeyJwt, None)
+            | (ClientAuth::TlsClientAuth | ClientAuth::SelfSignedTlsClientAuth, _) => {
+                Err(no_signature(crate::jose::SignError))
+            }
         }
     }
 

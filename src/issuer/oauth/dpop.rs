@@ -5,7 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::SignedDuration;
 
-use super::{metadata::Metadata, no_signature};
+use super::{
+    metadata::Metadata,
+    mtls::{self, Way},
+    no_signature,
+};
 use crate::{
     clock::{Clock, Dice},
     credential::{Binding, Bound},
@@ -14,10 +18,17 @@ use crate::{
     secret::Secret,
 };
 
-/// What binds the tokens of an order: the key for it, where this issuer can read its proofs (DPOP-01).
-pub(super) fn bound(wanted: Binding, signers: &Signers, metadata: &Metadata) -> Result<Bound, IssueError> {
+/// What binds the tokens of an order: the key for it, where this issuer can read its proofs (DPOP-01), or the certificate that
+/// this request shows.
+pub(super) fn bound(
+    wanted: Binding,
+    signers: &Signers,
+    way: &Way,
+    metadata: &Metadata,
+) -> Result<Bound, IssueError> {
     match (wanted, &signers.dpop) {
         (Binding::Bearer, _) => Ok(Bound::Bearer),
+        (Binding::Mtls, _) => way.certificate.clone().map(Bound::Mtls).ok_or_else(mtls::no_certificate),
         (Binding::Dpop, Some(key)) => {
             metadata.accepts_proofs(key.algorithm())?;
             Ok(Bound::Dpop(Arc::clone(key)))

@@ -5,8 +5,9 @@
 use serde_json::Value;
 
 use super::{
-    OAuth, details,
+    OAuth, Placed, details,
     metadata::Metadata,
+    mtls::Way,
     refusal,
     reply::{self, Moment},
 };
@@ -29,18 +30,20 @@ impl OAuth {
         if !(order.terms.introspect && opaque && credential.binding() != Binding::Bearer) {
             return Ok(());
         }
-        let endpoint =
-            metadata.introspection_endpoint.as_deref().ok_or_else(|| IssueError::Misconfigured {
+        let way = Way::plain(order, signers)?;
+        let endpoint = metadata.introspection_endpoint(way.certificate.is_some())?.ok_or_else(|| {
+            IssueError::Misconfigured {
                 reason: Reason::IssuerConfig,
                 detail: "the issuer offers no introspection: set introspect = false, or have it make JWTs"
                     .into(),
-            })?;
+            }
+        })?;
         // What came out of `reply` is ASCII.
         let token = credential.token.expose_str().unwrap_or_default();
         let fields = [("token", token), ("token_type_hint", "access_token")];
-        let key = super::client::key(order, signers)?;
         let sent = self.clock.boot();
-        let (response, _) = self.post(order, key, &Bound::Bearer, endpoint, &fields, facts).await?;
+        let (response, _) =
+            self.post(Placed { order, signers, way: &way }, &Bound::Bearer, endpoint, &fields, facts).await?;
         if response.status != 200 {
             return Err(self.refused(&response, facts));
         }

@@ -22,9 +22,16 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// What we use of an issuer's metadata.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Metadata {
-    pub(super) token_endpoint: String,
-    pub(super) revocation_endpoint: Option<String>,
-    pub(super) introspection_endpoint: Option<String>,
+    token_endpoint: String,
+    revocation_endpoint: Option<String>,
+    introspection_endpoint: Option<String>,
+    /// Where the same is for requests that show a certificate (RFC 8705 5), if that is elsewhere. One at a foreign host is no
+    /// trouble to those who do not go there.
+    token_alias: Option<Result<String, IssueError>>,
+    revocation_alias: Option<Result<String, IssueError>>,
+    introspection_alias: Option<Result<String, IssueError>>,
+    /// Whether it says that it binds tokens to certificates (RFC 8705 3.3).
+    pub(super) binds_to_certificates: bool,
     /// Whether they are not those that are pinned, and may be used all the same (OA-05).
     pub(super) changed: bool,
     /// All endpoints that are the issuer's own business, this agent's and others': no workload gets a proof for one (DPOP-20).
@@ -70,7 +77,23 @@ impl Metadata {
                 ),
             });
         }
+        let aliases = document.get("mtls_endpoint_aliases");
+        let alias = |name: &'static str| match aliases?.get(name)? {
+            Value::Null => None,
+            Value::String(url) => {
+                let named = format!("mtls_endpoint_aliases.{name}");
+                Some(check_endpoint(&named, url, settings).map(|()| url.clone()))
+            }
+            _ => {
+                Some(Err(broken(format!("the issuer's metadata: mtls_endpoint_aliases.{name} is not text"))))
+            }
+        };
         Ok(Self {
+            token_alias: alias("token_endpoint"),
+            revocation_alias: alias("revocation_endpoint"),
+            introspection_alias: alias("introspection_endpoint"),
+            binds_to_certificates: document.get("tls_client_certificate_bound_access_tokens")
+                == Some(&Value::Bool(true)),
             token_endpoint,
             revocation_endpoint: endpoint("revocation_endpoint")?,
             introspection_endpoint: endpoint("introspection_endpoint")?,
@@ -83,8 +106,49 @@ impl Metadata {
         })
     }
 
-    /// Whether the issuer learns who asks by `method`, and takes assertions that our key signs with `algorithm` (PKJ-10).
-    /// Where it does not say, it may.
+    /// Where tokens are had: for a request that shows a certificate, where the issuer asks for one (MT-03).
+    pub(super) fn token_endpoint(&self, shows_certificate: bool) -> Result<&str, IssueError> {
+        let alias = self.token_alias.as_ref().filter(|_| shows_certificate);
+        Ok(aliased(alias, None)?.unwrap_or(&self.token_endpoint))
+    }
+
+    /// Where tokens are given back, if anywhere.
+    pub(super) fn revocation_endpoint(&self, shows_certificate: bool) -> Result<Option<&str>, IssueError> {
+        let alias = self.revocation_alias.as_ref().filter(|_| shows_certificate);
+        aliased(alias, self.revocation_endpoint.as_deref())
+    }
+
+    /// Where tokens are looked up, if anywhere.
+    pub(super) fn introspection_endpoint(&self, shows_certificate: bool) -> Result<Option<&str>, IssueError> {
+        let alias = self.introspection_alias.as_ref().filter(|_| shows_certificate);
+        aliased(alias, self.introspection_endpoint.as_deref())
+    }
+
+    /// Whether the issuer takes a certificate as proof of who asks (MT-01). Where it does not say, it does not: without the list
+    /// all it takes is client_secret_basic (RFC 8414 2).
+    pub(super) fn accepts_certificate(
+        &self,
+        method: &ClientAuth,
+        settings: &OAuthSettings,
+    ) -> Result<(), IssueError> {
+        let listed = self.methods.as_deref().unwrap_or_default();
+        if listed.iter().any(|name| name == method.as_str()) || settings.client_auth_methods.contains(method)
+        {
+            return Ok(());
+        }
+        Err(IssueError::Misconfigured {
+            reason: Reason::AuthmUnsupported,
+            detail: format!(
+                "the issuer does not list {0} among its client authentication methods ({1}): switch it on there, or if \
+                 it is on, set client_auth_methods = [\"{0}\"]",
+                method.as_str(),
+                listing(listed),
+            ),
+        })
+    }
+
+    /// Whether the issuer learns who asks by the assertion of `method`, and takes those that our key signs with `algorithm`
+    /// (PKJ-10). Where it does not say, it may.
     pub(super) fn accepts(
         &self,
         method: &ClientAuth,
@@ -93,8 +157,8 @@ impl Metadata {
         // An issuer that takes assertions of others lists the same method as for a client's own; a JWT-SVID has a name of
         // its own since not long (DR-05).
         let names: &[&str] = match method {
-            ClientAuth::PrivateKeyJwt | ClientAuth::FederatedJwt(_) => &["private_key_jwt"],
             ClientAuth::SpiffeJwt(_) => &["spiffe_jwt", "private_key_jwt"],
+            _ => &["private_key_jwt"],
         };
         if let Some(methods) = &self.methods
             && !methods.iter().any(|method| names.contains(&method.as_str()))
@@ -146,6 +210,17 @@ impl Metadata {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The alias of an endpoint if there is one, even one that may not be used; the endpoint otherwise.
+fn aliased<'a>(
+    alias: Option<&'a Result<String, IssueError>>,
+    endpoint: Option<&'a str>,
+) -> Result<Option<&'a str>, IssueError> {
+    match alias {
+        Some(alias) => alias.as_deref().map(Some).map_err(Clone::clone),
+        None => Ok(endpoint),
     }
 }
 

@@ -1,8 +1,8 @@
 //! Any OAuth issuer: the grants and proofs of who asks that [`crate::issuer::terms`] names (RFC 7523, RFC 8414, RFC 8693,
-//! RFC 8707, RFC 9396), bound by DPoP where the order wants it (RFC 9449). In goes an [`Order`]; out comes what one attempt
-//! came to. One attempt is: the issuer's metadata, if none is at hand, then one token request with an assertion made for it
-//! alone, and another where the protocol has us ask again. The issuer's name in an assertion comes from the settings, and an assertion goes to no host that the settings
-//! do not vouch for (PKJ-04, OA-08).
+//! RFC 8705, RFC 8707, RFC 9396), bound by DPoP (RFC 9449) or to a certificate where the order wants it. In goes an [`Order`];
+//! out comes what one attempt came to. One attempt is: the issuer's metadata, if none is at hand, then one token request with
+//! an assertion made for it alone, and another where the protocol has us ask again. The issuer's name in an assertion comes
+//! from the settings, and an assertion goes to no host that the settings do not vouch for (PKJ-04, OA-08).
 
 mod assertion;
 mod client;
@@ -10,6 +10,7 @@ mod details;
 mod dpop;
 mod introspection;
 mod metadata;
+mod mtls;
 mod pins;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
@@ -36,6 +37,7 @@ use jiff::{SignedDuration, Timestamp};
 use self::{
     dpop::{Heard, Prover},
     metadata::Metadata,
+    mtls::{Pools, Way},
     reply::Moment,
     request::Asked,
 };
@@ -51,7 +53,7 @@ use crate::{
         http::{Http, HttpError, HttpSettings, Request, Response},
         skew::{Estimate, Skew},
     },
-    jose::{SignError, Signer},
+    jose::SignError,
     proof::Target,
 };
 
@@ -65,6 +67,8 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct OAuth {
     settings: OAuthSettings,
     http: Http,
+    /// The same for each certificate that is shown.
+    pools: Pools,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
     skew: std::sync::Mutex<Skew>,
@@ -75,6 +79,14 @@ pub struct OAuth {
     shelf: tokio::sync::Mutex<Shelf>,
     /// How many fetches have ended: tells a caller that waited for one from a caller that came later.
     fetches: AtomicU64,
+}
+
+/// An order, and how it is placed this time.
+#[derive(Clone, Copy)]
+struct Placed<'a> {
+    order: &'a Order,
+    signers: &'a Signers,
+    way: &'a Way,
 }
 
 #[derive(Default)]
@@ -112,6 +124,7 @@ impl OAuth {
         Ok(Self {
             settings,
             http,
+            pools: Pools::default(),
             prover: Prover::new(Arc::clone(&clock), Arc::clone(&dice)),
             endpoints: ArcSwap::default(),
             clock,
@@ -135,8 +148,7 @@ impl OAuth {
     ) -> Result<Credential, IssueError> {
         let metadata = self.ready(order, signers, facts).await?;
         metadata.accepts_details(&order.terms.details)?;
-        let bound = dpop::bound(order.binding, signers, &metadata)?;
-        let (sent, response) = self.ask(order, signers, &bound, &metadata.token_endpoint, facts).await?;
+        let (sent, response, bound) = self.ask(order, signers, &metadata, facts).await?;
         if response.status != 200 {
             return Err(request::meant(order, self.refused(&response, facts)));
         }
@@ -148,6 +160,7 @@ impl OAuth {
         let credential =
             reply::accept(&response, order, bound, &self.settings.issuer, self.moment(sent), facts)?;
         self.look_up(order, signers, &credential, &metadata, facts).await?;
+        reply::check_shown(&credential, metadata.binds_to_certificates || order.terms.introspect)?;
         Ok(credential)
     }
 
@@ -167,23 +180,26 @@ impl OAuth {
         &self,
         order: &Order,
         signers: &Signers,
-        bound: &Bound,
-        endpoint: &str,
+        metadata: &Metadata,
         facts: &mut IssueFacts,
-    ) -> Result<(Boot, Response), IssueError> {
-        let mut client = client::key(order, signers)?;
-        let (mut may_prove_again, mut fell_back) = (bound.binding() == Binding::Dpop, false);
-        let (mut may_bring_again, mut may_draw_again) = (true, client.is_some());
+    ) -> Result<(Boot, Response, Bound), IssueError> {
+        let mut ways = Way::all(order, signers)?.into_iter();
+        let mut way = ways.next().ok_or_else(mtls::no_certificate)?;
+        let (mut may_prove_again, mut fell_back) = (order.binding == Binding::Dpop, false);
+        let (mut may_bring_again, mut may_draw_again) = (true, way.client.is_some());
         let mut asked = Asked::gather(order, self.now()?).await?;
         loop {
+            let bound = dpop::bound(order.binding, signers, &way, metadata)?;
+            let endpoint = metadata.token_endpoint(way.certificate.is_some())?;
+            let placed = Placed { order, signers, way: &way };
             let sent = self.clock.boot();
-            let (response, heard) = self.post(order, client, bound, endpoint, &asked.fields(), facts).await?;
+            let (response, heard) = self.post(placed, &bound, endpoint, &asked.fields(), facts).await?;
             let reused = refusal::is_reuse(&response);
             if reused {
                 facts.one_time_reuse = true;
                 tracing::error!(issuer = %self.settings.name, "ONE_TIME_REUSE: it has seen a one-time value of this agent before");
             }
-            match (facts.oauth_error.as_deref(), &signers.before) {
+            match (facts.oauth_error.as_deref(), ways.as_slice().first()) {
                 (Some("use_dpop_nonce"), _) if may_prove_again && heard != Heard::New => {
                     return Err(dpop::no_usable_nonce(&heard));
                 }
@@ -196,24 +212,25 @@ impl OAuth {
                 }
                 // ER-10: the next one is drawn anew.
                 _ if reused && may_draw_again => may_draw_again = false,
-                // KEY-06: the issuer may not have heard of the new key yet.
-                (Some("invalid_client"), Some(before)) if !fell_back && !reused && client.is_some() => {
+                // KEY-06, MT-05: the issuer may not have heard of the new key or certificate yet.
+                (Some("invalid_client"), Some(before)) if !reused => {
                     tracing::warn!(issuer = %self.settings.name, "the new key is not known yet: falling back to the one before");
-                    (client, fell_back) = (Some(before), true);
+                    (way, fell_back) = (before.clone(), true);
+                    ways.next();
                 }
                 // ER-03: whoever writes the file may have written another one since; the same again is of no use.
                 (Some(code), _) if may_bring_again && request::is_refused_grant(order, code) => {
                     may_bring_again = false;
                     let again = Asked::gather(order, self.now()?).await?;
                     if again.brings() == asked.brings() {
-                        return Ok((sent, response));
+                        return Ok((sent, response, bound));
                     }
                     asked = again;
                     continue;
                 }
                 _ => {
                     facts.key_fallback = fell_back && response.status == 200;
-                    return Ok((sent, response));
+                    return Ok((sent, response, bound));
                 }
             }
             asked = Asked::gather(order, self.now()?).await?;
@@ -228,15 +245,17 @@ impl OAuth {
     ) -> Result<(), IssueError> {
         let mut facts = IssueFacts::default();
         let metadata = self.ready(order, signers, &mut facts).await?;
-        let endpoint = metadata.revocation_endpoint.as_deref().ok_or_else(|| IssueError::Refused {
-            reason: Reason::IssuerConfig,
-            detail: "the issuer offers no revocation: the token lives until it ends by itself".into(),
-        })?;
+        let way = Way::plain(order, signers)?;
+        let endpoint =
+            metadata.revocation_endpoint(way.certificate.is_some())?.ok_or_else(|| IssueError::Refused {
+                reason: Reason::IssuerConfig,
+                detail: "the issuer offers no revocation: the token lives until it ends by itself".into(),
+            })?;
         // What came out of `reply` is ASCII.
         let token = credential.token.expose_str().unwrap_or_default();
         let fields = [("token", token), ("token_type_hint", "access_token")];
-        let key = client::key(order, signers)?;
-        let (response, _) = self.post(order, key, &Bound::Bearer, endpoint, &fields, &mut facts).await?;
+        let placed = Placed { order, signers, way: &way };
+        let (response, _) = self.post(placed, &Bound::Bearer, endpoint, &fields, &mut facts).await?;
         if response.status == 200 { Ok(()) } else { Err(self.refused(&response, &facts)) }
     }
 
@@ -249,32 +268,50 @@ impl OAuth {
     ) -> Result<Arc<Metadata>, IssueError> {
         let metadata = self.metadata(facts).await?;
         facts.metadata_changed = metadata.changed;
-        let key = client::key(order, signers)?;
-        metadata.accepts(&order.terms.client_auth, key.map(|key| key.algorithm()))?;
+        let auth = &order.terms.client_auth;
+        if auth.is_mtls() {
+            metadata.accepts_certificate(auth, &self.settings)?;
+        } else {
+            let key = client::key(order, signers)?;
+            metadata.accepts(auth, key.map(|key| key.algorithm()))?;
+        }
         Ok(metadata)
     }
 
-    /// One POST with one fresh assertion (PKJ-01, PKJ-12, PKJ-13), and a fresh proof if what comes is to be bound by one.
+    /// One POST with one fresh assertion (PKJ-01, PKJ-12, PKJ-13) or a certificate, and a fresh proof if what comes is to be
+    /// bound by one.
     async fn post(
         &self,
-        order: &Order,
-        key: Option<&Arc<dyn Signer>>,
+        Placed { order, signers, way }: Placed<'_>,
         bound: &Bound,
         endpoint: &str,
         fields: &[(&str, &str)],
         facts: &mut IssueFacts,
     ) -> Result<(Response, Heard), IssueError> {
         let correction = self.correction()?;
-        let (kind, shown) = self.show(order, key, self.now()?).await?;
+        let by_certificate = order.terms.client_auth.is_mtls();
+        let assertion = match by_certificate {
+            true => None,
+            false => Some(self.show(order, way.client.as_ref(), self.now()?).await?),
+        };
         let mut fields = fields.to_vec();
-        if self.settings.send_client_id {
+        // MT-02: without an assertion it is all that says who asks.
+        if self.settings.send_client_id || by_certificate {
             fields.push(("client_id", &order.client_id));
         }
-        let shown = shown.expose_str().unwrap_or_default();
-        fields.extend([("client_assertion_type", kind), ("client_assertion", shown)]);
+        if let Some((kind, shown)) = &assertion {
+            let shown = shown.expose_str().unwrap_or_default();
+            fields.extend([("client_assertion_type", *kind), ("client_assertion", shown)]);
+        }
         let proof = self.prover.prove(bound, endpoint, correction)?;
         let request = Request { url: endpoint.to_owned(), form: Some(request::encode(&fields)), proof };
-        let response = self.exchange(request, facts).await?;
+        let response = match &way.certificate {
+            Some(certificate) => {
+                let http = self.pools.of(certificate, order, signers, &self.http);
+                self.exchange_over(&http, request, facts).await?
+            }
+            None => self.exchange(request, facts).await?,
+        };
         let heard = self.prover.hear(bound, endpoint, &response);
         if let Heard::Unusable(what) = heard {
             tracing::warn!(issuer = %self.settings.name, "its DPoP-Nonce is ignored: {what}");
@@ -282,9 +319,18 @@ impl OAuth {
         Ok((response, heard))
     }
 
-    /// Sends, and notes what the answer tells beside its content.
     async fn exchange(&self, request: Request, facts: &mut IssueFacts) -> Result<Response, IssueError> {
-        let done = self.http.send(request).await;
+        self.exchange_over(&self.http, request, facts).await
+    }
+
+    /// Sends, and notes what the answer tells beside its content.
+    async fn exchange_over(
+        &self,
+        http: &Http,
+        request: Request,
+        facts: &mut IssueFacts,
+    ) -> Result<Response, IssueError> {
+        let done = http.send(request).await;
         let response = done.map_err(|error| {
             facts.http_status = match error {
                 HttpError::Redirect { status } => Some(status),

@@ -56,14 +56,15 @@ pub fn reply(bytes: &[u8]) {
         match Metadata::read(body, &settings()) {
             Err(error) => fit_to_write(&error),
             Ok(metadata) => {
-                for url in [
-                    Some(metadata.token_endpoint),
-                    metadata.revocation_endpoint,
-                    metadata.introspection_endpoint,
-                ]
-                .into_iter()
-                .flatten()
-                {
+                let named = [false, true].map(|mtls| {
+                    [
+                        metadata.token_endpoint(mtls).map(Some),
+                        metadata.revocation_endpoint(mtls),
+                        metadata.introspection_endpoint(mtls),
+                    ]
+                });
+                // An alias that may not be used is told as an error, and never as a URL.
+                for url in named.into_iter().flatten().filter_map(Result::ok).flatten() {
                     let endpoint: Uri = url.parse().expect("an endpoint is a URL");
                     assert_eq!(endpoint.scheme_str(), Some("https"));
                     let home = |host: &str| {
@@ -152,6 +153,7 @@ fn settings() -> OAuthSettings {
         dev: false,
         assertion_life: Duration::from_secs(60),
         assertion_typ: AssertionTyp::default(),
+        client_auth_methods: Vec::new(),
         send_client_id: false,
         pins: Pins::default(),
         timeout: Duration::from_secs(5),

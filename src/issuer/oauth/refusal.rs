@@ -106,6 +106,9 @@ pub(super) fn unanswered(error: &HttpError) -> IssueError {
         HttpError::CaFile { .. } | HttpError::NoRoots | HttpError::Plain => {
             IssueError::Misconfigured { reason: Reason::IssuerConfig, detail }
         }
+        HttpError::CertNotAccepted(_) => {
+            IssueError::Misconfigured { reason: Reason::CertNotAccepted, detail }
+        }
         HttpError::Redirect { .. } => IssueError::Misconfigured { reason: Reason::IssuerRedirect, detail },
         HttpError::Connect(_) | HttpError::Protocol | HttpError::Timeout => {
             IssueError::Retry { reason: Reason::IssuerUnavailable, detail, after: None }

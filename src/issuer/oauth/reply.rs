@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{details, refusal};
 use crate::{
     clock::Boot,
-    credential::{Bound, Credential, Form, Window},
+    credential::{Binding, Bound, Credential, Form, Window},
     issuer::{
         IssueError, IssueFacts, Order, Reason,
         http::Response,
@@ -184,7 +184,18 @@ pub(super) fn check_type(named: Option<&Value>, bound: &Bound) -> Result<(), Iss
     )))
 }
 
-/// DPOP-05: what the token itself says of its key. A token that is not read here can only be taken at its word.
+/// MT-07: a token that cannot be read shows no binding, so it is taken only from an issuer that says it binds.
+pub(super) fn check_shown(credential: &Credential, issuer_binds: bool) -> Result<(), IssueError> {
+    if issuer_binds || credential.binding() != Binding::Mtls || jwt_claims(&credential.token)?.is_some() {
+        return Ok(());
+    }
+    Err(unbound(
+        "the token is opaque, and the metadata does not say tls_client_certificate_bound_access_tokens: nothing shows that \
+         it is bound to our certificate",
+    ))
+}
+
+/// DPOP-05, MT-07: what the token itself says of its key. A token that is not read here can only be taken at its word.
 fn check_confirmation(cnf: Option<&Value>, bound: &Bound) -> Result<(), IssueError> {
     let cnf = cnf.filter(|cnf| !cnf.is_null());
     match (bound, cnf) {
@@ -195,6 +206,18 @@ fn check_confirmation(cnf: Option<&Value>, bound: &Bound) -> Result<(), IssueErr
         (Bound::Dpop(_), None) => Err(unbound("the token names no key (cnf), though it is said to be bound")),
         (Bound::Dpop(key), Some(cnf)) if cnf.get("jkt").and_then(Value::as_str) == Some(key.kid()) => Ok(()),
         (Bound::Dpop(_), Some(_)) => Err(unbound("the token is bound to another key (cnf.jkt) than ours")),
+        (Bound::Mtls(_), None) => Err(unbound(
+            "the token names no certificate (cnf): switch on certificate-bound tokens for this client",
+        )),
+        (Bound::Mtls(certificate), Some(cnf))
+            if cnf.get("x5t#S256").and_then(Value::as_str) == Some(certificate.thumbprint()) =>
+        {
+            Ok(())
+        }
+        (Bound::Mtls(_), Some(_)) => Err(unbound(
+            "the token is bound to another certificate (cnf x5t#S256) than ours, or to none: does TLS end at a proxy that \
+             hands on another?",
+        )),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use super::{OnChange, Pins, assertion, metadata};
+use crate::issuer::terms::ClientAuth;
 
 /// One OAuth issuer, as the operator describes it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -26,6 +27,8 @@ pub struct OAuthSettings {
     pub assertion_life: Duration,
     /// The `typ` of an assertion (PKJ-10).
     pub assertion_typ: AssertionTyp,
+    /// Ways of client authentication that it takes though its metadata does not list them (MT-01).
+    pub client_auth_methods: Vec<ClientAuth>,
     /// Whether `client_id` is sent beside the assertion (PKJ-14).
     pub send_client_id: bool,
     /// What is pinned of its metadata (OA-05).

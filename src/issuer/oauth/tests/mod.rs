@@ -6,6 +6,7 @@ mod dpop;
 mod grants;
 mod introspection;
 mod metadata;
+mod mtls;
 mod once;
 mod pins;
 mod reply;
@@ -20,7 +21,7 @@ use crate::{
     clock::{ManualClock, SystemDice},
     credential::Binding,
     issuer::script::{Answer, Script, Seen},
-    jose::{Algorithm, Unverified},
+    jose::{Algorithm, Signer, Unverified},
     keys::Key,
     secret::Fingerprint,
 };
@@ -38,6 +39,7 @@ pub(super) fn settings(issuer: &str) -> OAuthSettings {
         dev: true,
         assertion_life: Duration::from_secs(60),
         assertion_typ: AssertionTyp::ClientAuthentication,
+        client_auth_methods: Vec::new(),
         send_client_id: false,
         pins: Pins::default(),
         timeout: Duration::from_secs(10),
@@ -106,7 +108,7 @@ fn order() -> Order {
 
 fn signers() -> Signers {
     let key = || -> Arc<dyn Signer> { Arc::new(Key::generate(Algorithm::Es256).unwrap()) };
-    Signers { client: Some(key()), before: None, dpop: Some(key()) }
+    Signers { client: Some(key()), before: None, dpop: Some(key()), certificates: Vec::new() }
 }
 
 fn token() -> Answer {
