@@ -4,6 +4,8 @@
 
 mod certificate;
 mod file;
+mod identities;
+mod issuers;
 mod pins;
 mod reader;
 mod settings;

@@ -1,0 +1,272 @@
+//! `[identities.NAME]` as meant: who is somebody, the keys that are its own, and the credentials that it may have.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::{Timestamp, civil::Date, tz::TimeZone};
+use nix::unistd::{Group, User};
+
+use super::{certificate, reader::Reader, settings::IssuerSettings, terms::terms};
+use crate::{
+    credential::Binding,
+    jose::Algorithm,
+    keys::{CertificateSettings, Custody, KeySettings, RotationSettings, rotation::MAX_AGE},
+    policy::{Assurance, CredentialRule, Exception, Identity, Named, Per, Proofs, Selectors},
+    proof::Target,
+};
+
+type Keys = BTreeMap<Arc<str>, KeySettings>;
+
+pub(super) fn identities(
+    top: &mut Reader<'_>,
+    state: &std::path::Path,
+    issuers: &BTreeMap<Arc<str>, IssuerSettings>,
+) -> (Vec<Identity>, Keys, certificate::Wanted) {
+    let mut identities = Vec::new();
+    let (mut keys, mut certificates) = (BTreeMap::new(), BTreeMap::new());
+    for (name, mut reader) in top.named_tables("identities") {
+        let name: Arc<str> = name.into();
+        let owner = reader.required("owner", "owner = \"team@example.com\"").unwrap_or_default();
+        let words =
+            [("interim", Assurance::Interim), ("standard", Assurance::Standard), ("high", Assurance::High)];
+        if !reader.has("assurance") {
+            reader.wrong("assurance", "say how much it matters: \"high\", \"standard\" or \"interim\" (S38)");
+        }
+        let assurance = reader.word("assurance", Assurance::Standard, &words);
+        let selectors = reader.table_or_tables("match").into_iter().map(selectors).collect();
+        let mut settings = key(&mut reader, &name, state);
+        let certificate = certificate::certificate(&mut reader, &name, state);
+        let credentials: BTreeMap<_, _> = reader
+            .named_tables("credentials")
+            .into_iter()
+            .map(|(name, reader)| credential(reader, name, assurance, issuers))
+            .map(|rule| (Arc::clone(&rule.name), Arc::new(rule)))
+            .collect();
+        let bound = credentials.values().filter(|rule| rule.binding == Binding::Dpop);
+        settings.dpop = bound.map(|rule| Arc::clone(&rule.issuer)).collect();
+        settings.client = credentials.values().any(|rule| rule.terms.client_auth.needs_key());
+        keys.insert(Arc::clone(&name), settings);
+        if let Some(certificate) = certificate {
+            let export = credentials.values().any(|rule| rule.key_export);
+            certificates.insert(Arc::clone(&name), CertificateSettings { export, ..certificate });
+        }
+        reader.finish();
+        identities.push(Identity { name, owner, assurance, selectors, credentials });
+    }
+    (identities, keys, certificates)
+}
+
+fn selectors(mut reader: Reader<'_>) -> Selectors {
+    let uid = reader.id("uid").map(|id| Named { id, name: None });
+    let gid = reader.id("gid").map(|id| Named { id, name: None });
+    let named_user = reader.string("user").and_then(|name| match User::from_name(&name) {
+        Ok(Some(user)) => Some(Named { id: user.uid.as_raw(), name: Some(name) }),
+        _ => {
+            reader.wrong("user", "this host knows no such user: create it first, or match its uid");
+            None
+        }
+    });
+    if uid.is_some() && named_user.is_some() {
+        reader.wrong("uid", "give the user or the uid, not both");
+    }
+    let named_group = group(&mut reader, "group");
+    if gid.is_some() && named_group.is_some() {
+        reader.wrong("gid", "give the group or the gid, not both");
+    }
+    let sha256 = reader.string("sha256").and_then(|text| {
+        let sum = parse_sha256(&text);
+        if sum.is_none() {
+            reader.wrong("sha256", "it has to be 64 hexadecimal digits, as sha256sum prints them");
+        }
+        sum
+    });
+    let unit_named = |reader: &mut Reader<'_>, key, kinds: &[&str]| {
+        let name = reader.string(key)?;
+        if kinds.iter().any(|kind| name.ends_with(kind)) {
+            return Some(name);
+        }
+        reader.wrong(key, format!("it has to end in {}", kinds.join(" or ")));
+        None
+    };
+    let selectors = Selectors {
+        user: named_user.or(uid),
+        group: named_group.or(gid),
+        supplementary: group(&mut reader, "supplementary_group"),
+        exe: reader.path("exe"),
+        sha256,
+        unit: unit_named(&mut reader, "unit", &[".service", ".scope", ".socket"]),
+        slice: unit_named(&mut reader, "slice", &[".slice"]),
+        user_unit: unit_named(&mut reader, "user_unit", &[".service", ".scope", ".socket"]),
+    };
+    reader.finish();
+    selectors
+}
+
+fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeySettings {
+    let default = state.join("keys").join(format!("{identity}.client-auth.pem"));
+    let Some(mut reader) = reader.table("key") else {
+        let custody = Custody::File { path: default };
+        let rotation = RotationSettings::default();
+        return KeySettings {
+            custody,
+            algorithm: Algorithm::Es256,
+            client: true,
+            rotation,
+            dpop: BTreeSet::new(),
+        };
+    };
+    let algorithms = [
+        ("ES256", Algorithm::Es256),
+        ("EdDSA", Algorithm::EdDsa),
+        ("Ed25519", Algorithm::EdDsa),
+        ("PS256", Algorithm::Ps256),
+        ("RS256", Algorithm::Rs256),
+    ];
+    let algorithm = reader.word("algorithm", Algorithm::Es256, &algorithms);
+    let in_memory = reader.word("custody", false, &[("file", false), ("memory", true)]);
+    let path = reader.path("path");
+    if in_memory && path.is_some() {
+        reader.wrong("path", "a key in memory has no path");
+    }
+    let usual = RotationSettings::default();
+    let rotation = RotationSettings {
+        every: reader.duration("rotate_every", usual.every),
+        propagation: reader.duration("propagation", usual.propagation),
+    };
+    if !(Duration::from_secs(3600)..=MAX_AGE).contains(&rotation.every) {
+        reader.wrong(
+            "rotate_every",
+            "it has to be from 1h to 365d: a key that never rotates is no key (KEY-08, S51)",
+        );
+    }
+    if rotation.propagation > Duration::from_secs(7 * 24 * 3600) {
+        reader.wrong("propagation", "it has to be at most 7d");
+    }
+    reader.finish();
+    let custody = if in_memory { Custody::Memory } else { Custody::File { path: path.unwrap_or(default) } };
+    KeySettings { custody, algorithm, client: true, rotation, dpop: BTreeSet::new() }
+}
+
+fn credential(
+    mut reader: Reader<'_>,
+    name: String,
+    assurance: Assurance,
+    issuers: &BTreeMap<Arc<str>, IssuerSettings>,
+) -> CredentialRule {
+    let issuer: Arc<str> = reader.required("issuer", "issuer = \"corp\"").unwrap_or_default().into();
+    if !issuer.is_empty() && !issuers.contains_key(&issuer) {
+        reader.wrong("issuer", "there is no [issuers.NAME] of that name");
+    }
+    let client_id = reader.required("client_id", "client_id = \"payments\"").unwrap_or_default().into();
+    // Bound unless somebody says otherwise (BCP-01).
+    let bindings = [("dpop", Binding::Dpop), ("mtls", Binding::Mtls), ("bearer", Binding::Bearer)];
+    let binding = reader.word("binding", Binding::Dpop, &bindings);
+    if binding != Binding::Mtls && reader.has("key_export") {
+        reader.wrong("key_export", "it is only used with binding = \"mtls\"");
+    }
+    let key_export = reader.word("key_export", false, &[("never", false), ("allowed", true)]);
+    let mut scope: Vec<Arc<str>> = reader.strings("scope").into_iter().map(Arc::from).collect();
+    scope.sort();
+    scope.dedup();
+    let resource: Option<Arc<str>> = reader.string("resource").map(Arc::from);
+    let dev = matches!(issuers.get(&issuer), Some(IssuerSettings::OAuth(oauth)) if oauth.dev);
+    let proofs = proofs(&mut reader, resource.as_deref(), binding, dev);
+    let rule = CredentialRule {
+        name: name.into(),
+        issuer,
+        client_id,
+        require_aud: reader.boolean("require_aud", resource.is_some()),
+        resource,
+        scope: scope.into(),
+        binding,
+        key_export,
+        terms: Arc::new(terms(&mut reader)),
+        proofs,
+        per: reader.word("per", Per::Identity, &[("identity", Per::Identity), ("process", Per::Process)]),
+        max_uses: reader
+            .has("max_uses")
+            .then(|| reader.integer("max_uses", 1, 1..=1_000_000))
+            .and_then(|uses| u32::try_from(uses).ok()),
+        max_ttl: reader.duration("max_ttl", assurance.max_ttl()),
+        exception: reader.table("exception").and_then(exception),
+    };
+    if rule.require_aud && rule.resource.is_none() {
+        reader.wrong("require_aud", "without a resource there is no audience to require");
+    }
+    reader.finish();
+    rule
+}
+
+/// Where proofs may go: by default to the API that the credential is for.
+fn proofs(reader: &mut Reader<'_>, resource: Option<&str>, binding: Binding, dev: bool) -> Proofs {
+    for key in ["origins", "methods"] {
+        if binding != Binding::Dpop && reader.has(key) {
+            reader.wrong(key, "it is only used with binding = \"dpop\"");
+        }
+    }
+    let mut proofs = Proofs { plain: dev, ..Proofs::default() };
+    if reader.has("methods") {
+        proofs.methods = reader.strings("methods").into_iter().collect();
+    }
+    let home = resource.and_then(|resource| Target::parse(resource).ok());
+    proofs.origins = if reader.has("origins") {
+        reader.strings("origins").into_iter().collect()
+    } else {
+        home.map(|home| home.origin().to_owned()).into_iter().collect()
+    };
+    proofs
+}
+
+fn exception(mut reader: Reader<'_>) -> Option<Exception> {
+    let owner = reader.required("owner", "owner = \"team@example.com\"");
+    let reason = reader.required("reason", "reason = \"the API cannot check bindings yet\"");
+    let until = reader.required("until", "until = \"2027-01-31\"").and_then(|text| {
+        let until = end_of(&text);
+        if until.is_none() {
+            reader.wrong(
+                "until",
+                "it has to be a date such as \"2027-01-31\", or a moment as RFC 3339 writes it",
+            );
+        }
+        until
+    });
+    reader.finish();
+    Some(Exception { owner: owner?, reason: reason?, until: until? })
+}
+
+/// The end of a day in UTC, or a moment.
+fn end_of(text: &str) -> Option<Timestamp> {
+    if let Ok(moment) = text.parse::<Timestamp>() {
+        return Some(moment);
+    }
+    let next_day = text.parse::<Date>().ok()?.tomorrow().ok()?;
+    next_day.to_zoned_datetime(TimeZone::UTC).ok().map(|start| start.timestamp())
+}
+
+pub(super) fn group(reader: &mut Reader<'_>, key: &'static str) -> Option<Named> {
+    let name = reader.string(key)?;
+    match Group::from_name(&name) {
+        Ok(Some(group)) => Some(Named { id: group.gid.as_raw(), name: Some(name) }),
+        _ => {
+            reader.wrong(key, "this host knows no such group: create it first");
+            None
+        }
+    }
+}
+
+pub(super) fn parse_sha256(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    let mut sum = [0; 32];
+    if digits.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in sum.iter_mut().zip(digits.chunks(2)) {
+        let high = char::from(pair[0]).to_digit(16)?;
+        let low = char::from(pair[1]).to_digit(16)?;
+        *byte = u8::try_from(high * 16 + low).ok()?;
+    }
+    Some(sum)
+}

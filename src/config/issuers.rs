@@ -1,0 +1,78 @@
+//! `[issuers.NAME]` as meant: whoever mints credentials, and how to reach them.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{pins::pins, reader::Reader, settings::IssuerSettings};
+use crate::issuer::{
+    oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
+    terms::ClientAuth,
+};
+
+/// The methods that show a certificate, which an issuer may have to be said to know (MT-01).
+const CERTIFICATE_METHODS: [(&str, ClientAuth); 2] = [
+    ("tls_client_auth", ClientAuth::TlsClientAuth),
+    ("self_signed_tls_client_auth", ClientAuth::SelfSignedTlsClientAuth),
+];
+
+pub(super) fn issuers(top: &mut Reader<'_>, environment: &str) -> BTreeMap<Arc<str>, IssuerSettings> {
+    let mut issuers = BTreeMap::new();
+    for (name, mut reader) in top.named_tables("issuers") {
+        let name: Arc<str> = name.into();
+        match reader.required("kind", "kind = \"oauth\"").as_deref() {
+            Some("oauth") => {
+                let settings = oauth_issuer(&mut reader, &name, environment);
+                issuers.insert(name, IssuerSettings::OAuth(settings));
+                reader.finish();
+            }
+            Some(_) => reader.wrong("kind", "this version knows the kind \"oauth\""),
+            None => reader.finish(),
+        }
+    }
+    issuers
+}
+
+fn oauth_issuer(reader: &mut Reader<'_>, name: &Arc<str>, environment: &str) -> OAuthSettings {
+    let issuer = reader.required("issuer", "issuer = \"https://idp.example.com\"").unwrap_or_default();
+    let pinned = reader.string("token_endpoint");
+    let by_endpoint = reader.word("audience", false, &[("issuer", false), ("token_endpoint", true)]);
+    let well_known = reader.word(
+        "well_known",
+        WellKnown::Both,
+        &[
+            ("both", WellKnown::Both),
+            ("oauth-authorization-server", WellKnown::OAuth),
+            ("openid-configuration", WellKnown::OpenId),
+        ],
+    );
+    let typ = [("client-authentication+jwt", AssertionTyp::ClientAuthentication), ("JWT", AssertionTyp::Jwt)];
+    if !by_endpoint && pinned.is_some() {
+        reader.wrong("token_endpoint", "it is only used with audience = \"token_endpoint\"");
+    }
+    let settings = OAuthSettings {
+        name: Arc::clone(name),
+        issuer,
+        well_known,
+        // CFG_AUD_PIN: an empty pin is told by oauth::problems.
+        audience: if by_endpoint {
+            Audience::TokenEndpoint { pinned: pinned.unwrap_or_default() }
+        } else {
+            Audience::Issuer
+        },
+        allowed_endpoint_hosts: reader.strings("allowed_endpoint_hosts"),
+        ca_file: reader.path("ca_file"),
+        dev: reader.boolean("dev", false),
+        assertion_life: reader.duration("assertion_life", Duration::from_secs(60)),
+        assertion_typ: reader.word("assertion_typ", AssertionTyp::ClientAuthentication, &typ),
+        client_auth_methods: reader.words("client_auth_methods", &CERTIFICATE_METHODS),
+        send_client_id: reader.boolean("send_client_id", false),
+        pins: pins(reader),
+        timeout: reader.duration("timeout", Duration::from_secs(10)),
+    };
+    if settings.dev && ["prod", "production"].contains(&environment) {
+        reader.wrong("dev", "a development issuer is never used in production (S11)");
+    }
+    for (key, message) in oauth::problems(&settings) {
+        reader.wrong(key, message);
+    }
+    settings
+}
