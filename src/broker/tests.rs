@@ -4,13 +4,16 @@ use std::sync::{
 };
 
 use jiff::Timestamp;
-use tokio::time::{Instant, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
 
 use super::*;
 use crate::{
     clock::SeededDice,
     credential::{Binding, Bound, Form, Window},
-    issuer::{Instance, Pending},
+    issuer::{Instance, Issued, Pending},
     jose::Algorithm,
     keys::{Custody, KeySettings, Now},
 };

@@ -1,0 +1,273 @@
+//! The task that owns the shelf: it hears what is asked, asks issuers, tells those who wait and those who listen, and sees to it
+//! that what has to die does. In go requests, answers of issuers, and the time; out come answers and what is published.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::sleep,
+};
+
+use super::{
+    Books, Failure, Fetched, Live, PendingFile, Report, Request, Shared, Shelved, Topic,
+    revocations::{Cause, Revocation, Revocations, Revoked},
+    shelf::{Action, Event, Shelf, WaiterId},
+};
+use crate::{
+    clock::{Dice, fraction},
+    credential::Credential,
+    issuer::{IssueError, IssueFacts, Issued, Order},
+};
+
+/// A sleep is never longer: after a suspend the time since boot has jumped, and only a look at it tells.
+const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+
+/// The task that owns the shelf.
+#[derive(Debug)]
+pub struct Keeper {
+    shelf: Shelf,
+    shared: Arc<Shared>,
+    receiver: mpsc::UnboundedReceiver<Request>,
+    waiting: HashMap<WaiterId, oneshot::Sender<Result<Fetched, Failure>>>,
+    topics: HashMap<Order, watch::Sender<Topic>>,
+    fetches: JoinSet<(Order, Issued)>,
+    revocations: Revocations,
+    attempts: JoinSet<(u64, Result<(), IssueError>)>,
+    told: mpsc::UnboundedSender<Revoked>,
+    pending: Option<PendingFile>,
+    dice: Arc<dyn Dice>,
+    next_waiter: WaiterId,
+    /// The settings before a reload, for as long as it is carried out.
+    before: Option<Arc<Books>>,
+    /// Whether revocations came or went since they were kept for the next start.
+    unkept: bool,
+}
+
+impl Keeper {
+    /// A keeper of an empty shelf.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        receiver: mpsc::UnboundedReceiver<Request>,
+        dice: Arc<dyn Dice>,
+        told: mpsc::UnboundedSender<Revoked>,
+        pending: Option<PendingFile>,
+    ) -> Self {
+        Self {
+            shelf: Shelf::default(),
+            shared,
+            receiver,
+            waiting: HashMap::new(),
+            topics: HashMap::new(),
+            fetches: JoinSet::new(),
+            revocations: Revocations::default(),
+            attempts: JoinSet::new(),
+            told,
+            pending,
+            dice,
+            next_waiter: 0,
+            before: None,
+            unkept: false,
+        }
+    }
+
+    /// Works until every [`super::Broker`] is gone.
+    pub async fn run(mut self) {
+        self.take_up();
+        loop {
+            let now = self.shared.clock.boot();
+            self.keep_pending();
+            for (id, revocation) in self.revocations.due(now) {
+                self.attempts.spawn(async move { (id, revocation.attempt().await) });
+            }
+            let due = [self.shelf.next_due(), self.revocations.next_due()].into_iter().flatten().min();
+            let nap = due.map_or(LONGEST_SLEEP, |due| due.since(now).min(LONGEST_SLEEP));
+            let event = tokio::select! {
+                request = self.receiver.recv() => match request {
+                    None => return,
+                    Some(request) => self.heard(request),
+                },
+                Some(fetched) = self.fetches.join_next() => match fetched {
+                    Ok((order, issued)) => {
+                        let chance = (fraction(&*self.dice), fraction(&*self.dice));
+                        Some(Event::Fetched { order, issued: Box::new(issued), chance })
+                    }
+                    // The runtime is coming down.
+                    Err(_) => return,
+                },
+                Some(tried) = self.attempts.join_next() => match tried {
+                    Ok((id, result)) => {
+                        let chance = fraction(&*self.dice);
+                        let over = self.revocations.tried(id, result, chance, self.shared.clock.boot());
+                        self.over(over);
+                        None
+                    }
+                    Err(_) => return,
+                },
+                () = sleep(nap) => Some(Event::Tick),
+            };
+            if let Some(event) = event {
+                let now = self.shared.clock.boot();
+                let mut actions = self.shelf.on(event, now);
+                // What is due by now is not left for the next nap.
+                if self.shelf.next_due().is_some_and(|due| due <= now) {
+                    actions.extend(self.shelf.on(Event::Tick, now));
+                }
+                self.carry_out(actions);
+                self.publish_report();
+            }
+        }
+    }
+
+    fn heard(&mut self, request: Request) -> Option<Event> {
+        Some(match request {
+            Request::Ask { order, min_ttl, deadline, answer } => {
+                self.next_waiter += 1;
+                self.waiting.insert(self.next_waiter, answer);
+                Event::Asked { order, waiter: self.next_waiter, min_ttl, deadline }
+            }
+            Request::Keep { keep, before } => {
+                self.before = Some(before);
+                Event::Kept { keep }
+            }
+            Request::Release(order) => Event::Released { order },
+            Request::Retire { which, cause, done } => {
+                let count = self.shelf.count(&which);
+                // Whoever asked may be gone again.
+                let _ = done.send(count);
+                Event::Retired { which, cause }
+            }
+            Request::Revoke(order, credential, cause) => {
+                self.revoke(order, credential, cause, None);
+                return None;
+            }
+            Request::Unwatch(order) => {
+                self.topics.retain(|_, topic| topic.receiver_count() > 0);
+                Event::Unwatched { order }
+            }
+            Request::Watch { order, topic } => {
+                let live = self.shared.live.load().get(&order).cloned();
+                let sender = self
+                    .topics
+                    .entry(order.clone())
+                    .or_insert_with(|| watch::Sender::new(Topic { live, trouble: None }));
+                // Whoever asked may be gone again; its drop says so.
+                let _ = topic.send(sender.subscribe());
+                Event::Watched { order }
+            }
+        })
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        let mut published: Option<HashMap<Order, Arc<Live>>> = None;
+        // What the settings do not name any more is ended with what they named before.
+        let before = self.before.take();
+        for action in actions {
+            match action {
+                Action::Answer(waiter, answer) => {
+                    if let Some(waiting) = self.waiting.remove(&waiter) {
+                        // A caller that hung up needs no answer.
+                        let _ = waiting.send(answer);
+                    }
+                }
+                Action::Fetch(order) => self.fetch(order),
+                Action::Publish(order, live) => {
+                    let map = published.get_or_insert_with(|| self.shared.live.load().as_ref().clone());
+                    match &live {
+                        Some(live) => map.insert(order.clone(), Arc::clone(live)),
+                        None => map.remove(&order),
+                    };
+                    if let Some(topic) = self.topics.get(&order) {
+                        topic.send_if_modified(|now| {
+                            let same = match (&now.live, &live) {
+                                (Some(now), Some(live)) => Arc::ptr_eq(&now.credential, &live.credential),
+                                (None, None) => true,
+                                _ => false,
+                            };
+                            *now = Topic { live, trouble: None };
+                            !same
+                        });
+                    }
+                }
+                Action::Revoke(order, credential, cause) => {
+                    self.revoke(order, credential, cause, before.as_deref());
+                }
+                Action::Trouble(order, failure) => {
+                    if let Some(topic) = self.topics.get(&order) {
+                        topic.send_modify(|now| *now = Topic { live: None, trouble: Some(failure) });
+                    }
+                }
+            }
+        }
+        if let Some(map) = published {
+            self.shared.live.store(Arc::new(map));
+        }
+    }
+
+    fn fetch(&mut self, order: Order) {
+        // The keys of this moment: whichever come next, an order is placed with those that are right now.
+        let placed = self.shared.books.load().placed(&order, self.shared.clock.wall());
+        self.fetches.spawn(async move {
+            let issued = match placed {
+                Ok((issuer, signers)) => issuer.issue(&order, &signers).await,
+                Err(error) => Issued { result: Err(error), facts: IssueFacts::default() },
+            };
+            (order, issued)
+        });
+    }
+
+    fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {
+        let (now, wall) = (self.shared.clock.boot(), self.shared.clock.wall());
+        let placed = match books {
+            Some(books) => books.placed(&order, wall),
+            None => self.shared.books.load().placed(&order, wall),
+        };
+        let over = self.revocations.add(Revocation { order, credential, cause, placed, since: now }, now);
+        self.over(over);
+    }
+
+    /// Tells what became of a credential that had to die.
+    fn over(&mut self, over: Option<Revoked>) {
+        if let Some(over) = over {
+            // Nobody listens only when the agent ends.
+            let _ = self.told.send(over);
+        }
+        self.unkept = true;
+    }
+
+    /// Before anything is tried: what is tried in vain when the agent is killed is tried again.
+    fn keep_pending(&mut self) {
+        if std::mem::take(&mut self.unkept)
+            && let Some(pending) = &self.pending
+        {
+            pending.keep(self.revocations.all());
+        }
+    }
+
+    /// What an agent before this one could not finish.
+    fn take_up(&mut self) {
+        let left = self.pending.as_ref().map(|pending| pending.left_behind(&*self.shared.clock));
+        for (order, credential, cause) in left.unwrap_or_default() {
+            self.revoke(order, Arc::new(credential), cause, None);
+        }
+    }
+
+    fn publish_report(&self) {
+        let shelf = self
+            .shelf
+            .entries()
+            .map(|(order, live, error)| Shelved {
+                order: order.clone(),
+                credential: live.map(|live| Arc::clone(&live.credential)),
+                refresh_at: live.map(|live| live.refresh_at),
+                last_error: error.map(str::to_owned),
+            })
+            .collect();
+        let report = Report { shelf, issuers: self.shelf.issuers().clone() };
+        *self.shared.report.write().unwrap_or_else(PoisonError::into_inner) = report;
+    }
+}
