@@ -1,6 +1,6 @@
 //! The shelf as a state machine: which credentials are live, who waits for which, when to ask an issuer again. In go
 //! events with the moment they happened; out come actions for the task to carry out. No clock, no dice, no lock, no
-//! wait: its tests are tables.
+//! wait: its tests are tables. Over 400 lines, because what one event does to a slot can only be judged beside what the others do.
 
 use std::{
     collections::{HashMap, HashSet},
