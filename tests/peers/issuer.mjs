@@ -19,6 +19,7 @@ const issuer = `https://localhost:${server.address().port}`;
 
 const { privateKey } = await jose.generateKeyPair('ES256', { extractable: true });
 const signingKey = { ...(await jose.exportJWK(privateKey)), alg: 'ES256', use: 'sig', kid: 'op-1' };
+const EXCHANGE = 'urn:ietf:params:oauth:grant-type:token-exchange';
 const ttl = () => Number(process.env.TTL ?? 300);
 
 const client = (client_id, more = {}) => ({
@@ -32,7 +33,11 @@ const client = (client_id, more = {}) => ({
 });
 
 const provider = new Provider(issuer, {
-  clients: [client('payments'), client('bound', { dpop_bound_access_tokens: true })],
+  clients: [
+    client('payments'),
+    client('bound', { dpop_bound_access_tokens: true }),
+    client('exchanger', { grant_types: [EXCHANGE] }),
+  ],
   jwks: { keys: [signingKey] },
   clientDefaults: { id_token_signed_response_alg: 'ES256' },
   clientAuthMethods: ['private_key_jwt'],
@@ -73,6 +78,21 @@ const provider = new Provider(issuer, {
     },
   },
 });
+// RFC 8693, which the provider leaves to whoever runs it: for tokens of a platform whose keys lie in CERTDIR/platform.jwks.json.
+provider.registerGrantType(EXCHANGE, async (ctx) => {
+  const { client: asking, params } = ctx.oidc;
+  if (params.subject_token_type !== 'urn:ietf:params:oauth:token-type:jwt') throw new errors.InvalidRequest('subject_token_type');
+  const keys = jose.createLocalJWKSet(JSON.parse(file('platform.jwks.json')));
+  const subject = await jose.jwtVerify(params.subject_token, keys, { issuer: 'https://platform.example', audience: issuer })
+    .catch((error) => { throw new errors.InvalidGrant(error.message); });
+  const token = new provider.ClientCredentials({ client: asking, scope: params.scope });
+  ctx.oidc.entity('ClientCredentials', token);
+  log({ exchanged: subject.payload.sub });
+  ctx.body = {
+    access_token: await token.save(), issued_token_type: 'urn:ietf:params:oauth:token-type:access_token',
+    token_type: token.tokenType, expires_in: token.expiration, scope: params.scope,
+  };
+}, ['subject_token', 'subject_token_type', 'requested_token_type', 'resource', 'scope'], []);
 provider.on('grant.success', () => log({ granted: true }));
 provider.on('grant.error', (ctx, error) => log({ refused: error.message, why: error.error_detail ?? error.cause?.message }));
 provider.use(async (ctx, next) => {
