@@ -157,3 +157,23 @@ async fn a_rotation_waits_for_the_issuer_and_then_signs() {
     token(&agent).await.unwrap();
     agent.verify().unwrap();
 }
+
+#[tokio::test]
+async fn the_keys_of_who_is_no_more_are_told_of_and_destroyed_by_hand() {
+    // NHI-1
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).also("old", "interim", "match = { uid = 4242 }").start(None);
+    let (done, words) = said(&agent, &["keys", "destroy", "old"]);
+    assert!(!done && words.contains("revoke old --keys"), "{words}");
+    let config = agent.dir.path().join("agent.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, &text[..text.find("[identities.old]").unwrap()]).unwrap();
+    assert!(said(&agent, &["reload"]).0);
+    let key = agent.dir.path().join("state/keys/old.client-auth.pem");
+    assert!(key.exists(), "a reload destroys nothing by itself");
+    let (_, status) = said(&agent, &["status"]);
+    assert!(status.contains("keybearer keys destroy old"), "{status}");
+    let (done, words) = said(&agent, &["keys", "destroy", "old"]);
+    assert!(done && words.starts_with("destroyed ") && !key.exists(), "{words}");
+    assert!(!said(&agent, &["keys", "destroy", "old"]).0, "there is none any more");
+}

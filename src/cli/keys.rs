@@ -1,4 +1,5 @@
-//! `keybearer keys`: the public halves of this host's keys, for people and for issuers. The private halves have no command.
+//! `keybearer keys`: the public halves of this host's keys, for people and for issuers. The private halves have no command
+//! but their end.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,7 +17,7 @@ use crate::{
     config::{Settings, load},
     issuer::terms::ClientAuth,
     jose::Signer,
-    keys::{Certificates, ClientCertificate, Custody, Keyring, Now, Purpose},
+    keys::{Certificates, ClientCertificate, Custody, Keyring, Now, Purpose, destroy, remains},
 };
 
 #[derive(Args, Debug)]
@@ -47,6 +48,13 @@ enum KeysCommand {
         #[arg(long, value_name = "ID", requires = "registration")]
         client: Option<String>,
     },
+    /// Destroy the keys of an identity that the settings do not name any more.
+    Destroy {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Whose they were.
+        identity: String,
+    },
     /// List identities, key ids and algorithms.
     List {
         #[command(flatten)]
@@ -62,6 +70,26 @@ enum Format {
     Jwks,
     /// SubjectPublicKeyInfo, as openssl reads it.
     Pem,
+}
+
+/// Only of those who are no more: `revoke --keys` is for the others, and makes them new ones.
+fn destroy_of(file: &ConfigFile, identity: &str) -> Result<(), Exit> {
+    let now = SystemClock::shared().wall();
+    let settings = load(&file.config, &environment(), now).map_err(mistaken)?;
+    if settings.policy.identities().any(|known| *known.name == *identity) {
+        let message =
+            format!("the settings name {identity}: keybearer revoke {identity} --keys gives it others");
+        return Err(Exit::new(Exit::DATA, message));
+    }
+    let directory = settings.kept.keys.display().to_string();
+    let failed = |error: std::io::Error| Exit::new(Exit::IO, format!("{directory}: {error}"));
+    let remains = remains(&settings.kept.keys, |name| name != identity).map_err(failed)?;
+    let files = remains
+        .get(identity)
+        .ok_or_else(|| Exit::new(Exit::DATA, format!("there is no key of {identity} in {directory}")))?;
+    destroy(files).map_err(failed)?;
+    let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
+    paint::line(&format!("destroyed {}", names.join(", ")))
 }
 
 const NO_KEY: &str = "no identity of that name has a key in a file";
@@ -110,6 +138,7 @@ impl Keys {
                     }
                 }
             }
+            KeysCommand::Destroy { file, identity } => destroy_of(&file, &identity),
             KeysCommand::List { file } => {
                 let held = Held::open(&file)?;
                 let mut rows: Vec<Vec<String>> = held

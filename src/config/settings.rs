@@ -64,6 +64,8 @@ pub struct Kept {
     pub sealing_key: PathBuf,
     /// The identities that an operator has switched off.
     pub disabled: PathBuf,
+    /// Where keys are made that the settings name no other place for.
+    pub keys: PathBuf,
 }
 
 /// The sockets.
@@ -151,6 +153,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
                 revocations: runtime.join("revocations"),
                 sealing_key: state.join("keys/sealing.pem"),
                 disabled: state.join("disabled.json"),
+                keys: state.join("keys"),
             },
         }),
         Ok(_) => Err(mistakes),

@@ -3,7 +3,7 @@
 use crate::{
     attest::{Evidence, Hold, Level},
     config::{IssuerSettings, Settings},
-    keys::{Keyring, Purpose},
+    keys::{Keyring, Purpose, remains},
     serve::operator::{Facts, KeyFacts},
 };
 
@@ -26,6 +26,13 @@ pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidenc
                 ));
             }
         }
+    }
+    let known = |name: &str| settings.policy.identities().any(|identity| *identity.name == *name);
+    // Where it cannot be looked, keys could not be made either, and that is told elsewhere.
+    for name in remains(&settings.kept.keys, known).unwrap_or_default().keys() {
+        warnings.push(format!(
+            "{name} is no identity any more, but its keys are there: keybearer keys destroy {name}"
+        ));
     }
     Facts {
         environment: settings.environment.clone(),
