@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use keybearer::{
     audit::{EventType, Outcome},
-    dev::Handle,
+    dev::{Fault, Handle},
     proto::v1::credential::Kind,
 };
 use support::{Setup, TestAgent, issuer, register};
@@ -88,6 +88,33 @@ async fn disabled_is_disabled_at_once_for_whoever_listens_and_across_a_restart()
     agent.verify().unwrap();
     let (done, words) = said(&agent, &["disable", "shopp", "--reason", "a slip of the pen"]);
     assert!(!done && words.contains("there is no such identity; there are shop"), "{words}");
+}
+
+#[tokio::test]
+async fn disabled_counts_for_a_call_whose_token_is_on_its_way() {
+    // GA-10
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    issuer.handle.set_fault(Fault::Slow { delay: Duration::from_secs(2) }, Some(1));
+    let asked = async { token(&agent).await.unwrap_err() };
+    let disabled = async {
+        let arrived = || issuer.handle.diary().entries.iter().any(|entry| entry.path == "/token");
+        while !arrived() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        said(&agent, &["disable", "shop", "--reason", "its host was broken into"])
+    };
+    let (refused, (done, words)) = tokio::join!(asked, disabled);
+    assert!(done, "{words}");
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused:?}");
+    recorded(&agent, |kind, outcome, _| kind == EventType::CredentialRevoke && outcome == Outcome::Success)
+        .await;
+    let tokens = issuer.handle.diary().entries.iter().filter(|entry| entry.path == "/token").count();
+    assert_eq!(
+        (tokens, revocations(&issuer.handle)),
+        (1, 1),
+        "the one that came is revoked, and none comes after"
+    );
 }
 
 #[tokio::test]

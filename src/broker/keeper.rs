@@ -134,7 +134,7 @@ impl Keeper {
                 self.before = Some(before);
                 Event::Kept { keep }
             }
-            Request::Release(order) => Event::Released { order },
+            Request::Release(order, credential) => Event::Released { order, credential },
             Request::Retire { which, cause, done } => {
                 let count = self.shelf.count(&which);
                 // Whoever asked may be gone again.

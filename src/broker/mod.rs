@@ -157,7 +157,7 @@ pub struct Shelved {
 enum Request {
     Ask { order: Order, min_ttl: Duration, deadline: Boot, answer: oneshot::Sender<Result<Fetched, Failure>> },
     Keep { keep: HashSet<Order>, before: Arc<Books> },
-    Release(Order),
+    Release(Order, Arc<Credential>),
     Retire { which: Which, cause: Cause, done: oneshot::Sender<usize> },
     Revoke(Order, Arc<Credential>, Cause),
     Unwatch(Order),
@@ -229,7 +229,8 @@ impl Broker {
         let books = self.shared.books.load_full();
         let order = books.order(grant)?;
         let Some(live) = self.shared.live.load().get(&order).cloned() else { return Ok(false) };
-        self.sender.send(Request::Release(order.clone())).map_err(|_| Failure::Closed)?;
+        let request = Request::Release(order.clone(), Arc::clone(&live.credential));
+        self.sender.send(request).map_err(|_| Failure::Closed)?;
         let failed =
             |error| Failure::Issue { error, retry_after: None, attempts: 1, facts: IssueFacts::default() };
         let (issuer, signers) = books.placed(&order, self.shared.clock.wall()).map_err(failed)?;

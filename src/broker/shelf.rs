@@ -50,8 +50,8 @@ pub enum Event {
     Kept { keep: HashSet<Order> },
     /// These end now, whoever has them.
     Retired { which: Which, cause: Cause },
-    /// A credential was given back.
-    Released { order: Order },
+    /// This credential was given back.
+    Released { order: Order, credential: Arc<Credential> },
     /// Time passed.
     Tick,
     /// Nobody listens any more.
@@ -82,12 +82,15 @@ pub enum Which {
     Instance(Instance),
     /// Those of an identity, or only the one of this name.
     Identity(Arc<str>, Option<Arc<str>>),
+    /// Those of an identity that an operator has switched off: no other comes after them.
+    Disabled(Arc<str>),
 }
 
 impl Which {
     fn takes(&self, order: &Order) -> bool {
         match self {
             Self::Instance(instance) => order.instance == Some(*instance),
+            Self::Disabled(identity) => order.identity == *identity,
             Self::Identity(identity, credential) => {
                 order.identity == *identity
                     && credential.as_ref().is_none_or(|name| order.credential == *name)
@@ -121,6 +124,12 @@ impl Live {
         self.uses_left.as_ref().is_none_or(|left| {
             left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
         })
+    }
+
+    /// Until when callers may hold any of it.
+    fn held_until(&self) -> Boot {
+        let all = std::iter::once(&self.credential).chain(&self.before);
+        all.map(|credential| credential.window.until).max().unwrap_or(self.serve_until)
     }
 
     /// What callers may hold of it: itself and those before it, as far as they live.
@@ -216,6 +225,8 @@ struct Slot {
     fetching: bool,
     /// What is being fetched was ordered before the last of its kind was retired: it is not to be used.
     outdated: bool,
+    /// What is live is handed out no more, but callers may hold it still.
+    lapsed: bool,
     watchers: usize,
     refused: Option<(Boot, IssueError, IssueFacts)>,
     last_error: Option<String>,
@@ -246,9 +257,9 @@ impl Shelf {
                     end(order, slot, Cause::Settings, now, &mut actions);
                 }
             }
-            // Nobody is there any more who could be given another.
-            Event::Retired { which: Which::Instance(instance), cause } => {
-                for (order, slot) in self.slots.extract_if(|order, _| order.instance == Some(instance)) {
+            // Nobody is there any more who could be given another: what is on its way is revoked when it comes.
+            Event::Retired { which: which @ (Which::Instance(_) | Which::Disabled(_)), cause } => {
+                for (order, slot) in self.slots.extract_if(|order, _| which.takes(order)) {
                     end(order, slot, cause, now, &mut actions);
                 }
             }
@@ -263,14 +274,15 @@ impl Shelf {
                     }
                 }
             }
-            Event::Released { order } => {
+            Event::Released { order, credential } => {
                 if let Some(slot) = self.slots.get_mut(&order)
                     && let Some(live) = slot.live.take()
                 {
                     // Whoever gives it back waits to hear of the newest; those before it go the same way (OA-43).
+                    // Another may have come meanwhile: it goes too, for the caller wants none.
                     let held = live.still_held(now).into_iter();
-                    let before = held.filter(|held| !Arc::ptr_eq(held, &live.credential));
-                    actions.extend(before.map(|held| Action::Revoke(order.clone(), held, Cause::GivenBack)));
+                    let others = held.filter(|held| !Arc::ptr_eq(held, &credential));
+                    actions.extend(others.map(|held| Action::Revoke(order.clone(), held, Cause::GivenBack)));
                     actions.push(Action::Publish(order, None));
                 }
             }
@@ -293,7 +305,7 @@ impl Shelf {
             let refresh =
                 live.filter(|_| !slot.fetching).map(|live| live.refresh_at.max(next_try.unwrap_or_default()));
             let refresh = refresh.filter(|_| wanted(slot));
-            let lapse = live.map(|live| live.serve_until);
+            let lapse = live.map(|live| if slot.lapsed { live.held_until() } else { live.serve_until });
             let retry = next_try.filter(|_| !slot.fetching && !slot.waiters.is_empty());
             let deadline = slot.waiters.iter().map(|waiter| waiter.deadline).min();
             [refresh, lapse, retry, deadline].into_iter().flatten().min()
@@ -302,8 +314,11 @@ impl Shelf {
     }
 
     /// What is on it, for status: the order, the credential, the last trouble.
-    pub fn entries(&self) -> impl Iterator<Item = (&Order, Option<&Arc<Live>>, Option<&str>)> {
-        self.slots.iter().map(|(order, slot)| (order, slot.live.as_ref(), slot.last_error.as_deref()))
+    pub fn entries<'a>(
+        &'a self,
+    ) -> impl Iterator<Item = (&'a Order, Option<&'a Arc<Live>>, Option<&'a str>)> {
+        let served = |slot: &'a Slot| slot.live.as_ref().filter(|_| !slot.lapsed);
+        self.slots.iter().map(move |(order, slot)| (order, served(slot), slot.last_error.as_deref()))
     }
 
     /// How many of these are live.
@@ -411,7 +426,7 @@ impl Shelf {
                     };
                     actions.push(Action::Answer(waiter.id, answer));
                 }
-                slot.live = Some(Arc::clone(&live));
+                (slot.live, slot.lapsed) = (Some(Arc::clone(&live)), false);
                 actions.push(Action::Publish(order.clone(), Some(live)));
                 // It may not be used as often as there are callers: the rest wait for another.
                 if !more.is_empty() {
@@ -453,7 +468,7 @@ impl Shelf {
                 slot.refused = Some((now + REMEMBERED, error.clone(), issued.facts.clone()));
                 let failure = Failure::Issue { error, retry_after: None, attempts: 1, facts: issued.facts };
                 answer_all(std::mem::take(&mut slot.waiters), &failure, actions);
-                if slot.live.is_none() {
+                if slot.live.is_none() || slot.lapsed {
                     actions.push(Action::Trouble(order, failure));
                 } else if let Some(live) = &mut slot.live {
                     // Valid is never replaced by failed; it is looked at again later, not in a loop.
@@ -476,8 +491,10 @@ impl Shelf {
         let mut forgotten = Vec::new();
         for (order, slot) in &mut self.slots {
             let health = self.issuers.entry(Arc::clone(&order.issuer)).or_default();
-            if slot.live.as_ref().is_some_and(|live| live.serve_until <= now) {
-                slot.live = None;
+            // What callers may hold stays where it is found, for proofs and for its end before its time (TM-08).
+            slot.lapsed = slot.live.as_ref().is_some_and(|live| live.serve_until <= now);
+            if slot.lapsed && slot.live.as_ref().is_some_and(|live| live.held_until() <= now) {
+                (slot.live, slot.lapsed) = (None, false);
                 actions.push(Action::Publish(order.clone(), None));
             }
             let over = |waiter: &mut Waiter| waiter.deadline <= now;
@@ -486,7 +503,7 @@ impl Shelf {
                 actions.push(Action::Answer(waiter.id, Err(unavailable(health, wait, waiter.failures))));
             }
             let due = slot.live.as_ref().is_some_and(|live| live.refresh_at <= now) && wanted(slot);
-            let lacking = slot.live.is_none()
+            let lacking = (slot.live.is_none() || slot.lapsed)
                 && slot.watchers > 0
                 && slot.refused.as_ref().is_none_or(|(until, ..)| *until <= now);
             if !slot.fetching && !health.waiting(now) && (due || lacking || !slot.waiters.is_empty()) {
@@ -506,9 +523,9 @@ impl Shelf {
 
 /// A credential is kept fresh for those who use it, and lapses when nobody does.
 fn wanted(slot: &Slot) -> bool {
-    // One that is used up is replaced when it is asked for, not before.
+    // One that is used up is replaced when it is asked for, not before; so is one that lapsed, unless somebody listens.
     let asked = |live: &Arc<Live>| live.uses_left.is_none() && live.asked.load(Ordering::Relaxed);
-    slot.watchers > 0 || slot.live.as_ref().is_some_and(asked)
+    !slot.lapsed && (slot.watchers > 0 || slot.live.as_ref().is_some_and(asked))
 }
 
 /// The end of an order: of those who wait for it, of what is live under it, of those who listen.
@@ -542,7 +559,10 @@ fn unavailable(health: &Health, wait: Duration, attempts: u32) -> Failure {
 fn closed_order(order: &Order) -> Failure {
     let error = IssueError::Misconfigured {
         reason: Reason::IssuerConfig,
-        detail: format!("{}.{} was taken out of the settings or changed", order.identity, order.credential),
+        detail: format!(
+            "{}.{} was taken out of the settings, changed, or switched off by an operator",
+            order.identity, order.credential
+        ),
     };
     Failure::Issue { error, retry_after: None, attempts: 0, facts: IssueFacts::default() }
 }

@@ -520,6 +520,46 @@ async fn what_was_ordered_before_the_end_is_not_used_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_identity_that_is_switched_off_gets_no_other_whoever_waits() {
+    // GA-10
+    let mut house = house();
+    house.get("b").await.unwrap();
+    let mut listening = house.broker.watch_order(order("corp", "b")).await.unwrap();
+    let broker = house.broker.clone();
+    let asked = tokio::spawn(async move {
+        broker.fetch_order(order("corp", "a"), Duration::ZERO, Duration::from_secs(30)).await
+    });
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!(house.broker.retire(Which::Disabled("payments".into()), Cause::Operator).await, Ok(1));
+    asked.await.unwrap().unwrap_err();
+    listening.changed().await.unwrap_err();
+    let causes = [house.told.recv().await.unwrap().cause, house.told.recv().await.unwrap().cause];
+    assert_eq!(causes, [Cause::Operator, Cause::Unclaimed], "what was on its way is revoked too");
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!((house.corp.diary().len(), house.broker.live_count()), (2, 0), "none is fetched for it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_handed_out_no_more_is_held_until_it_ends() {
+    // TM-08
+    let mut house = house();
+    let held = house.get("a").await.unwrap().credential.fingerprint;
+    house.corp.down(Some(retry(None)));
+    sleep(Duration::from_secs(280)).await;
+    assert_eq!(house.broker.live_count(), 0, "its margin of 30 s has begun");
+    house.get_within("a", 1).await.unwrap_err();
+    assert_eq!(house.broker.retire(Which::Identity("payments".into(), None), Cause::Operator).await, Ok(1));
+    assert_eq!(house.told.recv().await.unwrap().credential.fingerprint, held);
+    // One that nobody ends is forgotten with its last moment.
+    house.corp.down(None);
+    sleep(Duration::from_secs(60)).await;
+    house.get("a").await.unwrap();
+    house.corp.down(Some(retry(None)));
+    sleep(Duration::from_secs(310)).await;
+    assert_eq!(house.broker.retire(Which::Identity("payments".into(), None), Cause::Operator).await, Ok(0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_may_be_used_once_is_used_once() {
     // S29
     let house = house();

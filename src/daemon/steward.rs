@@ -96,7 +96,7 @@ impl Steward {
         self.disabled.insert(Arc::clone(&identity), reason.clone());
         self.journey.follow(rules(&self.settings, &self.disabled));
         let kept = keep_disabled(&self.settings.kept.disabled, &self.disabled);
-        let count = self.retire(Which::Identity(Arc::clone(&identity), None)).await;
+        let count = self.retire(Which::Disabled(Arc::clone(&identity))).await;
         self.refresh_facts();
         let mut said = vec![format!("{identity} is disabled; {count} live credentials are being revoked")];
         if let Err(error) = &kept {

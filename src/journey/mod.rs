@@ -201,22 +201,35 @@ impl Journey {
     /// A [`Refusal`], on record.
     pub async fn fulfil(&self, call: &Call, request: &Request) -> Result<Answer, Refusal> {
         let session: &Session = call;
-        let rules = self.rules.load_full();
-        let (account, workload, grant) = self.admit(session, request, None, &rules).await?;
-        let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
-            Ok(fetched) => fetched,
-            Err(failure) => return Err(self.failed(account, &workload, &grant, failure).await?),
-        };
-        if let Err(error) = session.confirm(&workload).await {
-            return Err(self.unattested(account, &error).await?);
+        loop {
+            let rules = self.rules.load_full();
+            let (account, workload, grant) = self.admit(session, request, None, &rules).await?;
+            let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
+                Ok(fetched) => fetched,
+                Err(_) if !self.in_force(&rules) => continue,
+                Err(failure) => return Err(self.failed(account, &workload, &grant, failure).await?),
+            };
+            if let Err(error) = session.confirm(&workload).await {
+                return Err(self.unattested(account, &error).await?);
+            }
+            if !self.in_force(&rules) {
+                continue;
+            }
+            let Fetched { credential, source } = fetched;
+            let line = account.released(&workload, &grant, &credential, &source);
+            let receipt = match call.is_alone() {
+                true => self.ledger.record_alone(line).await?,
+                false => self.ledger.record(line).await?,
+            };
+            let exports_key = account::exports_key(&grant, &credential);
+            return Ok(Answer { exports_key, credential, receipt });
         }
-        let Fetched { credential, source } = fetched;
-        let line = account.released(&workload, &grant, &credential, &source);
-        let receipt = match call.is_alone() {
-            true => self.ledger.record_alone(line).await?,
-            false => self.ledger.record(line).await?,
-        };
-        Ok(Answer { exports_key: account::exports_key(&grant, &credential), credential, receipt })
+    }
+
+    /// Whether these still are the rules. A caller can take its time to answer a challenge, and an issuer to answer at all; if
+    /// the rules changed meanwhile, the way is walked again, so that a no counts from its moment on (GA-10).
+    fn in_force(&self, rules: &Arc<Rules>) -> bool {
+        Arc::ptr_eq(&self.rules.load(), rules)
     }
 
     /// The first half of every request for a credential: who calls, and may it.

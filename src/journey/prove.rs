@@ -58,43 +58,49 @@ impl Journey {
     /// A [`Refusal`], on record.
     pub async fn prove(&self, call: &Call, request: &Request, proving: &Proving) -> Result<Proved, Refusal> {
         let session: &Session = call;
-        let rules = self.rules();
-        let (account, workload, grant) = self.admit(session, request, Some(proving), &rules).await?;
-        if self.broker().is_issuers(&proving.target) {
-            let detail = "the URL is an endpoint of an issuer: a proof for it could fetch tokens (DPOP-20)";
-            let reason = Reason::HtuNotAllowed;
-            let receipt = self.unproved(account, &workload, &grant, reason.as_str(), detail).await?;
-            return Err(Refusal::OffLimits(receipt, reason));
-        }
-        let paced = self
-            .pace
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take(grant.identity(), self.clock.boot());
-        if let Err(wait) = paced {
-            let detail = "more than 200 proofs a second for this identity (DPOP-22)";
-            let receipt = self.unproved(account, &workload, &grant, "PROOF_RATE", detail).await?;
-            return Err(Refusal::TooFast(receipt, wait));
-        }
-        let Some(held) = self.broker().held(&grant, proving.credential) else {
-            let detail = "no live credential of this identity has that fingerprint";
-            let receipt = self.unproved(account, &workload, &grant, "NOT_HELD", detail).await?;
-            return Err(Refusal::NotHeld(receipt));
-        };
-        if let Err(error) = session.confirm(&workload).await {
-            return Err(self.unattested(account, &error).await?);
-        }
-        match self.sign(proving, &held) {
-            Some(proof) => {
-                let entry = account.proved(&workload, &grant, &held, &proof);
-                let receipt = self.ledger().record(entry).await?;
-                Ok(Proved { proof, receipt })
+        loop {
+            let rules = self.rules();
+            let (account, workload, grant) = self.admit(session, request, Some(proving), &rules).await?;
+            if self.broker().is_issuers(&proving.target) {
+                let detail =
+                    "the URL is an endpoint of an issuer: a proof for it could fetch tokens (DPOP-20)";
+                let reason = Reason::HtuNotAllowed;
+                let receipt = self.unproved(account, &workload, &grant, reason.as_str(), detail).await?;
+                return Err(Refusal::OffLimits(receipt, reason));
             }
-            None => {
-                let detail = "custody did not sign, or the credential was bound by no key when it came";
+            let paced = self
+                .pace
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(grant.identity(), self.clock.boot());
+            if let Err(wait) = paced {
+                let detail = "more than 200 proofs a second for this identity (DPOP-22)";
+                let receipt = self.unproved(account, &workload, &grant, "PROOF_RATE", detail).await?;
+                return Err(Refusal::TooFast(receipt, wait));
+            }
+            let Some(held) = self.broker().held(&grant, proving.credential) else {
+                let detail = "no live credential of this identity has that fingerprint";
                 let receipt = self.unproved(account, &workload, &grant, "NOT_HELD", detail).await?;
-                Err(Refusal::NotHeld(receipt))
+                return Err(Refusal::NotHeld(receipt));
+            };
+            if let Err(error) = session.confirm(&workload).await {
+                return Err(self.unattested(account, &error).await?);
             }
+            if !self.in_force(&rules) {
+                continue;
+            }
+            return match self.sign(proving, &held) {
+                Some(proof) => {
+                    let entry = account.proved(&workload, &grant, &held, &proof);
+                    let receipt = self.ledger().record(entry).await?;
+                    Ok(Proved { proof, receipt })
+                }
+                None => {
+                    let detail = "custody did not sign, or the credential was bound by no key when it came";
+                    let receipt = self.unproved(account, &workload, &grant, "NOT_HELD", detail).await?;
+                    Err(Refusal::NotHeld(receipt))
+                }
+            };
         }
     }
 
