@@ -63,6 +63,7 @@ pub fn open(
         prev: book.prev,
         signed: book.signed,
         sign_at: book.signed.saturating_add(settings.checkpoint_records),
+        torn: false,
         lost: 0,
         buffer: Vec::new(),
         clock,
@@ -73,6 +74,7 @@ pub fn open(
         pen: Mutex::new(pen),
         sign: Notify::new(),
         healthy: AtomicBool::new(true),
+        signing: AtomicBool::new(true),
         origin: ArcSwap::from_pointee(Origin::new(boot_id, host, agent)),
         settings,
     });
@@ -142,7 +144,8 @@ impl Ledger {
         Health {
             directory: self.shared.settings.directory.clone(),
             records: self.shared.records.load(Ordering::Relaxed),
-            healthy: self.shared.healthy.load(Ordering::Relaxed),
+            healthy: self.shared.healthy.load(Ordering::Relaxed)
+                && self.shared.signing.load(Ordering::Relaxed),
         }
     }
 }
@@ -185,7 +188,9 @@ struct Shared {
     /// So much was written that a checkpoint is due.
     sign: Notify,
     records: AtomicU64,
+    /// Whether the last write went well, and whether the last checkpoint did: a write does not mend a checkpoint.
     healthy: AtomicBool,
+    signing: AtomicBool,
     origin: ArcSwap<Origin>,
     settings: LedgerSettings,
 }
@@ -269,6 +274,8 @@ struct Pen {
     /// How many records the last checkpoint covers, and with how many the next is due before its time.
     signed: u64,
     sign_at: u64,
+    /// What was half written is there still: nothing may come after it.
+    torn: bool,
     lost: u64,
     buffer: Vec<u8>,
     clock: Arc<dyn Clock>,
@@ -278,6 +285,7 @@ struct Pen {
 impl Pen {
     /// Appends `lines` in one write, or leaves the file as it was. A gap before them is told first. The number of the first.
     fn write(&mut self, lines: &[&Line], origin: &Origin) -> Result<u64, ErrorKind> {
+        self.mend()?;
         let mut buffer = mem::take(&mut self.buffer);
         buffer.clear();
         let (mut frontier, mut prev) = (self.frontier.clone(), self.prev);
@@ -313,13 +321,25 @@ impl Pen {
         self.buffer = buffer;
         if let Err(kind) = appended {
             tracing::error!(%kind, "the ledger cannot be written");
-            if let Err(error) = self.sink.cut(self.length) {
-                tracing::error!(%error, "and what was half written cannot be cut off; the next start will");
-            }
+            self.torn = true;
+            // If it fails, it is told, and tried again before the next record.
+            let _ = self.mend();
             return Err(kind);
         }
         (self.frontier, self.prev, self.length, self.lost) = (frontier, prev, self.length + added, 0);
         Ok(first)
+    }
+
+    /// Cuts off what was half written, if anything was: a record after it would damage the ledger.
+    fn mend(&mut self) -> Result<(), ErrorKind> {
+        if self.torn {
+            self.sink.cut(self.length).map_err(|error| {
+                tracing::error!(%error, "what was half written to the ledger cannot be cut off: nothing is written after it");
+                error.kind()
+            })?;
+            self.torn = false;
+        }
+        Ok(())
     }
 
     fn id(&self) -> Uuid {
@@ -440,10 +460,11 @@ impl Scribe {
         match signed {
             Ok(size) => {
                 self.shared.pen().signed = size;
+                self.shared.signing.store(true, Ordering::Relaxed);
                 tracing::debug!(size, "checkpoint");
             }
             Err(error) => {
-                self.shared.healthy.store(false, Ordering::Relaxed);
+                self.shared.signing.store(false, Ordering::Relaxed);
                 tracing::error!(%error, "the ledger's checkpoint cannot be kept; trying again at the next one");
             }
         }

@@ -177,6 +177,7 @@ async fn hostile_text_stays_one_line_and_loses_its_token() {
 struct Failing {
     file: File,
     fail: Arc<AtomicBool>,
+    stuck: Arc<AtomicBool>,
     writes: Arc<AtomicUsize>,
 }
 
@@ -191,6 +192,9 @@ impl Sink for Failing {
     }
 
     fn cut(&mut self, length: u64) -> io::Result<()> {
+        if self.stuck.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         self.file.set_len(length)
     }
 
@@ -200,11 +204,20 @@ impl Sink for Failing {
 }
 
 fn failing(settings: &LedgerSettings) -> (Ledger, Scribe, Arc<AtomicBool>, Arc<AtomicUsize>) {
+    let (ledger, scribe, fail, _, writes) = stuck(settings);
+    (ledger, scribe, fail, writes)
+}
+
+type Stuck = (Ledger, Scribe, Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicUsize>);
+
+/// One that can also be kept from cutting off what was half written.
+fn stuck(settings: &LedgerSettings) -> Stuck {
     let (ledger, scribe) = try_open(settings.clone()).unwrap();
-    let (fail, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (fail, stuck, writes) = Default::default();
     let file = OpenOptions::new().append(true).open(lines_of(settings)).unwrap();
-    let sink = Failing { file, fail: Arc::clone(&fail), writes: Arc::clone(&writes) };
-    (ledger, scribe.writing_to(Box::new(sink)), fail, writes)
+    let sink =
+        Failing { file, fail: Arc::clone(&fail), stuck: Arc::clone(&stuck), writes: Arc::clone(&writes) };
+    (ledger, scribe.writing_to(Box::new(sink)), fail, stuck, writes)
 }
 
 #[tokio::test]
@@ -246,6 +259,54 @@ async fn a_full_disk_means_no_receipt_and_no_torn_line() {
     running.await.unwrap();
     let report = verify(&settings.directory, None).unwrap();
     assert_eq!((report.records, report.torn), (2, false));
+}
+
+#[tokio::test]
+async fn nothing_is_written_after_what_was_half_written() {
+    // AUD-02: a directory that only lets files grow, say
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    let (ledger, scribe, fail, stuck, _) = stuck(&settings);
+    let running = tokio::spawn(scribe.run());
+    let _ = ledger.record(entry(0)).await.unwrap();
+    stuck.store(true, Ordering::Relaxed);
+    fail.store(true, Ordering::Relaxed);
+    ledger.record(entry(1)).await.unwrap_err();
+    fail.store(false, Ordering::Relaxed);
+    let refused = ledger.record(entry(2)).await;
+    assert!(matches!(refused, Err(LedgerError::Unwritable(io::ErrorKind::PermissionDenied))), "{refused:?}");
+    stuck.store(false, Ordering::Relaxed);
+    assert_eq!(ledger.record(entry(3)).await.unwrap().seq(), Some(1));
+    drop(ledger);
+    running.await.unwrap();
+    let report = verify(&settings.directory, None).unwrap();
+    assert_eq!((report.records, report.torn), (2, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_failed_is_no_healthier_for_a_record_after_it() {
+    // AUD-23
+    let dir = tempfile::tempdir().unwrap();
+    let settings = LedgerSettings { checkpoint_records: 2, ..settings(dir.path()) };
+    let (ledger, scribe) = try_open(settings.clone()).unwrap();
+    // Where a checkpoint would go, there is something else.
+    std::fs::create_dir_all(settings.directory.join("checkpoint/there")).unwrap();
+    let running = tokio::spawn(scribe.run());
+    for n in 0..2 {
+        let _ = ledger.record(entry(n)).await.unwrap();
+    }
+    while ledger.health().healthy {
+        tokio::task::yield_now().await;
+    }
+    let _ = ledger.record(entry(2)).await.unwrap();
+    assert!(!ledger.health().healthy);
+    std::fs::remove_dir_all(settings.directory.join("checkpoint")).unwrap();
+    let _ = ledger.record(entry(3)).await.unwrap();
+    while !ledger.health().healthy {
+        tokio::task::yield_now().await;
+    }
+    drop(ledger);
+    running.await.unwrap();
 }
 
 #[tokio::test]
