@@ -107,6 +107,14 @@ impl Window {
         }
     }
 
+    /// Ends it `life` from now, if it would be open for longer.
+    pub fn shorten(&mut self, now: Boot, wall: Timestamp, life: Duration) {
+        let shorter = Self::opening(now, wall, life);
+        if shorter.until < self.until {
+            *self = Self { from: self.from, ..shorter };
+        }
+    }
+
     /// Its whole length.
     pub fn life(&self) -> Duration {
         self.until.since(self.from)

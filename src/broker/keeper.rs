@@ -19,13 +19,17 @@ use super::{
     shelf::{Action, Event, Shelf, WaiterId},
 };
 use crate::{
-    clock::{Dice, fraction},
+    clock::{Boot, Dice, fraction},
     credential::Credential,
     issuer::{IssueError, IssueFacts, Issued, Order},
 };
 
 /// A sleep is never longer: after a suspend the time since boot has jumped, and only a look at it tells.
 const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+
+/// So many revocations that wait are written down at every change; more, or in vain, once in so long.
+const FEW: usize = 64;
+const KEEP_AGAIN: Duration = Duration::from_secs(1);
 
 /// The task that owns the shelf.
 #[derive(Debug)]
@@ -46,6 +50,8 @@ pub struct Keeper {
     before: Option<Arc<Books>>,
     /// Whether revocations came or went since they were kept for the next start.
     unkept: bool,
+    /// Not kept before.
+    keep_at: Boot,
 }
 
 impl Keeper {
@@ -72,6 +78,7 @@ impl Keeper {
             next_waiter: 0,
             before: None,
             unkept: false,
+            keep_at: Boot::from_nanos(0),
         }
     }
 
@@ -80,15 +87,19 @@ impl Keeper {
         self.take_up();
         loop {
             let now = self.shared.clock.boot();
-            self.keep_pending();
+            self.keep_pending(now);
             for (id, revocation) in self.revocations.due(now) {
                 self.attempts.spawn(async move { (id, revocation.attempt().await) });
             }
             let due = [self.shelf.next_due(), self.revocations.next_due()].into_iter().flatten().min();
+            let due = due.into_iter().chain(self.unkept.then_some(self.keep_at)).min();
             let nap = due.map_or(LONGEST_SLEEP, |due| due.since(now).min(LONGEST_SLEEP));
             let event = tokio::select! {
                 request = self.receiver.recv() => match request {
-                    None => return,
+                    None => {
+                        self.keep_pending(self.keep_at.max(now));
+                        return;
+                    }
                     Some(request) => self.heard(request),
                 },
                 Some(fetched) = self.fetches.join_next() => match fetched {
@@ -239,13 +250,17 @@ impl Keeper {
         self.unkept = true;
     }
 
-    /// Before anything is tried: what is tried in vain when the agent is killed is tried again.
-    fn keep_pending(&mut self) {
-        if std::mem::take(&mut self.unkept)
-            && let Some(pending) = &self.pending
-        {
-            pending.keep(self.revocations.all());
+    /// Before anything is tried: what is tried in vain when the agent is killed is tried again. Where many wait, or nothing can
+    /// be written, not more than once a second: callers have the same thread.
+    fn keep_pending(&mut self, now: Boot) {
+        if !self.unkept || now < self.keep_at {
+            return;
         }
+        let all = self.revocations.all();
+        let few = all.len() <= FEW;
+        let kept = self.pending.as_ref().is_none_or(|pending| pending.keep(all));
+        self.unkept = !kept;
+        self.keep_at = if kept && few { now } else { now + KEEP_AGAIN };
     }
 
     /// What an agent before this one could not finish.

@@ -110,6 +110,7 @@ pub fn new(
     let shared = Arc::new(Shared {
         live: ArcSwap::default(),
         books: ArcSwap::from_pointee(books),
+        remembered: ArcSwap::default(),
         report: RwLock::default(),
         clock,
     });
@@ -128,6 +129,8 @@ pub struct Broker {
 struct Shared {
     live: ArcSwap<HashMap<Order, Arc<Live>>>,
     books: ArcSwap<Books>,
+    /// What issuers told of their endpoints before the settings were read again: those of now may not have been asked yet.
+    remembered: ArcSwap<HashMap<Arc<str>, Arc<Vec<Target>>>>,
     report: RwLock<Report>,
     clock: Arc<dyn Clock>,
 }
@@ -272,11 +275,21 @@ impl Broker {
 
     /// Whether `target` is an endpoint of any issuer in the settings (DPOP-20).
     pub fn is_issuers(&self, target: &Target) -> bool {
-        self.shared.books.load().issuers.values().any(|issuer| issuer.owns(target))
+        let told = |issuer: &Arc<dyn Issuer>| issuer.endpoints().contains(target);
+        self.shared.books.load().issuers.values().any(told)
+            || self.shared.remembered.load().values().any(|endpoints| endpoints.contains(target))
     }
 
     /// From now on, these issuers and keys. What `keep` does not name is taken off the shelf.
     pub fn replace(&self, books: Books, keep: HashSet<Order>) {
+        let before = self.shared.books.load_full();
+        let told = |name: &Arc<str>| {
+            let endpoints = before.issuers.get(name)?.endpoints();
+            let remembered = || self.shared.remembered.load().get(name).cloned();
+            if endpoints.is_empty() { remembered() } else { Some(endpoints) }
+        };
+        let told = books.issuers.keys().filter_map(|name| Some((Arc::clone(name), told(name)?))).collect();
+        self.shared.remembered.store(Arc::new(told));
         let before = self.shared.books.swap(Arc::new(books));
         // The keeper is gone only when the agent is.
         let _ = self.sender.send(Request::Keep { keep, before });

@@ -66,8 +66,8 @@ impl PendingFile {
         Self { path, key, dice }
     }
 
-    /// Writes down all that wait, or takes the file away if none does.
-    pub(super) fn keep<'a>(&self, waiting: impl Iterator<Item = &'a Revocation>) {
+    /// Writes down all that wait, or takes the file away if none does. False if that failed, which is told.
+    pub(super) fn keep<'a>(&self, waiting: impl Iterator<Item = &'a Revocation>) -> bool {
         let kept: Vec<Kept> = waiting
             .map(|revocation| Kept {
                 identity: revocation.order.identity.to_string(),
@@ -80,10 +80,12 @@ impl PendingFile {
                 cause: revocation.cause.as_str().into(),
             })
             .collect();
-        if let Err(error) = self.write(&kept) {
+        let written = self.write(&kept);
+        if let Err(error) = &written {
             let path = self.path.display();
             tracing::error!(%error, %path, "revocations that wait are not kept for the next start: make room");
         }
+        written.is_ok()
     }
 
     fn write(&self, kept: &[Kept]) -> io::Result<()> {

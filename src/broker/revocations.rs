@@ -2,7 +2,11 @@
 //! credentials and what came of trying; out come those to try now and, in the end, what became of each. Pure, but for what
 //! it carries along to try with.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::timing::back_off;
 use crate::{
@@ -11,10 +15,11 @@ use crate::{
     issuer::{IssueError, Issuer, Order, Reason, Signers},
 };
 
-/// So many are tried at once: a host that goes down is no flood for an issuer.
+/// So many are tried at once at one issuer: a host that goes down is no flood for it, and one that hangs is in nobody else's
+/// way.
 const AT_ONCE: usize = 16;
 
-/// So many wait at most; what comes then is told as not revoked.
+/// So many wait at most for one issuer; what comes then is told as not revoked.
 const MOST: usize = 4096;
 
 /// Why a credential is revoked before its time.
@@ -119,8 +124,11 @@ struct Waiting {
 impl Revocations {
     /// Takes one more; what became of it at once, if there are too many.
     pub(super) fn add(&mut self, revocation: Revocation, now: Boot) -> Option<Revoked> {
-        if self.waiting.len() >= MOST {
-            let error = format!("{MOST} revocations wait already: it works until it ends by itself");
+        let issuer = &revocation.order.issuer;
+        if self.waiting.values().filter(|waiting| waiting.revocation.order.issuer == *issuer).count() >= MOST
+        {
+            let error =
+                format!("{MOST} revocations wait for {issuer} already: it works until it ends by itself");
             return Some(revocation.over(0, Some(error), now));
         }
         self.next += 1;
@@ -131,14 +139,27 @@ impl Revocations {
 
     /// Those to try now. Each has to come back through [`Revocations::tried`].
     pub(super) fn due(&mut self, now: Boot) -> Vec<(u64, Arc<Revocation>)> {
-        let busy = self.waiting.values().filter(|waiting| waiting.under_way).count();
+        let mut busy = self.busy();
         let due = self.waiting.iter_mut().filter(|(_, waiting)| !waiting.under_way && waiting.at <= now);
-        due.take(AT_ONCE.saturating_sub(busy))
-            .map(|(id, waiting)| {
-                (waiting.under_way, waiting.tries) = (true, waiting.tries + 1);
-                (*id, Arc::clone(&waiting.revocation))
-            })
-            .collect()
+        due.filter_map(|(id, waiting)| {
+            let busy = busy.entry(Arc::clone(&waiting.revocation.order.issuer)).or_default();
+            if *busy >= AT_ONCE {
+                return None;
+            }
+            *busy += 1;
+            (waiting.under_way, waiting.tries) = (true, waiting.tries + 1);
+            Some((*id, Arc::clone(&waiting.revocation)))
+        })
+        .collect()
+    }
+
+    /// How many are under way, by issuer.
+    fn busy(&self) -> HashMap<Arc<str>, usize> {
+        let mut busy = HashMap::new();
+        for waiting in self.waiting.values().filter(|waiting| waiting.under_way) {
+            *busy.entry(Arc::clone(&waiting.revocation.order.issuer)).or_default() += 1;
+        }
+        busy
     }
 
     /// What came of trying; what became of it, once that is known (OA-43).
@@ -170,13 +191,14 @@ impl Revocations {
 
     /// When one is to be tried next, if there is room to.
     pub(super) fn next_due(&self) -> Option<Boot> {
-        let busy = self.waiting.values().filter(|waiting| waiting.under_way).count();
-        let due = self.waiting.values().filter(|waiting| !waiting.under_way).map(|waiting| waiting.at).min();
-        due.filter(|_| busy < AT_ONCE)
+        let busy = self.busy();
+        let room = |issuer| busy.get(issuer).is_none_or(|busy| *busy < AT_ONCE);
+        let idle = self.waiting.values().filter(|waiting| !waiting.under_way);
+        idle.filter(|waiting| room(&waiting.revocation.order.issuer)).map(|waiting| waiting.at).min()
     }
 
     /// All of them, to be kept for the next start.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Revocation> {
+    pub(super) fn all(&self) -> impl ExactSizeIterator<Item = &Revocation> {
         self.waiting.values().map(|waiting| &*waiting.revocation)
     }
 }
@@ -257,5 +279,10 @@ mod tests {
         assert_eq!((first.len(), all.due(at(0)).len(), all.next_due()), (AT_ONCE, 0, None));
         all.tried(first[0].0, Ok(()), 0.0, at(0));
         assert_eq!(all.due(at(0)).len(), 1);
+        // Nor is one issuer's silence another's.
+        let elsewhere = Revocation { order: order("other", "ledger"), ..revocation(300) };
+        assert!(all.add(elsewhere, at(0)).is_none());
+        assert_eq!(all.next_due(), Some(at(0)));
+        assert_eq!(&*all.due(at(0)).remove(0).1.order.issuer, "other");
     }
 }

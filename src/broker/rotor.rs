@@ -301,8 +301,8 @@ mod tests {
             Box::pin(async { Ok(()) })
         }
 
-        fn owns(&self, _: &Target) -> bool {
-            false
+        fn endpoints(&self) -> Arc<Vec<Target>> {
+            Arc::default()
         }
     }
 

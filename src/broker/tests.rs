@@ -58,6 +58,7 @@ struct FakeIssuer {
     /// Whether it does not even take tokens back.
     deaf: std::sync::atomic::AtomicBool,
     serial: AtomicUsize,
+    endpoints: Arc<Vec<Target>>,
 }
 
 impl FakeIssuer {
@@ -71,6 +72,7 @@ impl FakeIssuer {
             diary: Mutex::default(),
             revoked: AtomicUsize::new(0),
             deaf: false.into(),
+            endpoints: Arc::default(),
             serial: AtomicUsize::new(0),
         })
     }
@@ -117,8 +119,8 @@ impl Issuer for FakeIssuer {
         Box::pin(async { Ok(()) })
     }
 
-    fn owns(&self, _: &Target) -> bool {
-        false
+    fn endpoints(&self) -> Arc<Vec<Target>> {
+        Arc::clone(&self.endpoints)
     }
 }
 
@@ -539,6 +541,30 @@ async fn an_identity_that_is_switched_off_gets_no_other_whoever_waits() {
     assert_eq!((house.corp.diary().len(), house.broker.live_count()), (2, 0), "none is fetched for it");
 }
 
+#[tokio::test]
+async fn an_issuers_endpoints_stay_its_own_over_a_reload() {
+    // DPOP-20
+    let clock = PausedClock::new();
+    let target = |path: &str| Target::parse(&format!("https://idp.corp.example{path}")).unwrap();
+    let books = |told: &[&str]| {
+        let mut corp = FakeIssuer::new(&clock, 300);
+        Arc::get_mut(&mut corp).unwrap().endpoints = Arc::new(told.iter().map(|path| target(path)).collect());
+        let issuers = HashMap::from([("corp".into(), corp as Arc<dyn Issuer>)]);
+        Books { issuers, keys: keys(), certificates: Certificates::default() }
+    };
+    let (telling, _told) = mpsc::unbounded_channel();
+    let dice = SeededDice::from_seed(3);
+    let (broker, _keeper) = new(books(&["/token"]), Arc::clone(&clock) as _, dice, telling, None);
+    // An issuer that was made anew has not been asked yet what it has: not once, and not twice.
+    for _ in 0..2 {
+        broker.replace(books(&[]), HashSet::new());
+        assert!(broker.is_issuers(&target("/token")) && !broker.is_issuers(&target("/orders")));
+    }
+    broker.replace(books(&["/oauth/token"]), HashSet::new());
+    broker.replace(books(&[]), HashSet::new());
+    assert!(broker.is_issuers(&target("/oauth/token")) && !broker.is_issuers(&target("/token")));
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_handed_out_no_more_is_held_until_it_ends() {
     // TM-08
@@ -604,6 +630,18 @@ async fn revocations_that_wait_survive_a_restart_and_are_no_clear_text() {
     assert_eq!(next.corp.revoked.load(Ordering::Relaxed), 1);
     sleep(Duration::from_secs(1)).await;
     assert!(!path.exists(), "nothing waits, so nothing is kept");
+    // Where it cannot be written, it is tried until it can.
+    std::fs::create_dir(path.with_extension("new")).unwrap();
+    let full = house_keeping(file);
+    full.get("a").await.unwrap();
+    full.corp.deaf.store(true, Ordering::Relaxed);
+    full.broker.retire(Which::Identity("payments".into(), None), Cause::Operator).await.unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert!(!path.exists());
+    std::fs::remove_dir(path.with_extension("new")).unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert!(path.exists(), "though nothing happened since");
+    full.keeper.abort();
     // What was changed on the way is not believed.
     std::fs::write(&path, &kept[1..]).unwrap();
     let mut third = house_keeping(file);

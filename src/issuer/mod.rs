@@ -134,9 +134,9 @@ pub trait Issuer: fmt::Debug + Send + Sync {
         credential: &'a Credential,
     ) -> Pending<'a, Result<(), IssueError>>;
 
-    /// Whether `target` is one of its own endpoints, as far as it has told them. No workload gets a proof for one: it could
-    /// ask for tokens with the agent's key (DPOP-20).
-    fn owns(&self, target: &Target) -> bool;
+    /// Its own endpoints, as far as it has told them. No workload gets a proof for one: it could ask for tokens with the agent's
+    /// key (DPOP-20).
+    fn endpoints(&self) -> Arc<Vec<Target>>;
 }
 
 /// What one asking came to, and what the ledger should know about it either way.

@@ -1,6 +1,8 @@
 //! What the issuer says of a token that says nothing itself (RFC 7662). In go an opaque token that has to be bound and the
-//! order it should fit; out comes nothing, or why the token is thrown away (OA-42, DPOP-16). It is asked once, after the
+//! order it should fit; out comes how long it lives, if that is said, or why the token is thrown away (OA-42, DPOP-16). It is asked once, after the
 //! token was made; whoever the token is for may ask again.
+
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -17,7 +19,8 @@ use crate::{
 };
 
 impl OAuth {
-    /// Looks `credential` up, if the order wants that and the token does not speak for itself.
+    /// Looks `credential` up, if the order wants that and the token does not speak for itself. How long it lives from now on, if
+    /// the issuer says.
     pub(super) async fn look_up(
         &self,
         order: &Order,
@@ -25,10 +28,10 @@ impl OAuth {
         credential: &Credential,
         metadata: &Metadata,
         facts: &mut IssueFacts,
-    ) -> Result<(), IssueError> {
+    ) -> Result<Option<Duration>, IssueError> {
         let opaque = reply::jwt_claims(&credential.token)?.is_none();
         if !(order.terms.introspect && opaque && credential.binding() != Binding::Bearer) {
-            return Ok(());
+            return Ok(None);
         }
         let way = Way::plain(order, signers)?;
         let endpoint = metadata.introspection_endpoint(way.certificate.is_some())?.ok_or_else(|| {
@@ -58,7 +61,7 @@ fn check(
     bound: &Bound,
     issuer: &str,
     now: Moment,
-) -> Result<(), IssueError> {
+) -> Result<Option<Duration>, IssueError> {
     let garbled = |detail: String| IssueError::Retry { reason: Reason::IssuerProtocol, detail, after: None };
     if !refusal::is_json(response) {
         return Err(garbled("the issuer's introspection is not JSON (Content-Type)".into()));
@@ -93,5 +96,5 @@ fn check(
     if detailed.is_some() {
         details::check(detailed, &order.terms.details)?;
     }
-    reply::jwt_life(&said, now).map(drop)
+    reply::jwt_life(&said, now)
 }

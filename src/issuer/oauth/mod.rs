@@ -157,9 +157,11 @@ impl OAuth {
             // OA-44: ours is kept in memory only, but what stands between may not know better.
             tracing::warn!(issuer = %self.settings.name, "a token came without Cache-Control: no-store");
         }
-        let credential =
+        let mut credential =
             reply::accept(&response, order, bound, &self.settings.issuer, self.moment(sent), facts)?;
-        self.look_up(order, signers, &credential, &metadata, facts).await?;
+        if let Some(life) = self.look_up(order, signers, &credential, &metadata, facts).await? {
+            credential.window.shorten(self.clock.boot(), self.clock.wall(), life);
+        }
         reply::check_shown(&credential, metadata.binds_to_certificates || order.terms.introspect)?;
         Ok(credential)
     }
@@ -481,8 +483,8 @@ impl Issuer for OAuth {
         Box::pin(self.give_back(order, signers, credential))
     }
 
-    fn owns(&self, target: &Target) -> bool {
-        self.endpoints.load().contains(target)
+    fn endpoints(&self) -> Arc<Vec<Target>> {
+        self.endpoints.load_full()
     }
 }
 

@@ -41,6 +41,15 @@ async fn a_token_that_does_not_speak_for_itself_is_looked_up_once() {
     assert_eq!(claims(&posts[1])["aud"], json!(stage.script.url));
     assert_ne!(claims(&posts[0])["jti"], claims(&posts[1])["jti"]);
     assert!(!posts[1].head.to_ascii_lowercase().contains("dpop:"), "no token is asked for");
+    // What it says of the token's end counts, if that is sooner than the reply said.
+    for (exp, life) in [(NOW + 120, 120), (NOW + 900, 300)] {
+        let stage = Stage::looking(true).await;
+        let mut said = stage.said();
+        said["exp"] = json!(exp);
+        stage.script.will([Answer::json(200, said)]);
+        let window = stage.issue().await.result.unwrap().window;
+        assert!(window.life().as_secs().abs_diff(life) <= 5, "{:?}", window.life());
+    }
 }
 
 #[tokio::test]
