@@ -10,7 +10,7 @@ use std::{
 
 use fluent_uri::Uri;
 
-use super::{reader::Reader, settings::IssuerSettings};
+use super::{issuers::IssuerSettings, reader::Reader};
 use crate::{
     credential::Binding,
     issuer::terms::ClientAuth,

@@ -9,7 +9,12 @@ use std::{
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use nix::unistd::{Group, User};
 
-use super::{certificate, reader::Reader, settings::IssuerSettings, terms::terms};
+use super::{
+    certificate,
+    issuers::IssuerSettings,
+    reader::{Reader, parse_sha256},
+    terms::terms,
+};
 use crate::{
     credential::Binding,
     jose::Algorithm,
@@ -255,18 +260,4 @@ pub(super) fn group(reader: &mut Reader<'_>, key: &'static str) -> Option<Named>
             None
         }
     }
-}
-
-pub(super) fn parse_sha256(text: &str) -> Option<[u8; 32]> {
-    let digits = text.as_bytes();
-    let mut sum = [0; 32];
-    if digits.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in sum.iter_mut().zip(digits.chunks(2)) {
-        let high = char::from(pair[0]).to_digit(16)?;
-        let low = char::from(pair[1]).to_digit(16)?;
-        *byte = u8::try_from(high * 16 + low).ok()?;
-    }
-    Some(sum)
 }

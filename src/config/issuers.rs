@@ -2,11 +2,18 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::{pins::pins, reader::Reader, settings::IssuerSettings};
+use super::{pins::pins, reader::Reader};
 use crate::issuer::{
     oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
     terms::ClientAuth,
 };
+
+/// One issuer, by kind.
+#[derive(Clone, Debug)]
+pub enum IssuerSettings {
+    /// `kind = "oauth"`.
+    OAuth(OAuthSettings),
+}
 
 /// The methods that show a certificate, which an issuer may have to be said to know (MT-01).
 const CERTIFICATE_METHODS: [(&str, ClientAuth); 2] = [

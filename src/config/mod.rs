@@ -19,7 +19,8 @@ use std::{
 
 use jiff::Timestamp;
 
-pub use settings::{IssuerSettings, Listen, Log, LogFormat, Settings};
+pub use issuers::IssuerSettings;
+pub use settings::{Listen, Log, LogFormat, Settings};
 
 /// Where the settings are if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/keybearer/agent.toml";

@@ -1,6 +1,6 @@
 //! What an operator pins of an issuer's metadata (OA-05). In goes the issuer's table; out come its [`Pins`].
 
-use super::{identities::parse_sha256, reader::Reader};
+use super::reader::{Reader, parse_sha256};
 use crate::issuer::oauth::{OnChange, Pins};
 
 /// What is pinned of an issuer's metadata.

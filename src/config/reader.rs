@@ -324,6 +324,21 @@ fn as_json(value: &ValueKind) -> serde_json::Value {
     }
 }
 
+/// 64 hexadecimal digits.
+pub(super) fn parse_sha256(text: &str) -> Option<[u8; 32]> {
+    let digits = text.as_bytes();
+    let mut sum = [0; 32];
+    if digits.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in sum.iter_mut().zip(digits.chunks(2)) {
+        let high = char::from(pair[0]).to_digit(16)?;
+        let low = char::from(pair[1]).to_digit(16)?;
+        *byte = u8::try_from(high * 16 + low).ok()?;
+    }
+    Some(sum)
+}
+
 /// How many letters to add, drop or change (Levenshtein).
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();

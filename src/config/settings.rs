@@ -15,12 +15,11 @@ use super::{
     certificate,
     file::Written,
     identities::{group, identities},
-    issuers::issuers,
+    issuers::{IssuerSettings, issuers},
     reader::{Mistakes, Reader},
 };
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
-    issuer::oauth::OAuthSettings,
     keys::{CertificateSettings, KeySettings},
     policy::{Assurance, Export, Exports, Identity, Policy},
     wire::ListenSettings,
@@ -86,13 +85,6 @@ impl Settings {
     pub fn listen_differs(&self, other: &Self) -> bool {
         self.listen != other.listen || self.exports != other.exports || self.audit != other.audit
     }
-}
-
-/// One issuer, by kind.
-#[derive(Clone, Debug)]
-pub enum IssuerSettings {
-    /// `kind = "oauth"`.
-    OAuth(OAuthSettings),
 }
 
 /// The log, which is for people; the ledger is for evidence.
