@@ -23,7 +23,7 @@ use crate::{
     config::{Mistake, Settings, load},
     issuer::Order,
     journey::Journey,
-    keys::{Certificates, Keyring},
+    keys::{Certificates, Keyring, rotation::settled},
     policy::{Per, Policy},
     serve::operator::{Act, Facts},
 };
@@ -306,7 +306,9 @@ fn keep_disabled(path: &Path, disabled: &BTreeMap<Arc<str>, String>) -> io::Resu
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
     file.write_all(serde_json::to_string_pretty(&plain)?.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&beside, path)
+    fs::rename(&beside, path)?;
+    // Without this a power cut could bring the old file back, and with it somebody who is switched off.
+    settled(path)
 }
 
 /// The names of those switched off.
@@ -357,4 +359,25 @@ fn orders(books: &Books, policy: &Policy, broker: &Broker) -> HashSet<Order> {
         (within && placed == *order).then_some(placed)
     };
     broker.report().shelf.iter().filter_map(|shelved| still_placed(&shelved.order)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_switched_off_is_found_again_and_a_directory_that_is_not_there_is_told() {
+        // GA-10
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disabled.json");
+        let disabled: BTreeMap<Arc<str>, String> = [("shop".into(), "stolen".to_owned())].into();
+        keep_disabled(&path, &disabled).unwrap();
+        assert_eq!(disabled_before(&path).unwrap(), disabled);
+        keep_disabled(&path, &BTreeMap::new()).unwrap();
+        assert_eq!(disabled_before(&path).unwrap(), BTreeMap::new());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        let gone = settled(&dir.path().join("none/disabled.json")).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+        settled(Path::new("disabled.json")).unwrap();
+    }
 }
