@@ -154,10 +154,15 @@ impl Held {
         if let Custody::File { path } = &settings.custody {
             let beside = Beside::of(path);
             let io = |error| FileError::Io { path: path.clone(), error };
-            fs::rename(path, &beside.before)
-                .and_then(|()| fs::rename(&beside.next, path))
+            // One that failed in the middle goes on where it was: moving again would overwrite the one before.
+            if beside.next.exists() {
+                if path.exists() {
+                    fs::rename(path, &beside.before).map_err(io)?;
+                }
+                fs::rename(&beside.next, path).map_err(io)?;
+            }
+            dated(&beside.before, now)
                 .and_then(|()| dated(path, now))
-                .and_then(|()| dated(&beside.before, now))
                 .and_then(|()| settled(path))
                 .map_err(io)?;
         }
