@@ -71,6 +71,7 @@ pub struct Rotor {
     clock: Arc<dyn Clock>,
     trials: JoinSet<Trial>,
     trying: HashSet<Arc<str>>,
+    /// Whose keys are left alone until then: an issuer did not take one, or something could not be done.
     not_before: HashMap<Arc<str>, Boot>,
 }
 
@@ -121,12 +122,11 @@ impl Rotor {
     /// Publishes the next key of `identity` now, or, if it is published already, tries it now.
     pub fn rotate(&mut self, identity: &Arc<str>) -> Vec<Turn> {
         let mut turns = Vec::new();
+        // An operator does not wait.
+        self.not_before.remove(identity);
         match self.keys.next(identity) {
             None => turns.push(self.begin(identity)),
-            Some(next) => {
-                self.not_before.remove(identity);
-                self.try_out(identity, next);
-            }
+            Some(next) => self.try_out(identity, next),
         }
         turns.push(self.renew_proofs(identity));
         turns
@@ -142,14 +142,17 @@ impl Rotor {
     fn look(&mut self) -> Vec<Turn> {
         let now = self.clock.boot();
         let mut turns = Vec::new();
+        // Before anything is done: what fails now makes nothing else of the same identity wait.
+        self.not_before.retain(|_, then| now < *then);
+        let waiting: HashSet<Arc<str>> = self.not_before.keys().cloned().collect();
         for (identity, due) in self.keys.due(now) {
             match due {
+                _ if waiting.contains(&identity) => {}
                 Due::Begin => turns.push(self.begin(&identity)),
                 Due::Finish => {
                     let finished = self.keys.finish(&identity);
                     turns.push(self.turned(&identity, finished, |_| Turned::Destroyed));
                 }
-                Due::Try if self.not_before.get(&identity).is_some_and(|then| now < *then) => {}
                 Due::Try => {
                     if let Some(next) = self.keys.next(&identity) {
                         self.try_out(&identity, next);
@@ -158,7 +161,9 @@ impl Rotor {
             }
         }
         for identity in self.keys.with_old_proofs(PROOF_KEY_AGE, now) {
-            turns.push(self.renew_proofs(&identity));
+            if !waiting.contains(&identity) {
+                turns.push(self.renew_proofs(&identity));
+            }
         }
         turns
     }
@@ -223,7 +228,11 @@ impl Rotor {
         what: impl FnOnce(String) -> Turned,
     ) -> Turn {
         let what = match keys {
-            Err(error) => Turned::Failed(error),
+            Err(error) => {
+                // It stays due. Without a pause it would be tried again at once, and fill the ledger.
+                self.not_before.insert(Arc::clone(identity), self.clock.boot() + RETRY);
+                Turned::Failed(error)
+            }
             Ok(keys) => {
                 let signing = keys.signer(identity, crate::keys::Purpose::ClientAuth);
                 self.broker.rekey(keys.clone());
@@ -241,7 +250,7 @@ impl Rotor {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::{fs, os::unix::fs::PermissionsExt as _, sync::Mutex};
 
     use tokio::sync::mpsc;
 
@@ -255,7 +264,7 @@ mod tests {
         credential::{Binding, Bound, Credential},
         issuer::{IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers},
         jose::Algorithm,
-        keys::{Custody, KeySettings},
+        keys::{Custody, KeySettings, RotationSettings},
         policy::{Assurance, Identity, Per, Proofs, Selectors},
         proof::Target,
     };
@@ -347,15 +356,22 @@ mod tests {
         Arc::new(Policy::new(vec![identity], Default::default(), "test", now).unwrap())
     }
 
-    fn stage() -> Stage {
-        let clock = PausedClock::new();
-        let settings = KeySettings {
+    fn in_memory() -> KeySettings {
+        KeySettings {
             custody: Custody::Memory,
             algorithm: Algorithm::Es256,
             client: true,
             rotation: Default::default(),
             dpop: ["corp".into()].into(),
-        };
+        }
+    }
+
+    fn stage() -> Stage {
+        stage_with(in_memory(), policy())
+    }
+
+    fn stage_with(settings: KeySettings, policy: Arc<Policy>) -> Stage {
+        let clock = PausedClock::new();
         let now = Now { wall: clock.wall(), boot: clock.boot() };
         let keys = Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default(), now).unwrap();
         let issuer = Arc::new(Caching {
@@ -370,7 +386,7 @@ mod tests {
         let books = Books { issuers, keys: keys.clone(), certificates: Default::default() };
         let (broker, keeper) = crate::broker::new(books, Arc::clone(&clock) as _, dice, telling, None);
         tokio::spawn(keeper.run());
-        let rotor = Rotor::new(keys, policy(), broker.clone(), Arc::clone(&clock) as _);
+        let rotor = Rotor::new(keys, policy, broker.clone(), Arc::clone(&clock) as _);
         let stage = Stage { issuer, clock, broker, rotor, told };
         stage.publish();
         stage
@@ -466,5 +482,43 @@ mod tests {
         }
         assert_eq!(seen.iter().filter(|what| **what == "Proofs").count(), 30, "one a day");
         assert!(seen.contains(&"Published"));
+    }
+
+    /// As a disk that is full: no key can be made in `dir`, also if we are root.
+    fn shut(dir: &tempfile::TempDir, shut: bool) {
+        let mode = if shut { 0o755 } else { 0o700 };
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_done_is_tried_again_after_a_pause() {
+        // KEY-05
+        let dir = tempfile::tempdir().unwrap();
+        shut(&dir, false);
+        let path = dir.path().join("payments.pem");
+        let every = Duration::from_secs(3600);
+        let rotation = RotationSettings { every, ..Default::default() };
+        let settings = KeySettings { custody: Custody::File { path }, rotation, ..in_memory() };
+        let mut stage = stage_with(settings, policy());
+        let payments: Arc<str> = "payments".into();
+        let failed = |turns: &[Turn]| matches!(turns, [Turn { what: Turned::Failed(_), .. }]);
+        shut(&dir, true);
+        let turns = stage.rotor.turn().await;
+        let first = stage.clock.boot();
+        assert!(failed(&turns), "{turns:?}");
+        let turns = stage.rotor.turn().await;
+        assert!(failed(&turns) && stage.clock.boot().since(first) >= RETRY, "{turns:?}");
+        // An operator does not wait.
+        shut(&dir, false);
+        let turns = stage.rotor.rotate(&payments);
+        assert!(matches!(turns[0].what, Turned::Published { .. }), "{turns:?}");
+        // The issuer takes it, but it cannot be put in its place.
+        stage.publish();
+        fs::remove_file(dir.path().join("payments.pem.next")).unwrap();
+        let turns = stage.rotor.turn().await;
+        let first = stage.clock.boot();
+        assert!(failed(&turns), "{turns:?}");
+        let turns = stage.rotor.turn().await;
+        assert!(failed(&turns) && stage.clock.boot().since(first) >= RETRY, "{turns:?}");
     }
 }
