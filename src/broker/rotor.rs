@@ -107,13 +107,13 @@ impl Rotor {
                 return turns;
             }
             tokio::select! {
-                Some(trial) = self.trials.join_next() => {
+                Some(trial) = self.trials.join_next() => match trial {
+                    Ok(trial) => if let Some(turn) = self.tried(trial) {
+                        return vec![turn];
+                    },
                     // A trial that panicked is one that is tried again.
-                    if let Ok(trial) = trial {
-                        return vec![self.tried(trial)];
-                    }
-                    self.trying.clear();
-                }
+                    Err(_) => self.trying.clear(),
+                },
                 () = sleep(LOOK) => {}
             }
         }
@@ -205,10 +205,14 @@ impl Rotor {
         });
     }
 
-    fn tried(&mut self, trial: Trial) -> Turn {
+    fn tried(&mut self, trial: Trial) -> Option<Turn> {
         let Trial { identity, kid, result } = trial;
         self.trying.remove(&identity);
-        match result {
+        // The keys were replaced meanwhile: what was found out says nothing of the one that is next now.
+        if self.keys.next(&identity).is_none_or(|next| next.kid() != kid) {
+            return None;
+        }
+        Some(match result {
             Err(why) => {
                 self.not_before.insert(Arc::clone(&identity), self.clock.boot() + RETRY);
                 Turn { identity, what: Turned::NotTaken { kid, why: why.to_string() } }
@@ -218,7 +222,7 @@ impl Rotor {
                 let switched = self.keys.switch(&identity, self.now());
                 self.turned(&identity, switched, |kid| Turned::Signs { kid })
             }
-        }
+        })
     }
 
     fn turned(
@@ -252,7 +256,7 @@ impl Rotor {
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _, sync::Mutex};
 
-    use tokio::sync::mpsc;
+    use tokio::{sync::mpsc, time::timeout};
 
     use super::*;
     use crate::{
@@ -264,7 +268,7 @@ mod tests {
         credential::{Binding, Bound, Credential},
         issuer::{IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers},
         jose::Algorithm,
-        keys::{Custody, KeySettings, RotationSettings},
+        keys::{Custody, KeySettings, RotationSettings, rotation::PROPAGATION},
         policy::{Assurance, Identity, Per, Proofs, Selectors},
         proof::Target,
     };
@@ -520,5 +524,34 @@ mod tests {
         assert!(failed(&turns), "{turns:?}");
         let turns = stage.rotor.turn().await;
         assert!(failed(&turns) && stage.clock.boot().since(first) >= RETRY, "{turns:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trial_of_a_key_that_is_no_more_says_nothing_of_the_next() {
+        // KEY-05, KEY-07
+        let mut stage = stage();
+        let payments: Arc<str> = "payments".into();
+        stage.rotor.rotate(&payments);
+        stage.publish();
+        // The trial begins; then the keys are destroyed, and the issuer takes the one that is no more.
+        stage.rotor.rotate(&payments);
+        stage.rotor.replace(&payments);
+        let turned = timeout(Duration::from_secs(60), stage.rotor.turn()).await;
+        assert!(turned.is_err() && stage.rotor.trying.is_empty(), "{turned:?}");
+
+        stage.publish();
+        sleep(Duration::from_secs(600)).await;
+        stage.rotor.rotate(&payments);
+        stage.publish();
+        sleep(Duration::from_secs(600)).await;
+        stage.rotor.rotate(&payments);
+        stage.rotor.replace(&payments);
+        stage.rotor.rotate(&payments);
+        let next = stage.rotor.keys().next(&payments).unwrap();
+        let began = stage.clock.boot();
+        stage.publish();
+        let turns = stage.rotor.turn().await;
+        assert!(matches!(&turns[..], [Turn { what: Turned::Signs { kid }, .. }] if kid == next.kid()));
+        assert!(stage.clock.boot().since(began) >= PROPAGATION, "only once it was tried itself");
     }
 }
