@@ -15,7 +15,7 @@ use crate::{
     clock::{Boot, Clock},
     issuer::IssueError,
     jose::Signer,
-    keys::{Due, KeyError, Keyring, Now, rotation::RETRY},
+    keys::{Due, KeyError, Keyring, Now, Purpose, rotation::RETRY},
     policy::{CredentialRule, Policy},
 };
 
@@ -60,6 +60,11 @@ pub enum Turned {
     Proofs,
     /// It could not be done.
     Failed(KeyError),
+    /// There is none that signs assertions: nothing was done, and this is to be done instead.
+    NoKey {
+        /// By whom, and where.
+        instead: String,
+    },
 }
 
 /// The task's state: all keys, and the trials under way.
@@ -125,17 +130,66 @@ impl Rotor {
         // An operator does not wait.
         self.not_before.remove(identity);
         match self.keys.next(identity) {
+            None if !self.signs(identity) => turns.push(self.no_key(identity)),
             None => turns.push(self.begin(identity)),
             Some(next) => self.try_out(identity, next),
         }
-        turns.push(self.renew_proofs(identity));
+        if self.proves(identity) {
+            turns.push(self.renew_proofs(identity));
+        }
         turns
     }
 
-    /// Destroys the keys of `identity` and makes others at once (KEY-07).
-    pub fn replace(&mut self, identity: &Arc<str>) -> Turn {
-        let replaced = self.keys.replace(identity, self.now());
-        self.turned(identity, replaced, |kid| Turned::Signs { kid })
+    /// Destroys the keys of `identity` and makes others at once (KEY-07). What binds tokens is in memory: it is renewed also
+    /// where the file of the other key cannot be.
+    pub fn replace(&mut self, identity: &Arc<str>) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        self.not_before.remove(identity);
+        if self.signs(identity) {
+            let replaced = self.keys.replace(identity, self.now());
+            turns.push(self.turned(identity, replaced, |kid| Turned::Signs { kid }));
+        } else {
+            turns.push(self.no_key(identity));
+        }
+        if self.proves(identity) {
+            turns.push(self.renew_proofs(identity));
+        }
+        turns
+    }
+
+    /// Whether `identity` has a key that signs assertions.
+    fn signs(&self, identity: &Arc<str>) -> bool {
+        self.keys.signer(identity, Purpose::ClientAuth).is_some()
+    }
+
+    /// Whether `identity` has keys that bind tokens.
+    fn proves(&self, identity: &Arc<str>) -> bool {
+        self.keys.iter().any(|(name, purpose, _)| *name == **identity && matches!(purpose, Purpose::Dpop(_)))
+    }
+
+    /// What an operator does where a certificate or a platform proves who asks: those are not ours to turn.
+    fn no_key(&self, identity: &Arc<str>) -> Turn {
+        let rules = self.policy.identities().filter(|known| known.name == *identity);
+        let ways = rules.flat_map(|known| known.credentials.values()).map(|rule| &rule.terms.client_auth);
+        let (mut certificate, mut platform) = (false, false);
+        for way in ways {
+            certificate |= way.is_mtls();
+            platform |= way.subject().is_some();
+        }
+        let mut instead = Vec::new();
+        if certificate {
+            instead.push(
+                "replace the certificate and key files that the settings name, then run: keybearer reload",
+            );
+        }
+        if platform {
+            instead.push("revoke it at the platform that vouches for it, which keybearer cannot do");
+        }
+        if instead.is_empty() {
+            instead.push("give it a credential with client_auth = \"private_key_jwt\", or leave it as it is");
+        }
+        let instead = instead.join("; and ");
+        Turn { identity: Arc::clone(identity), what: Turned::NoKey { instead } }
     }
 
     /// Does what is due.
@@ -238,7 +292,7 @@ impl Rotor {
                 Turned::Failed(error)
             }
             Ok(keys) => {
-                let signing = keys.signer(identity, crate::keys::Purpose::ClientAuth);
+                let signing = keys.signer(identity, Purpose::ClientAuth);
                 self.broker.rekey(keys.clone());
                 self.keys = keys;
                 what(signing.map(|key| key.kid().to_owned()).unwrap_or_default())
@@ -266,7 +320,10 @@ mod tests {
         },
         clock::SeededDice,
         credential::{Binding, Bound, Credential},
-        issuer::{IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers},
+        issuer::{
+            IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
+            terms::{ClientAuth, SvidSource, Terms},
+        },
         jose::Algorithm,
         keys::{Custody, KeySettings, RotationSettings, rotation::PROPAGATION},
         policy::{Assurance, Identity, Per, Proofs, Selectors},
@@ -332,6 +389,10 @@ mod tests {
     }
 
     fn policy() -> Arc<Policy> {
+        policy_by(ClientAuth::PrivateKeyJwt)
+    }
+
+    fn policy_by(client_auth: ClientAuth) -> Arc<Policy> {
         let order = bound();
         let rule = CredentialRule {
             name: order.credential,
@@ -347,7 +408,7 @@ mod tests {
             max_uses: None,
             max_ttl: order.max_ttl,
             exception: None,
-            terms: order.terms,
+            terms: Arc::new(Terms { client_auth, ..Terms::clone(&order.terms) }),
         };
         let identity = Identity {
             name: "payments".into(),
@@ -425,7 +486,7 @@ mod tests {
             }
             (asked, proofs.len())
         });
-        let first = stage.rotor.keys().signer(&"payments".into(), crate::keys::Purpose::ClientAuth).unwrap();
+        let first = stage.rotor.keys().signer(&"payments".into(), Purpose::ClientAuth).unwrap();
         sleep(Duration::from_secs(60)).await;
         let mut turns = stage.rotor.rotate(&"payments".into());
         stage.publish();
@@ -451,7 +512,7 @@ mod tests {
     async fn a_key_that_nobody_registered_never_signs() {
         // KEY-05: the gate is that the issuer takes it, not the time.
         let mut stage = stage();
-        let first = stage.rotor.keys().signer(&"payments".into(), crate::keys::Purpose::ClientAuth).unwrap();
+        let first = stage.rotor.keys().signer(&"payments".into(), Purpose::ClientAuth).unwrap();
         stage.rotor.rotate(&"payments".into());
         for _ in 0..5 {
             let turns = stage.rotor.turn().await;
@@ -459,7 +520,7 @@ mod tests {
                 matches!(&turns[..], [Turn { what: Turned::NotTaken { why, .. }, .. }] if why.contains("invalid_client"))
             );
         }
-        let now = stage.rotor.keys().signer(&"payments".into(), crate::keys::Purpose::ClientAuth).unwrap();
+        let now = stage.rotor.keys().signer(&"payments".into(), Purpose::ClientAuth).unwrap();
         assert_eq!(now.kid(), first.kid());
         stage.broker.fetch_order(bound(), Duration::ZERO, Duration::from_secs(1)).await.unwrap();
         // Registered at last, and an operator does not wait for the next trial.
@@ -553,5 +614,39 @@ mod tests {
         let turns = stage.rotor.turn().await;
         assert!(matches!(&turns[..], [Turn { what: Turned::Signs { kid }, .. }] if kid == next.kid()));
         assert!(stage.clock.boot().since(began) >= PROPAGATION, "only once it was tried itself");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_no_key_that_signs_is_told_what_to_do_instead() {
+        // KEY-07
+        let payments: Arc<str> = "payments".into();
+        let spiffe = SvidSource::WorkloadApi {
+            socket: "/run/spire.sock".into(),
+            spiffe_id: "spiffe://example.com/payments".into(),
+        };
+        let cases = [
+            (ClientAuth::TlsClientAuth, "keybearer reload"),
+            (ClientAuth::SelfSignedTlsClientAuth, "keybearer reload"),
+            (ClientAuth::SpiffeJwt(spiffe), "at the platform"),
+        ];
+        for (client_auth, words) in cases {
+            for dpop in [BTreeSet::new(), ["corp".into()].into()] {
+                let proofs = dpop.len();
+                let settings = KeySettings { client: false, dpop, ..in_memory() };
+                let mut stage = stage_with(settings, policy_by(client_auth.clone()));
+                let binds = |rotor: &Rotor| {
+                    rotor.keys().iter().map(|(_, _, key)| key.kid().to_owned()).collect::<Vec<_>>()
+                };
+                for act in [Rotor::rotate, Rotor::replace] {
+                    let before = binds(&stage.rotor);
+                    let turns = act(&mut stage.rotor, &payments);
+                    assert_eq!(turns.len(), 1 + proofs, "{turns:?}");
+                    let told = matches!(&turns[0].what, Turned::NoKey { instead } if instead.contains(words));
+                    assert!(told, "{turns:?}");
+                    assert!(turns[1..].iter().all(|turn| matches!(turn.what, Turned::Proofs)), "{turns:?}");
+                    assert_eq!(before != binds(&stage.rotor), proofs == 1, "what binds tokens is renewed");
+                }
+            }
+        }
     }
 }

@@ -36,6 +36,22 @@ const COUNTDOWN: [i64; 3] = [30, 7, 1];
 
 type Said = Result<Vec<String>, Vec<String>>;
 
+/// What was done, and what could not be.
+#[derive(Default)]
+struct Noted {
+    said: Vec<String>,
+    failed: Vec<String>,
+}
+
+impl Noted {
+    /// All of it in one answer, and what could not be done last: that is what the operator has to see to.
+    fn into_said(mut self) -> Said {
+        let whole = self.failed.is_empty();
+        self.said.append(&mut self.failed);
+        if whole { Ok(self.said) } else { Err(self.said) }
+    }
+}
+
 /// The one who owns settings and keys.
 pub(super) struct Steward {
     pub(super) journey: Arc<Journey>,
@@ -68,7 +84,7 @@ impl Steward {
             Act::Rotate { identity } => {
                 let identity = self.known(&identity)?;
                 let turns = self.rotor.rotate(&identity);
-                self.note(turns).await
+                self.note(turns).await.into_said()
             }
             Act::Revoke { identity, credential, keys } => {
                 let identity = self.known(&identity)?;
@@ -127,19 +143,28 @@ impl Steward {
 
     /// KEY-07: if keys too, they are destroyed first, so that nothing more is signed by them.
     async fn revoke(&mut self, identity: Arc<str>, credential: Option<Arc<str>>, keys: bool) -> Said {
-        let mut said = Vec::new();
+        let mut noted = Noted::default();
         if keys {
-            let turn = self.rotor.replace(&identity);
-            said.extend(self.note(vec![turn]).await?);
-            said.push("register the new key at the issuer: keybearer keys export".into());
+            let turns = self.rotor.replace(&identity);
+            let signs = turns.iter().any(|turn| matches!(turn.what, Turned::Signs { .. }));
+            noted = self.note(turns).await;
+            if signs {
+                noted.said.push("register the new key at the issuer: keybearer keys export".into());
+            }
+        }
+        if !noted.failed.is_empty() {
+            return noted.into_said();
         }
         let count = self.retire(Which::Identity(Arc::clone(&identity), credential.clone())).await;
         let what = credential.map_or_else(|| identity.to_string(), |name| format!("{identity}.{name}"));
-        said.push(format!(
+        noted.said.push(format!(
             "{count} live credentials of {what} are being revoked; the ledger tells what became of each"
         ));
-        self.record(self.entry(EventType::OperatorRevoke, Outcome::Success).detail(said.join("; "))).await;
-        Ok(said)
+        let outcome = if noted.failed.is_empty() { Outcome::Success } else { Outcome::Failed };
+        let done = noted.into_said();
+        let (Ok(lines) | Err(lines)) = &done;
+        self.record(self.entry(EventType::OperatorRevoke, outcome).detail(lines.join("; "))).await;
+        done
     }
 
     async fn retire(&self, which: Which) -> usize {
@@ -148,8 +173,8 @@ impl Steward {
     }
 
     /// Writes down what was done with keys, and says it.
-    async fn note(&self, turns: Vec<Turn>) -> Said {
-        let (mut said, mut failed) = (Vec::new(), Vec::new());
+    async fn note(&self, turns: Vec<Turn>) -> Noted {
+        let mut noted = Noted::default();
         for Turn { identity, what } in turns {
             let (outcome, words) = match &what {
                 Turned::Published { kid } => (
@@ -171,19 +196,22 @@ impl Steward {
                     (Outcome::Success, format!("{identity}: another key for what is bound from now on"))
                 }
                 Turned::Failed(error) => (Outcome::Failed, error.to_string()),
+                Turned::NoKey { instead } => {
+                    (Outcome::Failed, format!("{identity} has no key that signs assertions: {instead}"))
+                }
             };
             if outcome == Outcome::Failed {
                 tracing::warn!("{words}");
             }
-            if matches!(what, Turned::Failed(_)) {
-                failed.push(words.clone())
+            if matches!(what, Turned::Failed(_) | Turned::NoKey { .. }) {
+                noted.failed.push(words.clone())
             } else {
-                said.push(words.clone())
+                noted.said.push(words.clone())
             }
             self.record(self.entry(EventType::KeyRotate, outcome).detail(words)).await;
         }
         self.refresh_facts();
-        if failed.is_empty() { Ok(said) } else { Err(failed) }
+        noted
     }
 
     /// S36: exceptions that end soon, each told of once for each step.
