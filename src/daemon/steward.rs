@@ -147,14 +147,19 @@ impl Steward {
         if keys {
             let turns = self.rotor.replace(&identity);
             let signs = turns.iter().any(|turn| matches!(turn.what, Turned::Signs { .. }));
+            let kept = turns.iter().any(|turn| matches!(turn.what, Turned::Failed(_)));
             noted = self.note(turns).await;
             if signs {
                 noted.said.push("register the new key at the issuer: keybearer keys export".into());
             }
+            if kept {
+                noted.failed.push(format!(
+                    "what signed before may sign still: mend that and run this again, or run: keybearer disable \
+                     {identity}"
+                ));
+            }
         }
-        if !noted.failed.is_empty() {
-            return noted.into_said();
-        }
+        // Whatever became of the keys: in an emergency, the half that can be done is done.
         let count = self.retire(Which::Identity(Arc::clone(&identity), credential.clone())).await;
         let what = credential.map_or_else(|| identity.to_string(), |name| format!("{identity}.{name}"));
         noted.said.push(format!(
@@ -391,7 +396,168 @@ fn orders(books: &Books, policy: &Policy, broker: &Broker) -> HashSet<Order> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use jiff::Timestamp;
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::{
+        audit::{Record, read},
+        clock::{Boot, SeededDice},
+        daemon::Daemon,
+    };
+
+    const BEGAN: &str = "2026-01-01T00:00:00Z";
+
+    /// Both times are tokio's paused one.
+    #[derive(Debug)]
+    struct Paused(Instant);
+
+    impl Clock for Paused {
+        fn wall(&self) -> Timestamp {
+            let began: Timestamp = BEGAN.parse().unwrap();
+            began.checked_add(jiff::SignedDuration::try_from(self.0.elapsed()).unwrap()).unwrap()
+        }
+
+        fn boot(&self) -> Boot {
+            Boot::from_nanos(1) + self.0.elapsed()
+        }
+    }
+
+    struct House {
+        dir: tempfile::TempDir,
+        steward: Steward,
+    }
+
+    impl House {
+        fn records(&self, kind: EventType) -> Vec<Record> {
+            let health = self.steward.journey.ledger().health();
+            let records = read(&health.directory, 0).unwrap();
+            records.filter(|record| record.entry.event.kind == kind).collect()
+        }
+
+        /// As a disk that is full: no key can be made, also if we are root.
+        fn shut(&self, shut: bool) {
+            let mode = if shut { 0o755 } else { 0o700 };
+            let keys = &self.steward.settings.kept.keys;
+            assert!(keys.starts_with(self.dir.path()));
+            fs::set_permissions(keys, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+
+    async fn house() -> House {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let at = dir.path().display();
+        let text = format!(
+            r#"
+environment = "dev"
+state_directory = "{at}/state"
+runtime_directory = "{at}"
+
+[issuers.corp]
+kind = "oauth"
+issuer = "https://idp.example.com"
+
+[identities.shop]
+owner = "shop@example.com"
+assurance = "interim"
+match = {{ uid = 1000 }}
+
+[identities.shop.credentials.orders]
+issuer = "corp"
+client_id = "shop"
+resource = "https://orders.example.com"
+origins = ["https://orders.example.com"]
+
+[identities.shop.credentials.old]
+issuer = "corp"
+client_id = "shop"
+resource = "https://old.example.com"
+binding = "bearer"
+exception = {{ owner = "shop@example.com", reason = "not bound yet", until = "2026-01-20" }}
+
+[identities.web]
+owner = "web@example.com"
+assurance = "interim"
+match = {{ uid = 1001 }}
+
+[identities.web.certificate]
+
+[identities.web.credentials.pages]
+issuer = "corp"
+client_id = "web"
+client_auth = "self_signed_tls_client_auth"
+resource = "https://pages.example.com"
+binding = "mtls"
+"#
+        );
+        let path = dir.path().join("agent.toml");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(Paused(Instant::now()));
+        let settings = load(&path, &BTreeMap::new(), clock.wall())
+            .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>())
+            .unwrap();
+        let origin = Origin { path, environment: BTreeMap::new() };
+        let dice = SeededDice::from_seed(7);
+        let built = Daemon::build(settings, origin, Arc::clone(&clock), dice).unwrap();
+        let Daemon { journey, keeper, scribe, settings, keys, .. } = built;
+        tokio::spawn(scribe.run());
+        tokio::spawn(keeper.run());
+        let broker = journey.broker().clone();
+        let steward = Steward {
+            rotor: Rotor::new(keys, Arc::clone(&settings.policy), broker, Arc::clone(&clock)),
+            journey,
+            settings,
+            certificates: built.certificates,
+            disabled: built.disabled,
+            origin: built.origin,
+            facts: built.facts,
+            clock,
+            dice: built.dice,
+            told: HashSet::new(),
+        };
+        House { dir, steward }
+    }
+
+    fn revoke(identity: &str) -> Act {
+        Act::Revoke { identity: identity.into(), credential: None, keys: true }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_an_emergency_credentials_are_revoked_whatever_becomes_of_the_keys() {
+        // KEY-07
+        let mut house = house().await;
+        house.shut(true);
+        let said = house.steward.act(revoke("shop")).await.unwrap_err().join("\n");
+        for words in ["KEY_PERM", "keybearer disable shop", "0 live credentials of shop are being revoked"] {
+            assert!(said.contains(words), "{said}");
+        }
+        assert!(!said.contains("register the new key"), "{said}");
+        let records = house.records(EventType::OperatorRevoke);
+        assert_eq!(records.len(), 1);
+        assert_eq!(records[0].entry.event.outcome, Outcome::Failed);
+
+        house.shut(false);
+        let said = house.steward.act(revoke("shop")).await.unwrap().join("\n");
+        assert!(said.contains("register the new key"), "{said}");
+        let records = house.records(EventType::OperatorRevoke);
+        assert_eq!(records[1].entry.event.outcome, Outcome::Success);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_told_to_register_a_key_that_was_not_made() {
+        // KEY-07
+        let mut house = house().await;
+        let said = house.steward.act(revoke("web")).await.unwrap_err().join("\n");
+        assert!(said.contains("web has no key that signs assertions"), "{said}");
+        assert!(said.contains("0 live credentials of web are being revoked"), "{said}");
+        assert!(!said.contains("register the new key") && !said.contains("signs from now on"), "{said}");
+        let said = house.steward.act(Act::Rotate { identity: "web".into() }).await.unwrap_err().join("\n");
+        assert!(said.contains("keybearer reload"), "{said}");
+    }
 
     #[test]
     fn who_is_switched_off_is_found_again_and_a_directory_that_is_not_there_is_told() {
