@@ -104,7 +104,8 @@ impl Rotor {
         (self.keys, self.policy) = (keys, policy);
     }
 
-    /// Waits until something was due, and does it.
+    /// Waits until something was due, and does it. Whoever stops waiting loses nothing: between what is done and its being
+    /// told there is no wait.
     pub async fn turn(&mut self) -> Vec<Turn> {
         loop {
             let turns = self.look();

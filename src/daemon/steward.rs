@@ -19,7 +19,7 @@ use super::{Origin, books, facts::facts, now, rules, tell_manager};
 use crate::{
     audit::{Entry, EventType, Outcome},
     broker::{Books, Broker, Cause, Rotor, Turn, Turned, Which},
-    clock::{Clock, Dice},
+    clock::{Boot, Clock, Dice},
     config::{Mistake, Settings, load},
     issuer::Order,
     journey::Journey,
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// How often exceptions are looked at.
-const LOOK: Duration = Duration::from_secs(3600);
+pub(super) const LOOK: Duration = Duration::from_secs(3600);
 
 /// So many days before its end an exception is told of (S36).
 const COUNTDOWN: [i64; 3] = [30, 7, 1];
@@ -52,6 +52,15 @@ impl Noted {
     }
 }
 
+/// What time has brought.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// Keys were turned: it is to be written down.
+    Turns(Vec<Turn>),
+    /// Exceptions are to be looked at.
+    Look,
+}
+
 /// The one who owns settings and keys.
 pub(super) struct Steward {
     pub(super) journey: Arc<Journey>,
@@ -66,14 +75,29 @@ pub(super) struct Steward {
     pub(super) dice: Arc<dyn Dice>,
     /// Which exceptions have been told of, and how many days before their end.
     pub(super) told: HashSet<(String, i64)>,
+    /// When exceptions are looked at again. Kept, so that nobody who interrupts puts it off.
+    pub(super) next_look: Boot,
 }
 
 impl Steward {
-    /// Waits until time has brought something, and sees to it.
-    pub(super) async fn attend(&mut self) {
+    /// Waits until time has brought something. Whoever stops waiting loses nothing: what came is seen to by
+    /// [`Self::see_to`], which is not to be stopped.
+    pub(super) async fn attend(&mut self) -> Due {
+        let rest = self.next_look.since(self.clock.boot());
         tokio::select! {
-            turns = self.rotor.turn() => drop(self.note(turns).await),
-            () = sleep(LOOK) => self.count_down().await,
+            turns = self.rotor.turn() => Due::Turns(turns),
+            () = sleep(rest) => Due::Look,
+        }
+    }
+
+    /// Sees to what time has brought.
+    pub(super) async fn see_to(&mut self, due: Due) {
+        match due {
+            Due::Turns(turns) => drop(self.note(turns).await),
+            Due::Look => {
+                self.next_look = self.clock.boot() + LOOK;
+                self.count_down().await;
+            }
         }
     }
 
@@ -399,12 +423,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use jiff::Timestamp;
-    use tokio::time::Instant;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
     use crate::{
         audit::{Record, read},
-        clock::{Boot, SeededDice},
+        clock::SeededDice,
         daemon::Daemon,
     };
 
@@ -515,6 +539,7 @@ binding = "mtls"
             disabled: built.disabled,
             origin: built.origin,
             facts: built.facts,
+            next_look: clock.boot() + LOOK,
             clock,
             dice: built.dice,
             told: HashSet::new(),
@@ -557,6 +582,25 @@ binding = "mtls"
         assert!(!said.contains("register the new key") && !said.contains("signs from now on"), "{said}");
         let said = house.steward.act(Act::Rotate { identity: "web".into() }).await.unwrap_err().join("\n");
         assert!(said.contains("keybearer reload"), "{said}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn neither_a_turn_of_keys_nor_a_look_is_lost_to_whoever_interrupts() {
+        // S36, K57-2: an operator comes every ten minutes.
+        let mut house = house().await;
+        let (mut looks, mut turned) = (0, 0);
+        while turned == 0 {
+            let came = timeout(Duration::from_secs(600), house.steward.attend()).await;
+            let Ok(due) = came else { continue };
+            match &due {
+                Due::Look => looks += 1,
+                Due::Turns(turns) => turned += turns.len(),
+            }
+            house.steward.see_to(due).await;
+        }
+        assert!((23..=24).contains(&looks), "one an hour, for a day: {looks}");
+        assert_eq!(house.records(EventType::KeyRotate).len(), turned);
+        assert_eq!(house.records(EventType::ExceptionEnding).len(), 1);
     }
 
     #[test]
