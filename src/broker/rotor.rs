@@ -104,8 +104,8 @@ impl Rotor {
         (self.keys, self.policy) = (keys, policy);
     }
 
-    /// Waits until something was due, and does it. Whoever stops waiting loses nothing: between what is done and its being
-    /// told there is no wait.
+    /// Waits until something was due, and does it. Whoever stops waiting loses nothing: between what is done
+    /// and its being told there is no wait.
     pub async fn turn(&mut self) -> Vec<Turn> {
         loop {
             let turns = self.look();
@@ -141,8 +141,8 @@ impl Rotor {
         turns
     }
 
-    /// Destroys the keys of `identity` and makes others at once (KEY-07). What binds tokens is in memory: it is renewed also
-    /// where the file of the other key cannot be.
+    /// Destroys the keys of `identity` and makes others at once (KEY-07). What binds tokens is in memory: it
+    /// is renewed also where the file of the other key cannot be.
     pub fn replace(&mut self, identity: &Arc<str>) -> Vec<Turn> {
         let mut turns = Vec::new();
         self.not_before.remove(identity);
@@ -180,7 +180,8 @@ impl Rotor {
         let mut instead = Vec::new();
         if certificate {
             instead.push(
-                "replace the certificate and key files that the settings name, then run: keybearer reload",
+                "replace the certificate and key files that the settings name, or take away those that the \
+                 agent made, then run: keybearer reload",
             );
         }
         if platform {

@@ -178,8 +178,8 @@ impl Steward {
             }
             if kept {
                 noted.failed.push(format!(
-                    "what signed before may sign still: mend that and run this again, or run: keybearer disable \
-                     {identity}"
+                    "what signed before may sign still: mend that and run this again, or run: \
+                     keybearer disable {identity}"
                 ));
             }
         }

@@ -214,7 +214,8 @@ impl Keyring {
         self.turned(identity, |held, settings| held.finish(settings))
     }
 
-    /// The same, with another key at once and whatever there was destroyed (KEY-07). Those that bind tokens stay.
+    /// The same, with another key at once and whatever there was destroyed (KEY-07). Those that bind tokens
+    /// stay.
     ///
     /// # Errors
     /// [`KeyError`].

@@ -154,7 +154,7 @@ impl Held {
         if let Custody::File { path } = &settings.custody {
             let beside = Beside::of(path);
             let io = |error| FileError::Io { path: path.clone(), error };
-            // One that failed in the middle goes on where it was: moving again would overwrite the one before.
+            // One that failed half way goes on where it was: to move again would overwrite the key before.
             if beside.next.exists() {
                 if path.exists() {
                     fs::rename(path, &beside.before).map_err(io)?;
