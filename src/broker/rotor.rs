@@ -15,7 +15,7 @@ use crate::{
     clock::{Boot, Clock},
     issuer::IssueError,
     jose::Signer,
-    keys::{Due, KeyError, Keyring, Now, rotation::RETRY},
+    keys::{Due, KeyError, Keyring, Now, Purpose, rotation::RETRY},
     policy::{CredentialRule, Policy},
 };
 
@@ -60,6 +60,11 @@ pub enum Turned {
     Proofs,
     /// It could not be done.
     Failed(KeyError),
+    /// There is none that signs assertions: nothing was done, and this is to be done instead.
+    NoKey {
+        /// By whom, and where.
+        instead: String,
+    },
 }
 
 /// The task's state: all keys, and the trials under way.
@@ -71,6 +76,7 @@ pub struct Rotor {
     clock: Arc<dyn Clock>,
     trials: JoinSet<Trial>,
     trying: HashSet<Arc<str>>,
+    /// Whose keys are left alone until then: an issuer did not take one, or something could not be done.
     not_before: HashMap<Arc<str>, Boot>,
 }
 
@@ -98,7 +104,8 @@ impl Rotor {
         (self.keys, self.policy) = (keys, policy);
     }
 
-    /// Waits until something was due, and does it.
+    /// Waits until something was due, and does it. Whoever stops waiting loses nothing: between what is done
+    /// and its being told there is no wait.
     pub async fn turn(&mut self) -> Vec<Turn> {
         loop {
             let turns = self.look();
@@ -106,13 +113,13 @@ impl Rotor {
                 return turns;
             }
             tokio::select! {
-                Some(trial) = self.trials.join_next() => {
+                Some(trial) = self.trials.join_next() => match trial {
+                    Ok(trial) => if let Some(turn) = self.tried(trial) {
+                        return vec![turn];
+                    },
                     // A trial that panicked is one that is tried again.
-                    if let Ok(trial) = trial {
-                        return vec![self.tried(trial)];
-                    }
-                    self.trying.clear();
-                }
+                    Err(_) => self.trying.clear(),
+                },
                 () = sleep(LOOK) => {}
             }
         }
@@ -121,35 +128,87 @@ impl Rotor {
     /// Publishes the next key of `identity` now, or, if it is published already, tries it now.
     pub fn rotate(&mut self, identity: &Arc<str>) -> Vec<Turn> {
         let mut turns = Vec::new();
+        // An operator does not wait.
+        self.not_before.remove(identity);
         match self.keys.next(identity) {
+            None if !self.signs(identity) => turns.push(self.no_key(identity)),
             None => turns.push(self.begin(identity)),
-            Some(next) => {
-                self.not_before.remove(identity);
-                self.try_out(identity, next);
-            }
+            Some(next) => self.try_out(identity, next),
         }
-        turns.push(self.renew_proofs(identity));
+        if self.proves(identity) {
+            turns.push(self.renew_proofs(identity));
+        }
         turns
     }
 
-    /// Destroys the keys of `identity` and makes others at once (KEY-07).
-    pub fn replace(&mut self, identity: &Arc<str>) -> Turn {
-        let replaced = self.keys.replace(identity, self.now());
-        self.turned(identity, replaced, |kid| Turned::Signs { kid })
+    /// Destroys the keys of `identity` and makes others at once (KEY-07). What binds tokens is in memory: it
+    /// is renewed also where the file of the other key cannot be.
+    pub fn replace(&mut self, identity: &Arc<str>) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        self.not_before.remove(identity);
+        if self.signs(identity) {
+            let replaced = self.keys.replace(identity, self.now());
+            turns.push(self.turned(identity, replaced, |kid| Turned::Signs { kid }));
+        } else {
+            turns.push(self.no_key(identity));
+        }
+        if self.proves(identity) {
+            turns.push(self.renew_proofs(identity));
+        }
+        turns
+    }
+
+    /// Whether `identity` has a key that signs assertions.
+    fn signs(&self, identity: &Arc<str>) -> bool {
+        self.keys.signer(identity, Purpose::ClientAuth).is_some()
+    }
+
+    /// Whether `identity` has keys that bind tokens.
+    fn proves(&self, identity: &Arc<str>) -> bool {
+        self.keys.iter().any(|(name, purpose, _)| *name == **identity && matches!(purpose, Purpose::Dpop(_)))
+    }
+
+    /// What an operator does where a certificate or a platform proves who asks: those are not ours to turn.
+    fn no_key(&self, identity: &Arc<str>) -> Turn {
+        let rules = self.policy.identities().filter(|known| known.name == *identity);
+        let ways = rules.flat_map(|known| known.credentials.values()).map(|rule| &rule.terms.client_auth);
+        let (mut certificate, mut platform) = (false, false);
+        for way in ways {
+            certificate |= way.is_mtls();
+            platform |= way.subject().is_some();
+        }
+        let mut instead = Vec::new();
+        if certificate {
+            instead.push(
+                "replace the certificate and key files that the settings name, or take away those that the \
+                 agent made, then run: keybearer reload",
+            );
+        }
+        if platform {
+            instead.push("revoke it at the platform that vouches for it, which keybearer cannot do");
+        }
+        if instead.is_empty() {
+            instead.push("give it a credential with client_auth = \"private_key_jwt\", or leave it as it is");
+        }
+        let instead = instead.join("; and ");
+        Turn { identity: Arc::clone(identity), what: Turned::NoKey { instead } }
     }
 
     /// Does what is due.
     fn look(&mut self) -> Vec<Turn> {
         let now = self.clock.boot();
         let mut turns = Vec::new();
+        // Before anything is done: what fails now makes nothing else of the same identity wait.
+        self.not_before.retain(|_, then| now < *then);
+        let waiting: HashSet<Arc<str>> = self.not_before.keys().cloned().collect();
         for (identity, due) in self.keys.due(now) {
             match due {
+                _ if waiting.contains(&identity) => {}
                 Due::Begin => turns.push(self.begin(&identity)),
                 Due::Finish => {
                     let finished = self.keys.finish(&identity);
                     turns.push(self.turned(&identity, finished, |_| Turned::Destroyed));
                 }
-                Due::Try if self.not_before.get(&identity).is_some_and(|then| now < *then) => {}
                 Due::Try => {
                     if let Some(next) = self.keys.next(&identity) {
                         self.try_out(&identity, next);
@@ -158,7 +217,9 @@ impl Rotor {
             }
         }
         for identity in self.keys.with_old_proofs(PROOF_KEY_AGE, now) {
-            turns.push(self.renew_proofs(&identity));
+            if !waiting.contains(&identity) {
+                turns.push(self.renew_proofs(&identity));
+            }
         }
         turns
     }
@@ -200,10 +261,14 @@ impl Rotor {
         });
     }
 
-    fn tried(&mut self, trial: Trial) -> Turn {
+    fn tried(&mut self, trial: Trial) -> Option<Turn> {
         let Trial { identity, kid, result } = trial;
         self.trying.remove(&identity);
-        match result {
+        // The keys were replaced meanwhile: what was found out says nothing of the one that is next now.
+        if self.keys.next(&identity).is_none_or(|next| next.kid() != kid) {
+            return None;
+        }
+        Some(match result {
             Err(why) => {
                 self.not_before.insert(Arc::clone(&identity), self.clock.boot() + RETRY);
                 Turn { identity, what: Turned::NotTaken { kid, why: why.to_string() } }
@@ -213,7 +278,7 @@ impl Rotor {
                 let switched = self.keys.switch(&identity, self.now());
                 self.turned(&identity, switched, |kid| Turned::Signs { kid })
             }
-        }
+        })
     }
 
     fn turned(
@@ -223,9 +288,13 @@ impl Rotor {
         what: impl FnOnce(String) -> Turned,
     ) -> Turn {
         let what = match keys {
-            Err(error) => Turned::Failed(error),
+            Err(error) => {
+                // It stays due. Without a pause it would be tried again at once, and fill the ledger.
+                self.not_before.insert(Arc::clone(identity), self.clock.boot() + RETRY);
+                Turned::Failed(error)
+            }
             Ok(keys) => {
-                let signing = keys.signer(identity, crate::keys::Purpose::ClientAuth);
+                let signing = keys.signer(identity, Purpose::ClientAuth);
                 self.broker.rekey(keys.clone());
                 self.keys = keys;
                 what(signing.map(|key| key.kid().to_owned()).unwrap_or_default())
@@ -241,9 +310,9 @@ impl Rotor {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::{fs, os::unix::fs::PermissionsExt as _, sync::Mutex};
 
-    use tokio::sync::mpsc;
+    use tokio::{sync::mpsc, time::timeout};
 
     use super::*;
     use crate::{
@@ -253,9 +322,12 @@ mod tests {
         },
         clock::SeededDice,
         credential::{Binding, Bound, Credential},
-        issuer::{IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers},
+        issuer::{
+            IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
+            terms::{ClientAuth, SvidSource, Terms},
+        },
         jose::Algorithm,
-        keys::{Custody, KeySettings},
+        keys::{Custody, KeySettings, RotationSettings, rotation::PROPAGATION},
         policy::{Assurance, Identity, Per, Proofs, Selectors},
         proof::Target,
     };
@@ -319,6 +391,10 @@ mod tests {
     }
 
     fn policy() -> Arc<Policy> {
+        policy_by(ClientAuth::PrivateKeyJwt)
+    }
+
+    fn policy_by(client_auth: ClientAuth) -> Arc<Policy> {
         let order = bound();
         let rule = CredentialRule {
             name: order.credential,
@@ -334,7 +410,7 @@ mod tests {
             max_uses: None,
             max_ttl: order.max_ttl,
             exception: None,
-            terms: order.terms,
+            terms: Arc::new(Terms { client_auth, ..Terms::clone(&order.terms) }),
         };
         let identity = Identity {
             name: "payments".into(),
@@ -347,15 +423,22 @@ mod tests {
         Arc::new(Policy::new(vec![identity], Default::default(), "test", now).unwrap())
     }
 
-    fn stage() -> Stage {
-        let clock = PausedClock::new();
-        let settings = KeySettings {
+    fn in_memory() -> KeySettings {
+        KeySettings {
             custody: Custody::Memory,
             algorithm: Algorithm::Es256,
             client: true,
             rotation: Default::default(),
             dpop: ["corp".into()].into(),
-        };
+        }
+    }
+
+    fn stage() -> Stage {
+        stage_with(in_memory(), policy())
+    }
+
+    fn stage_with(settings: KeySettings, policy: Arc<Policy>) -> Stage {
+        let clock = PausedClock::new();
         let now = Now { wall: clock.wall(), boot: clock.boot() };
         let keys = Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default(), now).unwrap();
         let issuer = Arc::new(Caching {
@@ -370,7 +453,7 @@ mod tests {
         let books = Books { issuers, keys: keys.clone(), certificates: Default::default() };
         let (broker, keeper) = crate::broker::new(books, Arc::clone(&clock) as _, dice, telling, None);
         tokio::spawn(keeper.run());
-        let rotor = Rotor::new(keys, policy(), broker.clone(), Arc::clone(&clock) as _);
+        let rotor = Rotor::new(keys, policy, broker.clone(), Arc::clone(&clock) as _);
         let stage = Stage { issuer, clock, broker, rotor, told };
         stage.publish();
         stage
@@ -405,7 +488,7 @@ mod tests {
             }
             (asked, proofs.len())
         });
-        let first = stage.rotor.keys().signer(&"payments".into(), crate::keys::Purpose::ClientAuth).unwrap();
+        let first = stage.rotor.keys().signer(&"payments".into(), Purpose::ClientAuth).unwrap();
         sleep(Duration::from_secs(60)).await;
         let mut turns = stage.rotor.rotate(&"payments".into());
         stage.publish();
@@ -431,7 +514,7 @@ mod tests {
     async fn a_key_that_nobody_registered_never_signs() {
         // KEY-05: the gate is that the issuer takes it, not the time.
         let mut stage = stage();
-        let first = stage.rotor.keys().signer(&"payments".into(), crate::keys::Purpose::ClientAuth).unwrap();
+        let first = stage.rotor.keys().signer(&"payments".into(), Purpose::ClientAuth).unwrap();
         stage.rotor.rotate(&"payments".into());
         for _ in 0..5 {
             let turns = stage.rotor.turn().await;
@@ -439,7 +522,7 @@ mod tests {
                 matches!(&turns[..], [Turn { what: Turned::NotTaken { why, .. }, .. }] if why.contains("invalid_client"))
             );
         }
-        let now = stage.rotor.keys().signer(&"payments".into(), crate::keys::Purpose::ClientAuth).unwrap();
+        let now = stage.rotor.keys().signer(&"payments".into(), Purpose::ClientAuth).unwrap();
         assert_eq!(now.kid(), first.kid());
         stage.broker.fetch_order(bound(), Duration::ZERO, Duration::from_secs(1)).await.unwrap();
         // Registered at last, and an operator does not wait for the next trial.
@@ -466,5 +549,106 @@ mod tests {
         }
         assert_eq!(seen.iter().filter(|what| **what == "Proofs").count(), 30, "one a day");
         assert!(seen.contains(&"Published"));
+    }
+
+    /// As a disk that is full: no key can be made in `dir`, also if we are root.
+    fn shut(dir: &tempfile::TempDir, shut: bool) {
+        let mode = if shut { 0o755 } else { 0o700 };
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_done_is_tried_again_after_a_pause() {
+        // KEY-05
+        let dir = tempfile::tempdir().unwrap();
+        shut(&dir, false);
+        let path = dir.path().join("payments.pem");
+        let every = Duration::from_secs(3600);
+        let rotation = RotationSettings { every, ..Default::default() };
+        let settings = KeySettings { custody: Custody::File { path }, rotation, ..in_memory() };
+        let mut stage = stage_with(settings, policy());
+        let payments: Arc<str> = "payments".into();
+        let failed = |turns: &[Turn]| matches!(turns, [Turn { what: Turned::Failed(_), .. }]);
+        shut(&dir, true);
+        let turns = stage.rotor.turn().await;
+        let first = stage.clock.boot();
+        assert!(failed(&turns), "{turns:?}");
+        let turns = stage.rotor.turn().await;
+        assert!(failed(&turns) && stage.clock.boot().since(first) >= RETRY, "{turns:?}");
+        // An operator does not wait.
+        shut(&dir, false);
+        let turns = stage.rotor.rotate(&payments);
+        assert!(matches!(turns[0].what, Turned::Published { .. }), "{turns:?}");
+        // The issuer takes it, but it cannot be put in its place.
+        stage.publish();
+        fs::remove_file(dir.path().join("payments.pem.next")).unwrap();
+        let turns = stage.rotor.turn().await;
+        let first = stage.clock.boot();
+        assert!(failed(&turns), "{turns:?}");
+        let turns = stage.rotor.turn().await;
+        assert!(failed(&turns) && stage.clock.boot().since(first) >= RETRY, "{turns:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trial_of_a_key_that_is_no_more_says_nothing_of_the_next() {
+        // KEY-05, KEY-07
+        let mut stage = stage();
+        let payments: Arc<str> = "payments".into();
+        stage.rotor.rotate(&payments);
+        stage.publish();
+        // The trial begins; then the keys are destroyed, and the issuer takes the one that is no more.
+        stage.rotor.rotate(&payments);
+        stage.rotor.replace(&payments);
+        let turned = timeout(Duration::from_secs(60), stage.rotor.turn()).await;
+        assert!(turned.is_err() && stage.rotor.trying.is_empty(), "{turned:?}");
+
+        stage.publish();
+        sleep(Duration::from_secs(600)).await;
+        stage.rotor.rotate(&payments);
+        stage.publish();
+        sleep(Duration::from_secs(600)).await;
+        stage.rotor.rotate(&payments);
+        stage.rotor.replace(&payments);
+        stage.rotor.rotate(&payments);
+        let next = stage.rotor.keys().next(&payments).unwrap();
+        let began = stage.clock.boot();
+        stage.publish();
+        let turns = stage.rotor.turn().await;
+        assert!(matches!(&turns[..], [Turn { what: Turned::Signs { kid }, .. }] if kid == next.kid()));
+        assert!(stage.clock.boot().since(began) >= PROPAGATION, "only once it was tried itself");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_no_key_that_signs_is_told_what_to_do_instead() {
+        // KEY-07
+        let payments: Arc<str> = "payments".into();
+        let spiffe = SvidSource::WorkloadApi {
+            socket: "/run/spire.sock".into(),
+            spiffe_id: "spiffe://example.com/payments".into(),
+        };
+        let cases = [
+            (ClientAuth::TlsClientAuth, "keybearer reload"),
+            (ClientAuth::SelfSignedTlsClientAuth, "keybearer reload"),
+            (ClientAuth::SpiffeJwt(spiffe), "at the platform"),
+        ];
+        for (client_auth, words) in cases {
+            for dpop in [BTreeSet::new(), ["corp".into()].into()] {
+                let proofs = dpop.len();
+                let settings = KeySettings { client: false, dpop, ..in_memory() };
+                let mut stage = stage_with(settings, policy_by(client_auth.clone()));
+                let binds = |rotor: &Rotor| {
+                    rotor.keys().iter().map(|(_, _, key)| key.kid().to_owned()).collect::<Vec<_>>()
+                };
+                for act in [Rotor::rotate, Rotor::replace] {
+                    let before = binds(&stage.rotor);
+                    let turns = act(&mut stage.rotor, &payments);
+                    assert_eq!(turns.len(), 1 + proofs, "{turns:?}");
+                    let told = matches!(&turns[0].what, Turned::NoKey { instead } if instead.contains(words));
+                    assert!(told, "{turns:?}");
+                    assert!(turns[1..].iter().all(|turn| matches!(turn.what, Turned::Proofs)), "{turns:?}");
+                    assert_eq!(before != binds(&stage.rotor), proofs == 1, "what binds tokens is renewed");
+                }
+            }
+        }
     }
 }

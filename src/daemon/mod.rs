@@ -270,6 +270,7 @@ impl Daemon {
             Rotor::new(keys, Arc::clone(&settings.policy), journey.broker().clone(), Arc::clone(&clock));
         let journey_kept = Arc::clone(&journey);
         let told = HashSet::new();
+        let next_look = clock.boot() + steward::LOOK;
         let mut steward = Steward {
             journey: journey_kept,
             settings,
@@ -281,6 +282,7 @@ impl Daemon {
             clock,
             dice,
             told,
+            next_look,
         };
         steward.count_down().await;
         tell_manager(&[sd_notify::NotifyState::Ready]);
@@ -295,7 +297,8 @@ impl Daemon {
                     let _ = answer.send(steward.act(act).await);
                 }
                 _ = hung_up(&mut hangup) => drop(steward.reload().await),
-                () = steward.attend() => {}
+                // What came is seen to here, where no operator's act ends it half done.
+                due = steward.attend() => steward.see_to(due).await,
             }
         }
         tell_manager(&[sd_notify::NotifyState::Stopping]);

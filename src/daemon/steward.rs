@@ -19,22 +19,47 @@ use super::{Origin, books, facts::facts, now, rules, tell_manager};
 use crate::{
     audit::{Entry, EventType, Outcome},
     broker::{Books, Broker, Cause, Rotor, Turn, Turned, Which},
-    clock::{Clock, Dice},
+    clock::{Boot, Clock, Dice},
     config::{Mistake, Settings, load},
     issuer::Order,
     journey::Journey,
-    keys::{Certificates, Keyring},
+    keys::{Certificates, Keyring, rotation::settled},
     policy::{Per, Policy},
     serve::operator::{Act, Facts},
 };
 
 /// How often exceptions are looked at.
-const LOOK: Duration = Duration::from_secs(3600);
+pub(super) const LOOK: Duration = Duration::from_secs(3600);
 
 /// So many days before its end an exception is told of (S36).
 const COUNTDOWN: [i64; 3] = [30, 7, 1];
 
 type Said = Result<Vec<String>, Vec<String>>;
+
+/// What was done, and what could not be.
+#[derive(Default)]
+struct Noted {
+    said: Vec<String>,
+    failed: Vec<String>,
+}
+
+impl Noted {
+    /// All of it in one answer, and what could not be done last: that is what the operator has to see to.
+    fn into_said(mut self) -> Said {
+        let whole = self.failed.is_empty();
+        self.said.append(&mut self.failed);
+        if whole { Ok(self.said) } else { Err(self.said) }
+    }
+}
+
+/// What time has brought.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// Keys were turned: it is to be written down.
+    Turns(Vec<Turn>),
+    /// Exceptions are to be looked at.
+    Look,
+}
 
 /// The one who owns settings and keys.
 pub(super) struct Steward {
@@ -50,14 +75,29 @@ pub(super) struct Steward {
     pub(super) dice: Arc<dyn Dice>,
     /// Which exceptions have been told of, and how many days before their end.
     pub(super) told: HashSet<(String, i64)>,
+    /// When exceptions are looked at again. Kept, so that nobody who interrupts puts it off.
+    pub(super) next_look: Boot,
 }
 
 impl Steward {
-    /// Waits until time has brought something, and sees to it.
-    pub(super) async fn attend(&mut self) {
+    /// Waits until time has brought something. Whoever stops waiting loses nothing: what came is seen to by
+    /// [`Self::see_to`], which is not to be stopped.
+    pub(super) async fn attend(&mut self) -> Due {
+        let rest = self.next_look.since(self.clock.boot());
         tokio::select! {
-            turns = self.rotor.turn() => drop(self.note(turns).await),
-            () = sleep(LOOK) => self.count_down().await,
+            turns = self.rotor.turn() => Due::Turns(turns),
+            () = sleep(rest) => Due::Look,
+        }
+    }
+
+    /// Sees to what time has brought.
+    pub(super) async fn see_to(&mut self, due: Due) {
+        match due {
+            Due::Turns(turns) => drop(self.note(turns).await),
+            Due::Look => {
+                self.next_look = self.clock.boot() + LOOK;
+                self.count_down().await;
+            }
         }
     }
 
@@ -68,7 +108,7 @@ impl Steward {
             Act::Rotate { identity } => {
                 let identity = self.known(&identity)?;
                 let turns = self.rotor.rotate(&identity);
-                self.note(turns).await
+                self.note(turns).await.into_said()
             }
             Act::Revoke { identity, credential, keys } => {
                 let identity = self.known(&identity)?;
@@ -127,19 +167,33 @@ impl Steward {
 
     /// KEY-07: if keys too, they are destroyed first, so that nothing more is signed by them.
     async fn revoke(&mut self, identity: Arc<str>, credential: Option<Arc<str>>, keys: bool) -> Said {
-        let mut said = Vec::new();
+        let mut noted = Noted::default();
         if keys {
-            let turn = self.rotor.replace(&identity);
-            said.extend(self.note(vec![turn]).await?);
-            said.push("register the new key at the issuer: keybearer keys export".into());
+            let turns = self.rotor.replace(&identity);
+            let signs = turns.iter().any(|turn| matches!(turn.what, Turned::Signs { .. }));
+            let kept = turns.iter().any(|turn| matches!(turn.what, Turned::Failed(_)));
+            noted = self.note(turns).await;
+            if signs {
+                noted.said.push("register the new key at the issuer: keybearer keys export".into());
+            }
+            if kept {
+                noted.failed.push(format!(
+                    "what signed before may sign still: mend that and run this again, or run: \
+                     keybearer disable {identity}"
+                ));
+            }
         }
+        // Whatever became of the keys: in an emergency, the half that can be done is done.
         let count = self.retire(Which::Identity(Arc::clone(&identity), credential.clone())).await;
         let what = credential.map_or_else(|| identity.to_string(), |name| format!("{identity}.{name}"));
-        said.push(format!(
+        noted.said.push(format!(
             "{count} live credentials of {what} are being revoked; the ledger tells what became of each"
         ));
-        self.record(self.entry(EventType::OperatorRevoke, Outcome::Success).detail(said.join("; "))).await;
-        Ok(said)
+        let outcome = if noted.failed.is_empty() { Outcome::Success } else { Outcome::Failed };
+        let done = noted.into_said();
+        let (Ok(lines) | Err(lines)) = &done;
+        self.record(self.entry(EventType::OperatorRevoke, outcome).detail(lines.join("; "))).await;
+        done
     }
 
     async fn retire(&self, which: Which) -> usize {
@@ -148,8 +202,8 @@ impl Steward {
     }
 
     /// Writes down what was done with keys, and says it.
-    async fn note(&self, turns: Vec<Turn>) -> Said {
-        let (mut said, mut failed) = (Vec::new(), Vec::new());
+    async fn note(&self, turns: Vec<Turn>) -> Noted {
+        let mut noted = Noted::default();
         for Turn { identity, what } in turns {
             let (outcome, words) = match &what {
                 Turned::Published { kid } => (
@@ -171,19 +225,22 @@ impl Steward {
                     (Outcome::Success, format!("{identity}: another key for what is bound from now on"))
                 }
                 Turned::Failed(error) => (Outcome::Failed, error.to_string()),
+                Turned::NoKey { instead } => {
+                    (Outcome::Failed, format!("{identity} has no key that signs assertions: {instead}"))
+                }
             };
             if outcome == Outcome::Failed {
                 tracing::warn!("{words}");
             }
-            if matches!(what, Turned::Failed(_)) {
-                failed.push(words.clone())
+            if matches!(what, Turned::Failed(_) | Turned::NoKey { .. }) {
+                noted.failed.push(words.clone())
             } else {
-                said.push(words.clone())
+                noted.said.push(words.clone())
             }
             self.record(self.entry(EventType::KeyRotate, outcome).detail(words)).await;
         }
         self.refresh_facts();
-        if failed.is_empty() { Ok(said) } else { Err(failed) }
+        noted
     }
 
     /// S36: exceptions that end soon, each told of once for each step.
@@ -306,7 +363,9 @@ fn keep_disabled(path: &Path, disabled: &BTreeMap<Arc<str>, String>) -> io::Resu
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
     file.write_all(serde_json::to_string_pretty(&plain)?.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&beside, path)
+    fs::rename(&beside, path)?;
+    // Without this a power cut could bring the old file back, and with it somebody who is switched off.
+    settled(path)
 }
 
 /// The names of those switched off.
@@ -357,4 +416,206 @@ fn orders(books: &Books, policy: &Policy, broker: &Broker) -> HashSet<Order> {
         (within && placed == *order).then_some(placed)
     };
     broker.report().shelf.iter().filter_map(|shelved| still_placed(&shelved.order)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use jiff::Timestamp;
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+    use crate::{
+        audit::{Record, read},
+        clock::SeededDice,
+        daemon::Daemon,
+    };
+
+    const BEGAN: &str = "2026-01-01T00:00:00Z";
+
+    /// Both times are tokio's paused one.
+    #[derive(Debug)]
+    struct Paused(Instant);
+
+    impl Clock for Paused {
+        fn wall(&self) -> Timestamp {
+            let began: Timestamp = BEGAN.parse().unwrap();
+            began.checked_add(jiff::SignedDuration::try_from(self.0.elapsed()).unwrap()).unwrap()
+        }
+
+        fn boot(&self) -> Boot {
+            Boot::from_nanos(1) + self.0.elapsed()
+        }
+    }
+
+    struct House {
+        dir: tempfile::TempDir,
+        steward: Steward,
+    }
+
+    impl House {
+        fn records(&self, kind: EventType) -> Vec<Record> {
+            let health = self.steward.journey.ledger().health();
+            let records = read(&health.directory, 0).unwrap();
+            records.filter(|record| record.entry.event.kind == kind).collect()
+        }
+
+        /// As a disk that is full: no key can be made, also if we are root.
+        fn shut(&self, shut: bool) {
+            let mode = if shut { 0o755 } else { 0o700 };
+            let keys = &self.steward.settings.kept.keys;
+            assert!(keys.starts_with(self.dir.path()));
+            fs::set_permissions(keys, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+
+    async fn house() -> House {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let at = dir.path().display();
+        let text = format!(
+            r#"
+environment = "dev"
+state_directory = "{at}/state"
+runtime_directory = "{at}"
+
+[issuers.corp]
+kind = "oauth"
+issuer = "https://idp.example.com"
+
+[identities.shop]
+owner = "shop@example.com"
+assurance = "interim"
+match = {{ uid = 1000 }}
+
+[identities.shop.credentials.orders]
+issuer = "corp"
+client_id = "shop"
+resource = "https://orders.example.com"
+origins = ["https://orders.example.com"]
+
+[identities.shop.credentials.old]
+issuer = "corp"
+client_id = "shop"
+resource = "https://old.example.com"
+binding = "bearer"
+exception = {{ owner = "shop@example.com", reason = "not bound yet", until = "2026-01-20" }}
+
+[identities.web]
+owner = "web@example.com"
+assurance = "interim"
+match = {{ uid = 1001 }}
+
+[identities.web.certificate]
+
+[identities.web.credentials.pages]
+issuer = "corp"
+client_id = "web"
+client_auth = "self_signed_tls_client_auth"
+resource = "https://pages.example.com"
+binding = "mtls"
+"#
+        );
+        let path = dir.path().join("agent.toml");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(Paused(Instant::now()));
+        let settings = load(&path, &BTreeMap::new(), clock.wall())
+            .map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>())
+            .unwrap();
+        let origin = Origin { path, environment: BTreeMap::new() };
+        let dice = SeededDice::from_seed(7);
+        let built = Daemon::build(settings, origin, Arc::clone(&clock), dice).unwrap();
+        let Daemon { journey, keeper, scribe, settings, keys, .. } = built;
+        tokio::spawn(scribe.run());
+        tokio::spawn(keeper.run());
+        let broker = journey.broker().clone();
+        let steward = Steward {
+            rotor: Rotor::new(keys, Arc::clone(&settings.policy), broker, Arc::clone(&clock)),
+            journey,
+            settings,
+            certificates: built.certificates,
+            disabled: built.disabled,
+            origin: built.origin,
+            facts: built.facts,
+            next_look: clock.boot() + LOOK,
+            clock,
+            dice: built.dice,
+            told: HashSet::new(),
+        };
+        House { dir, steward }
+    }
+
+    fn revoke(identity: &str) -> Act {
+        Act::Revoke { identity: identity.into(), credential: None, keys: true }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_an_emergency_credentials_are_revoked_whatever_becomes_of_the_keys() {
+        // KEY-07
+        let mut house = house().await;
+        house.shut(true);
+        let said = house.steward.act(revoke("shop")).await.unwrap_err().join("\n");
+        for words in ["KEY_PERM", "keybearer disable shop", "0 live credentials of shop are being revoked"] {
+            assert!(said.contains(words), "{said}");
+        }
+        assert!(!said.contains("register the new key"), "{said}");
+        let records = house.records(EventType::OperatorRevoke);
+        assert_eq!(records.len(), 1);
+        assert_eq!(records[0].entry.event.outcome, Outcome::Failed);
+
+        house.shut(false);
+        let said = house.steward.act(revoke("shop")).await.unwrap().join("\n");
+        assert!(said.contains("register the new key"), "{said}");
+        let records = house.records(EventType::OperatorRevoke);
+        assert_eq!(records[1].entry.event.outcome, Outcome::Success);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_told_to_register_a_key_that_was_not_made() {
+        // KEY-07
+        let mut house = house().await;
+        let said = house.steward.act(revoke("web")).await.unwrap_err().join("\n");
+        assert!(said.contains("web has no key that signs assertions"), "{said}");
+        assert!(said.contains("0 live credentials of web are being revoked"), "{said}");
+        assert!(!said.contains("register the new key") && !said.contains("signs from now on"), "{said}");
+        let said = house.steward.act(Act::Rotate { identity: "web".into() }).await.unwrap_err().join("\n");
+        assert!(said.contains("keybearer reload"), "{said}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn neither_a_turn_of_keys_nor_a_look_is_lost_to_whoever_interrupts() {
+        // S36, K57-2: an operator comes every ten minutes.
+        let mut house = house().await;
+        let (mut looks, mut turned) = (0, 0);
+        while turned == 0 {
+            let came = timeout(Duration::from_secs(600), house.steward.attend()).await;
+            let Ok(due) = came else { continue };
+            match &due {
+                Due::Look => looks += 1,
+                Due::Turns(turns) => turned += turns.len(),
+            }
+            house.steward.see_to(due).await;
+        }
+        assert!((23..=24).contains(&looks), "one an hour, for a day: {looks}");
+        assert_eq!(house.records(EventType::KeyRotate).len(), turned);
+        assert_eq!(house.records(EventType::ExceptionEnding).len(), 1);
+    }
+
+    #[test]
+    fn who_is_switched_off_is_found_again_and_a_directory_that_is_not_there_is_told() {
+        // GA-10
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disabled.json");
+        let disabled: BTreeMap<Arc<str>, String> = [("shop".into(), "stolen".to_owned())].into();
+        keep_disabled(&path, &disabled).unwrap();
+        assert_eq!(disabled_before(&path).unwrap(), disabled);
+        keep_disabled(&path, &BTreeMap::new()).unwrap();
+        assert_eq!(disabled_before(&path).unwrap(), BTreeMap::new());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        let gone = settled(&dir.path().join("none/disabled.json")).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+        settled(Path::new("disabled.json")).unwrap();
+    }
 }

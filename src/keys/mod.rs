@@ -214,12 +214,13 @@ impl Keyring {
         self.turned(identity, |held, settings| held.finish(settings))
     }
 
-    /// The same, with another key at once and whatever there was destroyed (KEY-07).
+    /// The same, with another key at once and whatever there was destroyed (KEY-07). Those that bind tokens
+    /// stay.
     ///
     /// # Errors
     /// [`KeyError`].
     pub fn replace(&self, identity: &Arc<str>, now: Now) -> Result<Self, KeyError> {
-        self.turned(identity, |held, settings| held.replace(settings, now))?.with_new_proofs(identity, now)
+        self.turned(identity, |held, settings| held.replace(settings, now))
     }
 
     /// The same, with other keys for what is bound from now on; what is bound already keeps its own (DPOP-14).

@@ -154,10 +154,15 @@ impl Held {
         if let Custody::File { path } = &settings.custody {
             let beside = Beside::of(path);
             let io = |error| FileError::Io { path: path.clone(), error };
-            fs::rename(path, &beside.before)
-                .and_then(|()| fs::rename(&beside.next, path))
+            // One that failed half way goes on where it was: to move again would overwrite the key before.
+            if beside.next.exists() {
+                if path.exists() {
+                    fs::rename(path, &beside.before).map_err(io)?;
+                }
+                fs::rename(&beside.next, path).map_err(io)?;
+            }
+            dated(&beside.before, now)
                 .and_then(|()| dated(path, now))
-                .and_then(|()| dated(&beside.before, now))
                 .and_then(|()| settled(path))
                 .map_err(io)?;
         }
@@ -232,8 +237,15 @@ fn dated(path: &Path, now: Now) -> io::Result<()> {
     File::options().write(true).open(path)?.set_modified(date)
 }
 
-fn settled(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+/// The directory of `path` forgets nothing of what was done in it, whatever happens to the power.
+///
+/// # Errors
+/// What the file system says.
+pub fn settled(path: &Path) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    // A name alone lies in the directory we are in.
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    File::open(directory)?.sync_all()
 }
 
 /// Unlinks a key, if it is there. Its blocks are the file system's: encrypt the disk, or keep keys in hardware (K57-7).

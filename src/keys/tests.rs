@@ -206,6 +206,27 @@ fn a_switch_that_was_cut_in_two_is_finished() {
 }
 
 #[test]
+fn a_switch_that_failed_in_the_middle_can_be_tried_again() {
+    // KEY-05
+    for moved in [1, 2] {
+        let dir = private_dir();
+        let identity: Arc<str> = "a".into();
+        let first = ring(dir.path(), now());
+        let begun = first.begin(&identity, now()).unwrap();
+        let next = begun.next(&identity).unwrap().kid().to_owned();
+        let moves = [("a.pem", "a.pem.before"), ("a.pem.next", "a.pem")];
+        for (from, to) in &moves[..moved] {
+            fs::rename(dir.path().join(from), dir.path().join(to)).unwrap();
+        }
+        begun.switch(&identity, now()).unwrap();
+        let again = ring(dir.path(), now());
+        assert_eq!(again.signer(&identity, Purpose::ClientAuth).unwrap().kid(), next);
+        let before = first.signer(&identity, Purpose::ClientAuth).unwrap();
+        assert_eq!(again.before(&identity).unwrap().kid(), before.kid());
+    }
+}
+
+#[test]
 fn an_emergency_leaves_nothing_of_the_old_keys() {
     // KEY-07
     let dir = private_dir();
