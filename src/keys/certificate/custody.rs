@@ -296,8 +296,6 @@ fn settle_files(
     let rename = |from: &Path, to: &Path| {
         fs::rename(from, to).map_err(|error| FileError::Io { path: from.into(), error })
     };
-    let remove =
-        |path: &Path| fs::remove_file(path).map_err(|error| FileError::Io { path: path.into(), error });
     let load = |path: &Path| match Made::read(path) {
         Ok(made) => made.certificate(&path.display().to_string(), settings.export).map(Arc::new).map(Some),
         Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -323,7 +321,7 @@ fn settle_files(
         None => Ok(held),
         Some(Stage::Make) => Ok(Held { next: Some(make(&next_path)?), ..held }),
         Some(Stage::Remake) => {
-            remove(&next_path)?;
+            file::destroy(&next_path)?;
             Ok(Held { next: Some(make(&next_path)?), ..held })
         }
         Some(Stage::Switch) => {
@@ -340,7 +338,7 @@ fn settle_files(
         }
         Some(Stage::Destroy) => {
             // MT-08: what is bound to it has ended long ago, and a key that is of no use is a danger.
-            remove(&before_path)?;
+            file::destroy(&before_path)?;
             Ok(Held { before: None, ..held })
         }
     }
