@@ -22,6 +22,7 @@ use crate::{
     clock::{Boot, Dice, fraction},
     credential::Credential,
     issuer::{IssueError, IssueFacts, Issued, Order},
+    keys::Now,
 };
 
 /// A sleep is never longer: after a suspend the time since boot has jumped, and only a look at it tells.
@@ -221,7 +222,11 @@ impl Keeper {
 
     fn fetch(&mut self, order: Order) {
         // The keys of this moment: whichever come next, an order is placed with those that are right now.
-        let placed = self.shared.books.load().placed(&order, self.shared.clock.wall());
+        let now = Now { wall: self.shared.clock.wall(), boot: self.shared.clock.boot() };
+        let books = self.shared.books.load();
+        books.certificates.tend(&order.identity, now);
+        let placed = books.placed(&order, now.wall);
+        drop(books);
         self.fetches.spawn(async move {
             let issued = match placed {
                 Ok((issuer, signers)) => issuer.issue(&order, &signers).await,

@@ -81,12 +81,13 @@ fn destroy_of(file: &ConfigFile, identity: &str) -> Result<(), Exit> {
             format!("the settings name {identity}: keybearer revoke {identity} --keys gives it others");
         return Err(Exit::new(Exit::DATA, message));
     }
-    let directory = settings.kept.keys.display().to_string();
+    let directory = settings.kept.keys.directory.display().to_string();
     let failed = |error: std::io::Error| Exit::new(Exit::IO, format!("{directory}: {error}"));
     let remains = remains(&settings.kept.keys, |name| name != identity).map_err(failed)?;
-    let files = remains
-        .get(identity)
-        .ok_or_else(|| Exit::new(Exit::DATA, format!("there is no key of {identity} in {directory}")))?;
+    let files = remains.get(identity).ok_or_else(|| {
+        let message = format!("there is no key of {identity} in {directory} that the settings do not use");
+        Exit::new(Exit::DATA, message)
+    })?;
     destroy(files).map_err(failed)?;
     let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
     paint::line(&format!("destroyed {}", names.join(", ")))

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
-    keys::{CertificateSettings, KeySettings},
+    keys::{CertificateSettings, Custody, KeySettings, SignedBy, Workshop},
     policy::{Assurance, Export, Exports, Identity, Policy},
     wire::ListenSettings,
 };
@@ -64,7 +64,7 @@ pub struct Kept {
     /// The identities that an operator has switched off.
     pub disabled: PathBuf,
     /// Where keys are made that the settings name no other place for.
-    pub keys: PathBuf,
+    pub keys: Workshop,
 }
 
 /// The sockets.
@@ -127,6 +127,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
     let mut mistakes = mistakes.into_inner();
     mistakes.extend(agreements(&identities, &audit));
     mistakes.extend(certificate::agreements(&identities, &certificates, &issuers));
+    let workshop = Workshop { directory: state.join("keys"), named: named(&keys, &certificates) };
     let policy = Policy::new(identities, served, &environment, now);
     match policy {
         Ok(policy) if mistakes.is_empty() => Ok(Settings {
@@ -145,7 +146,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
                 revocations: runtime.join("revocations"),
                 sealing_key: state.join("keys/sealing.pem"),
                 disabled: state.join("disabled.json"),
-                keys: state.join("keys"),
+                keys: workshop,
             },
         }),
         Ok(_) => Err(mistakes),
@@ -161,6 +162,24 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
             Err(mistakes)
         }
     }
+}
+
+/// The files of keys and certificates that are in use.
+fn named(
+    keys: &BTreeMap<Arc<str>, KeySettings>,
+    certificates: &BTreeMap<Arc<str>, CertificateSettings>,
+) -> BTreeSet<PathBuf> {
+    let custodies =
+        keys.values().map(|key| &key.custody).chain(certificates.values().map(|one| &one.custody));
+    let keys = custodies.filter_map(|custody| match custody {
+        Custody::File { path } => Some(path),
+        Custody::Memory => None,
+    });
+    let chains = certificates.values().filter_map(|one| match &one.signed_by {
+        SignedBy::Others(path) => Some(path),
+        SignedBy::Itself => None,
+    });
+    keys.chain(chains).cloned().collect()
 }
 
 fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {

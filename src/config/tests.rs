@@ -129,6 +129,7 @@ fn a_short_file_is_enough() {
     assert_eq!(rule.exception.as_ref().unwrap().until.to_string(), "2027-01-01T00:00:00Z");
     let Custody::File { path } = &settings.keys["payments"].custody else { panic!("a file by default") };
     assert_eq!(path.to_str(), Some("/var/lib/keybearer/keys/payments.client-auth.pem"));
+    assert!(settings.kept.keys.named.contains(path), "nobody's remains");
     assert_eq!(settings.digest.len(), 64);
 }
 

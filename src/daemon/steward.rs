@@ -464,7 +464,7 @@ mod tests {
         /// As a disk that is full: no key can be made, also if we are root.
         fn shut(&self, shut: bool) {
             let mode = if shut { 0o755 } else { 0o700 };
-            let keys = &self.steward.settings.kept.keys;
+            let keys = &self.steward.settings.kept.keys.directory;
             assert!(keys.starts_with(self.dir.path()));
             fs::set_permissions(keys, fs::Permissions::from_mode(mode)).unwrap();
         }

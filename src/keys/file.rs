@@ -50,6 +50,9 @@ pub(super) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError>
     let file = open_itself(path)?;
     let meta = check_file(path, &file)?;
     refuse_wide(path, &meta, 0o177, 0o600)?;
+    if meta.nlink() > 1 {
+        forget_link(path, &meta)?;
+    }
     read_whole(path, &file)
 }
 
@@ -109,18 +112,62 @@ pub(super) fn write_private(path: &Path, pem: &str) -> Result<(), FileError> {
 
     // Written beside and linked into place: nobody ever reads half a key, and a file that appeared
     // meanwhile is left alone.
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
+    let beside = unfinished(path);
+    // Whoever made it was killed: it is half a key, or a second link to one that was moved on.
+    unlink(&beside)?;
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         file.write_all(pem.as_bytes())?;
         file.sync_all()?;
         fs::hard_link(&beside, path)?;
+        if !is_same(&file.metadata()?, &fs::symlink_metadata(path)?) {
+            // Theirs is at `path` then: ours must not be used, for a restart would not find it.
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "another agent or command made it at the same moment: start again",
+            ));
+        }
         File::open(directory)?.sync_all()
     })();
-    let swept = fs::remove_file(&beside);
-    written.and(swept).map_err(io)
+    let swept = unlink(&beside);
+    written.map_err(io).and(swept)
+}
+
+/// Where a file is written before it is at `path`.
+fn unfinished(path: &Path) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    beside.into()
+}
+
+fn is_same(one: &fs::Metadata, other: &fs::Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// Whoever made the key at `path` was killed before the name it was written under was gone. A rotation moves
+/// the key to another name, and would not find that one.
+fn forget_link(path: &Path, meta: &fs::Metadata) -> Result<(), FileError> {
+    let beside = unfinished(path);
+    match fs::symlink_metadata(&beside) {
+        Ok(other) if is_same(meta, &other) => unlink(&beside),
+        _ => Ok(()),
+    }
+}
+
+/// Unlinks a key, if it is there, and what is left of its making, which may be a second link to it. Its blocks
+/// are the file system's: encrypt the disk, or keep keys in hardware (K57-7).
+pub(super) fn destroy(path: &Path) -> Result<(), FileError> {
+    unlink(&unfinished(path))?;
+    unlink(path)
+}
+
+fn unlink(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::Io { path: path.into(), error })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_directory(directory: &Path) -> Result<(), FileError> {

@@ -23,7 +23,7 @@ pub use certificate::{
 pub use file::FileError;
 pub use memory::Key;
 pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
-pub use remains::{destroy, remains};
+pub use remains::{Workshop, destroy, remains};
 pub use rotation::{Due, Now};
 use rotation::{Held, Stage};
 pub use seal::SealingKey;

@@ -2,36 +2,68 @@
 //! are, and their end. A reload destroys nothing by itself: a drop-in that is missing for a moment would cost a key.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::{Path, PathBuf},
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
 };
 
-/// The files in `directory` that belong to nobody whom `is_known` knows, by the name they were made for.
+/// What is put behind a key's name for the files beside it.
+const BESIDE: [&str; 6] = ["", ".new", ".next", ".next.new", ".before", ".before.new"];
+
+/// Where keys are made that the settings name no other place for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Workshop {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Every file, there or elsewhere, that the settings name. One that is there may be called like a key of
+    /// somebody who is gone: it is in use all the same, and what lies beside it too.
+    pub named: BTreeSet<PathBuf>,
+}
+
+/// The files in `workshop` that belong to nobody whom `is_known` knows, by the name they were made for.
 ///
 /// # Errors
 /// What the file system says, but for a directory that is not there: nothing was made yet.
 pub fn remains(
-    directory: &Path,
+    workshop: &Workshop,
     is_known: impl Fn(&str) -> bool,
 ) -> io::Result<BTreeMap<String, Vec<PathBuf>>> {
     let mut remains: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-    let entries = match fs::read_dir(directory) {
+    let entries = match fs::read_dir(&workshop.directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(remains),
         entries => entries?,
     };
+    let in_use = in_use(workshop)?;
     for entry in entries {
         let path = entry?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let Some(file_name) = path.file_name() else { continue };
+        let is_in_use = in_use.iter().any(|used| {
+            let rest = file_name.as_bytes().strip_prefix(used.as_slice());
+            rest.is_some_and(|rest| BESIDE.iter().any(|beside| beside.as_bytes() == rest))
+        });
+        let name = file_name.to_string_lossy().into_owned();
         // NAME.PURPOSE.pem, and beside it what a rotation makes. Names hold no dots.
         let mut parts = name.split('.');
         if let (Some(identity), Some(_), Some("pem")) = (parts.next(), parts.next(), parts.next())
+            && !is_in_use
             && !is_known(identity)
         {
             remains.entry(identity.to_owned()).or_default().push(path);
         }
     }
     Ok(remains)
+}
+
+/// The names in the directory that the settings name, whatever way there they take.
+fn in_use(workshop: &Workshop) -> io::Result<Vec<Vec<u8>>> {
+    let directory = workshop.directory.canonicalize()?;
+    let names = workshop.named.iter().filter_map(|path| {
+        let (parent, name) = (path.parent()?, path.file_name()?);
+        // A directory that is not there is not this one.
+        (parent.canonicalize().ok()? == directory).then(|| name.as_bytes().to_vec())
+    });
+    Ok(names.collect())
 }
 
 /// Unlinks them, and has the directory forget them too (NHI-1, K57-7).
@@ -65,13 +97,36 @@ mod tests {
             "notes.txt",
         ];
         files.iter().for_each(|name| fs::write(dir.path().join(name), "x").unwrap());
-        let found = remains(dir.path(), |name| name == "shop").unwrap();
+        let workshop = Workshop { directory: dir.path().into(), named: BTreeSet::new() };
+        let found = remains(&workshop, |name| name == "shop").unwrap();
         assert_eq!(
             found.iter().map(|(name, files)| (name.as_str(), files.len())).collect::<Vec<_>>(),
             [("gone", 3)]
         );
         destroy(&found["gone"]).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
-        assert!(remains(&dir.path().join("none"), |_| false).unwrap().is_empty());
+        let none = Workshop { directory: dir.path().join("none"), ..workshop };
+        assert!(remains(&none, |_| false).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_the_settings_name_is_in_use_whatever_it_is_called() {
+        // NHI-1
+        let dir = tempfile::tempdir().unwrap();
+        let keys = dir.path().join("keys");
+        fs::create_dir(&keys).unwrap();
+        let files = ["old.payments.pem", "old.payments.pem.next", "old.payments.pem.before", "old.shop.pem"];
+        files.iter().for_each(|name| fs::write(keys.join(name), "x").unwrap());
+        std::os::unix::fs::symlink(&keys, dir.path().join("link")).unwrap();
+        for way in ["keys", "link", "keys/../keys"] {
+            let way_there = dir.path().join(way);
+            let named = BTreeSet::from([way_there.join("old.payments.pem"), way_there.join("old")]);
+            let found = remains(&Workshop { directory: keys.clone(), named }, |_| false).unwrap();
+            assert_eq!(found, BTreeMap::from([("old".into(), vec![keys.join("old.shop.pem")])]), "{way}");
+        }
+        // The same name elsewhere is another file.
+        let named = BTreeSet::from([dir.path().join("old.payments.pem")]);
+        let found = remains(&Workshop { directory: keys, named }, |_| false).unwrap();
+        assert_eq!(found["old"].len(), 4);
     }
 }

@@ -13,7 +13,10 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Custody, FileError, Key, KeySettings, file};
+use super::{
+    Custody, FileError, Key, KeySettings,
+    file::{self, destroy},
+};
 use crate::{clock::Boot, jose::Signer};
 
 /// How long a published key waits at least before it signs: until caches of the set it is in have ended.
@@ -246,14 +249,4 @@ pub fn settled(path: &Path) -> io::Result<()> {
     // A name alone lies in the directory we are in.
     let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     File::open(directory)?.sync_all()
-}
-
-/// Unlinks a key, if it is there. Its blocks are the file system's: encrypt the disk, or keep keys in hardware (K57-7).
-fn destroy(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(FileError::Io { path: path.into(), error })
-        }
-        _ => Ok(()),
-    }
 }

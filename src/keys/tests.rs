@@ -242,3 +242,22 @@ fn an_emergency_leaves_nothing_of_the_old_keys() {
     );
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn what_a_killed_maker_left_is_no_hindrance_and_no_second_key() {
+    // KEY-05, KEY-11
+    let dir = private_dir();
+    let (path, left) = (dir.path().join("a.pem"), dir.path().join("a.pem.new"));
+    // Killed before it was linked: half a key lies there.
+    fs::write(&left, "-----BEGIN PRI").unwrap();
+    let made = file::open_or_make_pkcs8(&path, Algorithm::Es256).unwrap();
+    assert!(!left.exists());
+    // Killed after: opened, the key has one name again, and destroyed it has none.
+    fs::hard_link(&path, &left).unwrap();
+    let opened = file::open_or_make_pkcs8(&path, Algorithm::Es256).unwrap();
+    assert_eq!(opened.expose(), made.expose());
+    assert!(!left.exists());
+    fs::hard_link(&path, &left).unwrap();
+    file::destroy(&path).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}

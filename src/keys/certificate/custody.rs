@@ -2,6 +2,11 @@
 //! their files have them, the others made here, and made anew before they end. A new one is made and can be registered at
 //! two thirds of the life of the old one, is shown from five sixths on, and the old one stays at hand until it ends, so that
 //! an issuer that does not know the new one yet is not lost (MT-05, KEY-05, KEY-06).
+//!
+//! Certificates end by the wall clock, and that may be wrong: one step forward must not cost a registered key.
+//! So a look does one stage at most. Opening only makes what is missing. What switches or destroys is done
+//! later, and only if it was due for some time since boot, which no step of the wall can feign (CLK-01). A
+//! switch that was wrong is taken back.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +23,19 @@ use super::{
     ClientCertificate,
     made::{Made, chain},
 };
-use crate::keys::{Custody, FileError, Keyring, file};
+use crate::{
+    clock::Boot,
+    keys::{Custody, FileError, Keyring, Now, file},
+};
+
+/// A switch has to be due for so long. Much shorter than the sixth of a life that there is for it.
+const SWITCH_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// The same where it costs a key that was made before: that cannot be taken back.
+const REPLACE_AFTER: Duration = Duration::from_secs(60 * 60);
+
+/// A key has to have ended for so long before it is destroyed for no other reason: that does not press.
+const DESTROY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// One identity's wish for its certificate.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -64,6 +81,65 @@ struct Held {
     before: Option<Arc<ClientCertificate>>,
     /// What it will show, so that it can be registered.
     next: Option<Arc<ClientCertificate>>,
+    /// What is due, and when that was first seen.
+    due: Option<(Stage, Boot)>,
+}
+
+/// What can be due.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Stage {
+    /// The next one has to be made.
+    Make,
+    /// The next one cannot be shown: it has ended, or a clock that was ahead made it. It makes room for another.
+    Remake,
+    /// The next one has to be shown.
+    Switch,
+    /// The clock was ahead when it switched: the one before is good, and the one shown is not yet.
+    Back,
+    /// The one before has ended.
+    Destroy,
+}
+
+impl Held {
+    fn alone(now: Arc<ClientCertificate>) -> Self {
+        Self { now, before: None, next: None, due: None }
+    }
+
+    /// What is due by the wall.
+    fn due(&self, signed_by: &SignedBy, now: Timestamp) -> Option<Stage> {
+        let good = |one: &ClientCertificate| one.from <= now && now < one.until;
+        if *signed_by != SignedBy::Itself {
+            return None;
+        }
+        match &self.next {
+            _ if now < self.now.from && self.before.as_deref().is_some_and(good) => Some(Stage::Back),
+            None if now >= renewal(&self.now) => Some(Stage::Make),
+            Some(next) if now >= renewal(&self.now) && !good(next) => Some(Stage::Remake),
+            Some(_) if now >= change(&self.now) => Some(Stage::Switch),
+            _ if self.before.as_ref().is_some_and(|before| now >= before.until) => Some(Stage::Destroy),
+            _ => None,
+        }
+    }
+
+    /// How long `stage` has to be due before it is done.
+    fn wait(&self, stage: Stage) -> Duration {
+        match stage {
+            Stage::Make | Stage::Back => Duration::ZERO,
+            Stage::Switch if self.before.is_none() => SWITCH_AFTER,
+            Stage::Switch | Stage::Remake => REPLACE_AFTER,
+            Stage::Destroy => DESTROY_AFTER,
+        }
+    }
+
+    /// What is to be done now: what is due, once it has been due for long enough.
+    fn ready(&mut self, signed_by: &SignedBy, now: Now) -> Option<Stage> {
+        let due = self.due(signed_by, now.wall);
+        if self.due.map(|(stage, _)| stage) != due {
+            self.due = due.map(|stage| (stage, now.boot));
+        }
+        let (stage, seen) = self.due?;
+        (now.boot.since(seen) >= self.wait(stage)).then_some(stage)
+    }
 }
 
 impl Certificates {
@@ -108,19 +184,27 @@ impl Certificates {
     }
 
     /// What `identity` shows: first what it has now, then what it had before and issuers may know instead. Empty if it has no
-    /// certificate, or none that has not ended. Makes a new one when it is time.
+    /// certificate, or none that has not ended.
     pub fn of(&self, identity: &Arc<str>, now: Timestamp) -> Vec<Arc<ClientCertificate>> {
         let Some(custodian) = self.0.get(identity) else { return Vec::new() };
+        let held = custodian.held();
+        let all = [Some(&held.now), held.before.as_ref()].into_iter().flatten();
+        let mut shown: Vec<_> = all.filter(|one| now < one.until()).cloned().collect();
+        // One that a clock made that was ahead is the last resort.
+        shown.sort_by_key(|one| now < one.from);
+        shown
+    }
+
+    /// Goes on by one stage with what `identity` has, if it is time. To be called with each order.
+    pub fn tend(&self, identity: &Arc<str>, now: Now) {
+        let Some(custodian) = self.0.get(identity) else { return };
         let mut held = custodian.held();
-        if custodian.settings.signed_by == SignedBy::Itself && is_due(&held, now) {
-            match settle(identity, &custodian.settings, Some(&held), now) {
-                Ok(renewed) => *held = renewed,
-                // The old one is good for a while yet, and this is tried again with each order.
-                Err(error) => tracing::error!(%identity, %error, "its next certificate cannot be made"),
-            }
+        let Some(stage) = held.ready(&custodian.settings.signed_by, now) else { return };
+        match settle(identity, &custodian.settings, Some((&held, stage)), now.wall) {
+            Ok(settled) => *held = settled,
+            // The old one is good for a while yet, and this is tried again with each order.
+            Err(error) => tracing::error!(%identity, %error, "its next certificate cannot be made"),
         }
-        let shown = [Some(&held.now), held.before.as_ref()].into_iter().flatten();
-        shown.filter(|one| now < one.until()).cloned().collect()
     }
 
     /// Every certificate that issuers have to know, by identity: what is shown, and what will be or was.
@@ -154,17 +238,12 @@ fn part(of: &ClientCertificate, numerator: i64, denominator: i64) -> Timestamp {
     of.from.saturating_add(SignedDuration::from_secs(life / denominator * numerator)).unwrap_or(of.until)
 }
 
-fn is_due(held: &Held, now: Timestamp) -> bool {
-    now >= if held.next.is_some() { change(&held.now) } else { renewal(&held.now) }
-        || held.before.as_ref().is_some_and(|before| now >= before.until())
-}
-
-/// Brings what an identity has to where it should be at `now`. What was read from files is read again: another agent or
+/// Opens what an identity has, or does the stage that is ready. What was read from files is read again: another agent or
 /// command may have been here first.
 fn settle(
     identity: &str,
     settings: &CertificateSettings,
-    held: Option<&Held>,
+    ready: Option<(&Held, Stage)>,
     now: Timestamp,
 ) -> Result<Held, FileError> {
     match (&settings.custody, &settings.signed_by) {
@@ -173,7 +252,7 @@ fn settle(
             let pem = file::read_public(certificate)?;
             let place = certificate.display().to_string();
             let made = ClientCertificate::new(chain(certificate, &pem)?, &key, &place, settings.export)?;
-            Ok(Held { now: Arc::new(made), before: None, next: None })
+            Ok(Held::alone(Arc::new(made)))
         }
         (Custody::Memory, SignedBy::Others(certificate)) => Err(FileError::Certificate {
             place: certificate.display().to_string(),
@@ -182,16 +261,27 @@ fn settle(
         (Custody::Memory, SignedBy::Itself) => {
             let make =
                 || Made::now(identity, settings, now)?.certificate("memory", settings.export).map(Arc::new);
-            match held {
+            match ready {
+                None => Ok(Held::alone(make()?)),
                 // Nobody could register one beforehand that only this process has: it is shown at once.
-                Some(held) if now >= renewal(&held.now) => {
-                    Ok(Held { now: make()?, before: Some(Arc::clone(&held.now)), next: None })
+                Some((held, Stage::Make)) => {
+                    Ok(Held { before: Some(Arc::clone(&held.now)), ..Held::alone(make()?) })
                 }
-                Some(held) => Ok(Held { before: None, ..held.clone() }),
-                None => Ok(Held { now: make()?, before: None, next: None }),
+                Some((held, Stage::Remake)) => Ok(Held { next: Some(make()?), ..held.clone() }),
+                Some((held, Stage::Switch)) => {
+                    let shown = held.next.clone().ok_or(FileError::Unusable)?;
+                    Ok(Held { before: Some(Arc::clone(&held.now)), ..Held::alone(shown) })
+                }
+                Some((held, Stage::Back)) => {
+                    let shown = held.before.clone().ok_or(FileError::Unusable)?;
+                    Ok(Held { next: Some(Arc::clone(&held.now)), ..Held::alone(shown) })
+                }
+                Some((held, Stage::Destroy)) => Ok(Held { before: None, ..held.clone() }),
             }
         }
-        (Custody::File { path }, SignedBy::Itself) => settle_files(identity, settings, path, now),
+        (Custody::File { path }, SignedBy::Itself) => {
+            settle_files(identity, settings, path, ready.map(|(_, stage)| stage), now)
+        }
     }
 }
 
@@ -199,10 +289,13 @@ fn settle_files(
     identity: &str,
     settings: &CertificateSettings,
     path: &Path,
+    ready: Option<Stage>,
     now: Timestamp,
 ) -> Result<Held, FileError> {
     let (next_path, before_path) = (beside(path, ".next"), beside(path, ".before"));
-    let io = |path: &Path, error| FileError::Io { path: path.into(), error };
+    let rename = |from: &Path, to: &Path| {
+        fs::rename(from, to).map_err(|error| FileError::Io { path: from.into(), error })
+    };
     let load = |path: &Path| match Made::read(path) {
         Ok(made) => made.certificate(&path.display().to_string(), settings.export).map(Arc::new).map(Some),
         Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -213,33 +306,42 @@ fn settle_files(
         made.write(path)?;
         made.certificate(&path.display().to_string(), settings.export).map(Arc::new)
     };
-    let mut next = load(&next_path)?;
-    let mut shown = match (load(path)?, &next) {
-        (Some(shown), _) => shown,
+    let (next, before) = (load(&next_path)?, load(&before_path)?);
+    let held = match (load(path)?, next) {
+        (Some(shown), next) => Held { now: shown, before, next, due: None },
         // Whoever renamed stopped half way.
-        (None, Some(_)) => {
-            fs::rename(&next_path, path).map_err(|error| io(&next_path, error))?;
-            next.take().ok_or(FileError::Unusable)?
+        (None, Some(next)) => {
+            rename(&next_path, path)?;
+            return Ok(Held { before, ..Held::alone(next) });
         }
-        (None, None) => make(path)?,
+        (None, None) => return Ok(Held { before, ..Held::alone(make(path)?) }),
     };
-    if now >= renewal(&shown) && next.is_none() {
-        next = Some(make(&next_path)?);
+    let due = held.due(&settings.signed_by, now);
+    match due.filter(|due| *due == Stage::Make || ready == Some(*due)) {
+        None => Ok(held),
+        Some(Stage::Make) => Ok(Held { next: Some(make(&next_path)?), ..held }),
+        Some(Stage::Remake) => {
+            file::destroy(&next_path)?;
+            Ok(Held { next: Some(make(&next_path)?), ..held })
+        }
+        Some(Stage::Switch) => {
+            rename(path, &before_path)?;
+            rename(&next_path, path)?;
+            let shown = held.next.ok_or(FileError::Unusable)?;
+            Ok(Held { before: Some(held.now), ..Held::alone(shown) })
+        }
+        Some(Stage::Back) => {
+            rename(path, &next_path)?;
+            rename(&before_path, path)?;
+            let shown = held.before.ok_or(FileError::Unusable)?;
+            Ok(Held { next: Some(held.now), ..Held::alone(shown) })
+        }
+        Some(Stage::Destroy) => {
+            // MT-08: what is bound to it has ended long ago, and a key that is of no use is a danger.
+            file::destroy(&before_path)?;
+            Ok(Held { before: None, ..held })
+        }
     }
-    if now >= change(&shown)
-        && let Some(new) = next.take()
-    {
-        fs::rename(path, &before_path).map_err(|error| io(path, error))?;
-        fs::rename(&next_path, path).map_err(|error| io(&next_path, error))?;
-        shown = new;
-    }
-    let mut before = load(&before_path)?;
-    if before.as_ref().is_some_and(|before| now >= before.until()) {
-        // MT-08: what is bound to it has ended long ago, and a key that is of no use is a danger.
-        fs::remove_file(&before_path).map_err(|error| io(&before_path, error))?;
-        before = None;
-    }
-    Ok(Held { now: shown, before, next })
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {

@@ -53,7 +53,20 @@ fn open(
     Certificates::open(&wanted, before, &Keyring::default(), now).map_err(|errors| errors[0].to_string())
 }
 
+/// What is shown once what was due by `now` had its time: two days of orders, while the wall stands still.
 fn shown(certificates: &Certificates, now: Timestamp) -> Vec<String> {
+    for minutes in (0..=2 * 24 * 60).step_by(10) {
+        tend(certificates, now, minutes);
+    }
+    shown_at_once(certificates, now)
+}
+
+fn tend(certificates: &Certificates, wall: Timestamp, minutes: u64) {
+    let boot = Boot::default() + Duration::from_secs(minutes * 60);
+    certificates.tend(&"payments".into(), Now { wall, boot });
+}
+
+fn shown_at_once(certificates: &Certificates, now: Timestamp) -> Vec<String> {
     certificates.of(&"payments".into(), now).iter().map(|one| one.thumbprint().to_owned()).collect()
 }
 
@@ -175,6 +188,116 @@ fn a_change_that_broke_off_half_way_is_finished() {
     let again = open(&settings, &Certificates::default(), at(25)).unwrap();
     assert_eq!(shown(&again, at(25))[0], next);
     assert_eq!(shown(&again, at(25)).len(), 2);
+}
+
+/// Every file in `dir`, by name, and what is in it.
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries.map(|one| (one.file_name().into_string().unwrap(), fs::read(one.path()).unwrap())).collect()
+}
+
+#[test]
+fn a_step_forward_of_the_wall_costs_no_registered_key() {
+    // CLK-01, MT-08
+    let dir = private_dir();
+    let (path, settings) = in_file(dir.path());
+    let certificates = open(&settings, &Certificates::default(), at(0)).unwrap();
+    let (first, bytes) = (shown_at_once(&certificates, at(1)), fs::read(&path).unwrap());
+    for _ in 0..9 {
+        tend(&certificates, at(5 * 365), 0);
+    }
+    assert!(shown_at_once(&certificates, at(5 * 365)).is_empty(), "it has ended by that clock");
+    assert_eq!(
+        (shown_at_once(&certificates, at(1)), fs::read(&path).unwrap()),
+        (first.clone(), bytes.clone())
+    );
+    // Nor do starts, however many.
+    for _ in 0..9 {
+        open(&settings, &Certificates::default(), at(5 * 365)).unwrap();
+    }
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+    let again = open(&settings, &Certificates::default(), at(1)).unwrap();
+    assert_eq!(shown_at_once(&again, at(1)), first);
+    // What the clock that was ahead made is not what comes next.
+    assert_eq!(shown(&again, at(26))[1], first[0]);
+    assert!(again.of(&"payments".into(), at(26))[0].from <= at(26));
+}
+
+#[test]
+fn a_switch_by_a_clock_that_was_ahead_for_long_is_taken_back() {
+    // CLK-01, MT-08
+    let dir = private_dir();
+    let (path, settings) = in_file(dir.path());
+    let certificates = open(&settings, &Certificates::default(), at(0)).unwrap();
+    let (first, bytes) = (shown_at_once(&certificates, at(1)), fs::read(&path).unwrap());
+    for minutes in (0..12 * 60).step_by(10) {
+        tend(&certificates, at(5 * 365), minutes);
+    }
+    let ahead = shown_at_once(&certificates, at(5 * 365));
+    assert!(ahead.len() == 1 && ahead != first);
+    // At once by what is shown, also after a start, and then by the files.
+    let again = open(&settings, &Certificates::default(), at(1)).unwrap();
+    for certificates in [&certificates, &again] {
+        assert_eq!(shown_at_once(certificates, at(1))[0], first[0]);
+        tend(certificates, at(1), 12 * 60);
+        assert_eq!(shown_at_once(certificates, at(1)), first);
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+    assert_eq!(files(dir.path()).len(), 2);
+}
+
+#[test]
+fn a_switch_waits_since_boot_and_does_one_stage_a_time() {
+    // CLK-01, MT-08
+    let dir = private_dir();
+    let (_, settings) = in_file(dir.path());
+    let certificates = open(&settings, &Certificates::default(), at(0)).unwrap();
+    let first = shown_at_once(&certificates, at(0));
+    let names = || files(dir.path()).into_keys().map(|name| name.replace("payments.client-certificate", ""));
+    tend(&certificates, at(25), 0);
+    assert!(names().eq([".pem", ".pem.next"]));
+    tend(&certificates, at(25), 1);
+    tend(&certificates, at(25), 10);
+    assert_eq!(shown_at_once(&certificates, at(25)), first, "nine minutes");
+    tend(&certificates, at(25), 11);
+    assert_ne!(shown_at_once(&certificates, at(25))[0], first[0]);
+    assert!(names().eq([".pem", ".pem.before"]));
+    tend(&certificates, at(31), 12);
+    tend(&certificates, at(31), 11 + 24 * 60);
+    assert!(names().eq([".pem", ".pem.before"]));
+    tend(&certificates, at(31), 12 + 24 * 60);
+    assert!(names().eq([".pem"]));
+}
+
+#[test]
+fn a_switch_that_costs_the_key_before_waits_longer() {
+    // CLK-01, KEY-06: an issuer may know only the one before.
+    let dir = private_dir();
+    let (_, settings) = in_file(dir.path());
+    let certificates = open(&settings, &Certificates::default(), at(0)).unwrap();
+    tend(&certificates, at(25), 0);
+    [1, 11].into_iter().for_each(|minutes| tend(&certificates, at(25), minutes));
+    let both = shown_at_once(&certificates, at(25));
+    assert_eq!(both.len(), 2);
+    for minutes in 12..70 {
+        tend(&certificates, at(5 * 365), minutes);
+    }
+    assert_eq!(shown_at_once(&certificates, at(25)), both);
+    (70..80).for_each(|minutes| tend(&certificates, at(5 * 365), minutes));
+    assert_eq!(shown_at_once(&certificates, at(25))[0], both[0]);
+}
+
+#[test]
+fn one_in_memory_is_not_lost_to_a_step_forward_either() {
+    // CLK-01, MT-08
+    let certificates = open(&settings(Custody::Memory), &Certificates::default(), at(0)).unwrap();
+    let first = shown_at_once(&certificates, at(0));
+    for _ in 0..9 {
+        tend(&certificates, at(5 * 365), 0);
+    }
+    assert_eq!(shown_at_once(&certificates, at(1))[0], first[0]);
+    tend(&certificates, at(1), 0);
+    assert_eq!(shown_at_once(&certificates, at(1)), first);
 }
 
 #[test]
