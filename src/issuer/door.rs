@@ -11,7 +11,7 @@ use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::http::Route;
+use super::route::Route;
 use crate::keys::ClientCertificate;
 
 /// Opens connections of one client: all of them with its certificate, or all without one.

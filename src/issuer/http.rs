@@ -5,30 +5,23 @@
 //! Each issuer has a client of its own, with its own roots and its own connections (OA-06, OA-08); and each certificate that
 //! is shown to it has one more (MT-10).
 
-use std::{
-    error::Error, fmt, future::Future, io, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc, task,
-    time::Duration,
-};
+use std::{error::Error, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::{
-    client::{
-        legacy::{
-            Client,
-            connect::{HttpConnector, proxy::Tunnel},
-        },
-        proxy::matcher::Matcher,
-    },
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use tokio::net::TcpStream;
 use zeroize::Zeroizing;
 
-use super::door::Door;
+use super::{
+    door::Door,
+    route::{Route, is_loopback},
+};
 use crate::{
     keys::{ClientCertificate, NotShown},
     secret::Secret,
@@ -254,13 +247,6 @@ fn client(door: Door) -> Client<Door, Full<Bytes>> {
         .build(door)
 }
 
-/// Whether the host of `target` is this machine, by address or as `localhost`.
-pub fn is_loopback(target: &Uri) -> bool {
-    let host = target.host().unwrap_or_default();
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost") || bare.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-}
-
 /// `text` of a stranger, made fit for a log: printable ASCII, at most `longest` characters (ER-13).
 pub(super) fn printable(text: &str, longest: usize) -> String {
     text.chars().filter(|c| *c == ' ' || c.is_ascii_graphic()).take(longest).collect()
@@ -272,50 +258,6 @@ struct Wiped(Secret);
 impl AsRef<[u8]> for Wiped {
     fn as_ref(&self) -> &[u8] {
         self.0.expose()
-    }
-}
-
-/// Connects directly, or through the proxy that `HTTPS_PROXY` and `NO_PROXY` name. TLS is inside the tunnel, so
-/// a proxy sees host names and nothing else; loopback never goes through one.
-#[derive(Clone)]
-pub(super) struct Route {
-    direct: HttpConnector,
-    proxies: Arc<Matcher>,
-}
-
-impl Route {
-    fn from_environment() -> Self {
-        let mut direct = HttpConnector::new();
-        direct.enforce_http(false);
-        direct.set_nodelay(true);
-        Self { direct, proxies: Arc::new(Matcher::from_env()) }
-    }
-}
-
-impl tower::Service<Uri> for Route {
-    type Response = TokioIo<TcpStream>;
-    type Error = Box<dyn Error + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut task::Context<'_>) -> task::Poll<Result<(), Self::Error>> {
-        self.direct.poll_ready(context).map_err(Into::into)
-    }
-
-    fn call(&mut self, target: Uri) -> Self::Future {
-        let proxied = target.scheme_str() == Some("https") && !is_loopback(&target);
-        let Some(proxy) = self.proxies.intercept(&target).filter(|_| proxied) else {
-            let connecting = self.direct.call(target);
-            return Box::pin(async move { connecting.await.map_err(Into::into) });
-        };
-        if proxy.uri().scheme_str() != Some("http") {
-            return Box::pin(async { Err("only an http:// proxy can be used".into()) });
-        }
-        let mut tunnel = Tunnel::new(proxy.uri().clone(), self.direct.clone());
-        if let Some(login) = proxy.basic_auth() {
-            tunnel = tunnel.with_auth(login.clone());
-        }
-        let connecting = tunnel.call(target);
-        Box::pin(async move { connecting.await.map_err(Into::into) })
     }
 }
 
@@ -529,23 +471,6 @@ mod tests {
         assert_eq!(http.send(post(&script.url)).await.unwrap().status, 200);
         assert_eq!(http.send(post(&script.url)).await.unwrap_err(), HttpError::Protocol);
         assert_eq!(script.posts().len(), 2);
-    }
-
-    #[tokio::test]
-    async fn a_proxy_sees_a_tunnel_and_loopback_sees_no_proxy() {
-        // OA-06
-        let (proxy, issuer) = (Script::plain().await, Script::plain().await);
-        let proxies = Arc::new(Matcher::builder().all(proxy.url.as_str()).build());
-        let mut route = Route { proxies, ..Route::from_environment() };
-        proxy.will([Answer::json(200, ""), Answer::json(407, "")]);
-        for works in [true, false] {
-            let target = Uri::from_static("https://issuer.example/token");
-            assert_eq!(tower::Service::call(&mut route, target).await.is_ok(), works);
-        }
-        assert_eq!(proxy.diary()[0].line, "CONNECT issuer.example:443 HTTP/1.1");
-        let local = issuer.url.replace("http:", "https:").parse().unwrap();
-        assert!(tower::Service::call(&mut route, local).await.is_ok());
-        assert_eq!(proxy.diary().len(), 2);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ mod door;
 pub mod http;
 pub mod json;
 pub mod oauth;
+mod route;
 #[cfg(test)]
 mod script;
 pub mod skew;

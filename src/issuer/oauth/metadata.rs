@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Audience, OAuthSettings, WellKnown, pins};
 use crate::{
-    issuer::{IssueError, Reason, http::is_loopback, json, terms::ClientAuth},
+    issuer::{IssueError, Reason, json, route::is_loopback, terms::ClientAuth},
     jose::Algorithm,
     proof::Target,
     secret::scrubbed,
