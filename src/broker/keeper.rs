@@ -222,7 +222,7 @@ impl Keeper {
 
     fn fetch(&mut self, order: Order) {
         // The keys of this moment: whichever come next, an order is placed with those that are right now.
-        let now = Now { wall: self.shared.clock.wall(), boot: self.shared.clock.boot() };
+        let now = Now::by(&*self.shared.clock);
         let books = self.shared.books.load();
         books.certificates.tend(&order.identity, now);
         let placed = books.placed(&order, now.wall);

@@ -147,7 +147,7 @@ impl Rotor {
         let mut turns = Vec::new();
         self.not_before.remove(identity);
         if self.signs(identity) {
-            let replaced = self.keys.replace(identity, self.now());
+            let replaced = self.keys.replace(identity, Now::by(&*self.clock));
             turns.push(self.turned(identity, replaced, |kid| Turned::Signs { kid }));
         } else {
             turns.push(self.no_key(identity));
@@ -225,13 +225,13 @@ impl Rotor {
     }
 
     fn begin(&mut self, identity: &Arc<str>) -> Turn {
-        let begun = self.keys.begin(identity, self.now());
+        let begun = self.keys.begin(identity, Now::by(&*self.clock));
         let kid = begun.as_ref().ok().and_then(|keys| keys.next(identity)).map(|key| key.kid().to_owned());
         self.turned(identity, begun, |_| Turned::Published { kid: kid.unwrap_or_default() })
     }
 
     fn renew_proofs(&mut self, identity: &Arc<str>) -> Turn {
-        let renewed = self.keys.with_new_proofs(identity, self.now());
+        let renewed = self.keys.with_new_proofs(identity, Now::by(&*self.clock));
         self.turned(identity, renewed, |_| Turned::Proofs)
     }
 
@@ -275,7 +275,7 @@ impl Rotor {
             }
             Ok(()) => {
                 self.not_before.remove(&identity);
-                let switched = self.keys.switch(&identity, self.now());
+                let switched = self.keys.switch(&identity, Now::by(&*self.clock));
                 self.turned(&identity, switched, |kid| Turned::Signs { kid })
             }
         })
@@ -301,10 +301,6 @@ impl Rotor {
             }
         };
         Turn { identity: Arc::clone(identity), what }
-    }
-
-    fn now(&self) -> Now {
-        Now { wall: self.clock.wall(), boot: self.clock.boot() }
     }
 }
 
@@ -439,7 +435,7 @@ mod tests {
 
     fn stage_with(settings: KeySettings, policy: Arc<Policy>) -> Stage {
         let clock = PausedClock::new();
-        let now = Now { wall: clock.wall(), boot: clock.boot() };
+        let now = Now::by(&*clock);
         let keys = Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default(), now).unwrap();
         let issuer = Arc::new(Caching {
             clock: Arc::clone(&clock),

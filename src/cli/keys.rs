@@ -173,7 +173,7 @@ struct Held {
 impl Held {
     fn open(file: &ConfigFile) -> Result<Self, Exit> {
         let clock = SystemClock::shared();
-        let now = Now { wall: clock.wall(), boot: clock.boot() };
+        let now = Now::by(&*clock);
         let settings = load(&file.config, &environment(), now.wall).map_err(mistaken)?;
         let in_file = |custody: &Custody| matches!(custody, Custody::File { .. });
         let keys = settings.keys.clone().into_iter().filter(|(_, key)| in_file(&key.custody)).collect();

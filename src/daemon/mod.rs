@@ -117,7 +117,7 @@ impl Daemon {
         dice: Arc<dyn Dice>,
     ) -> Result<Self, BuildError> {
         let keys =
-            Keyring::open(&settings.keys, &Keyring::default(), now(&*clock)).map_err(BuildError::Keys)?;
+            Keyring::open(&settings.keys, &Keyring::default(), Now::by(&*clock)).map_err(BuildError::Keys)?;
         let certificates =
             Certificates::open(&settings.certificates, &Certificates::default(), &keys, clock.wall())
                 .map_err(BuildError::Certificates)?;
@@ -364,10 +364,6 @@ fn rules(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>) -> Rules {
 fn exported(listener: Listener) -> (Listener, Door) {
     let door = Door::Export(listener.settings().path.as_path().into());
     (listener, door)
-}
-
-fn now(clock: &dyn Clock) -> Now {
-    Now { wall: clock.wall(), boot: clock.boot() }
 }
 
 fn host() -> Host {

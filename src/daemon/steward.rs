@@ -15,7 +15,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time::sleep;
 
-use super::{Origin, books, facts::facts, now, rules, tell_manager};
+use super::{Origin, books, facts::facts, rules, tell_manager};
 use crate::{
     audit::{Entry, EventType, Outcome},
     broker::{Books, Broker, Cause, Rotor, Turn, Turned, Which},
@@ -23,7 +23,7 @@ use crate::{
     config::{Mistake, Settings, load},
     issuer::Order,
     journey::Journey,
-    keys::{Certificates, Keyring, rotation::settled},
+    keys::{Certificates, Keyring, Now, rotation::settled},
     policy::{Per, Policy},
     serve::operator::{Act, Facts},
 };
@@ -295,7 +295,7 @@ impl Steward {
     fn try_reload(&mut self) -> Said {
         let words = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>();
         let settings = load(&self.origin.path, &self.origin.environment, self.clock.wall()).map_err(words)?;
-        let keys = Keyring::open(&settings.keys, self.rotor.keys(), now(&*self.clock))
+        let keys = Keyring::open(&settings.keys, self.rotor.keys(), Now::by(&*self.clock))
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let certificates =
             Certificates::open(&settings.certificates, &self.certificates, &keys, self.clock.wall())

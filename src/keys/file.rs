@@ -135,9 +135,14 @@ pub(super) fn write_private(path: &Path, pem: &str) -> Result<(), FileError> {
 
 /// Where a file is written before it is at `path`.
 fn unfinished(path: &Path) -> PathBuf {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    beside.into()
+    beside(path, ".new")
+}
+
+/// The file beside `path` that has its whole name and `suffix` behind it.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 fn is_same(one: &fs::Metadata, other: &fs::Metadata) -> bool {

@@ -17,7 +17,10 @@ use super::{
     Custody, FileError, Key, KeySettings,
     file::{self, destroy},
 };
-use crate::{clock::Boot, jose::Signer};
+use crate::{
+    clock::{Boot, Clock},
+    jose::Signer,
+};
 
 /// How long a published key waits at least before it signs: until caches of the set it is in have ended.
 pub const PROPAGATION: Duration = Duration::from_secs(20 * 60);
@@ -38,6 +41,13 @@ pub struct Now {
     pub wall: Timestamp,
     /// Since boot.
     pub boot: Boot,
+}
+
+impl Now {
+    /// What `clock` says.
+    pub fn by(clock: &dyn Clock) -> Self {
+        Self { wall: clock.wall(), boot: clock.boot() }
+    }
 }
 
 /// A key for one purpose, and the one that comes or goes.
@@ -224,12 +234,7 @@ struct Beside {
 
 impl Beside {
     fn of(path: &Path) -> Self {
-        let with = |suffix: &str| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(suffix);
-            PathBuf::from(name)
-        };
-        Self { next: with(".next"), before: with(".before") }
+        Self { next: file::beside(path, ".next"), before: file::beside(path, ".before") }
     }
 }
 

@@ -10,7 +10,6 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -292,7 +291,7 @@ fn settle_files(
     ready: Option<Stage>,
     now: Timestamp,
 ) -> Result<Held, FileError> {
-    let (next_path, before_path) = (beside(path, ".next"), beside(path, ".before"));
+    let (next_path, before_path) = (file::beside(path, ".next"), file::beside(path, ".before"));
     let rename = |from: &Path, to: &Path| {
         fs::rename(from, to).map_err(|error| FileError::Io { path: from.into(), error })
     };
@@ -342,12 +341,6 @@ fn settle_files(
             Ok(Held { before: None, ..held })
         }
     }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    name.into()
 }
 
 /// A certificate that could not be opened, and whose it is.
