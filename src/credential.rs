@@ -126,11 +126,32 @@ impl Window {
     }
 }
 
+/// What a credential is.
+#[derive(Debug)]
+pub enum Payload {
+    /// An access token, as the issuer wrote it.
+    Token(Secret),
+    /// A certificate, its key, and the roots that vouch for it and its peers.
+    Certificate {
+        /// The chain, with the key.
+        certificate: Arc<ClientCertificate>,
+        /// The roots in PEM.
+        bundle: Arc<str>,
+    },
+    /// Values by name, such as a user and a password that are good for a while.
+    Values {
+        /// They, in the order of their names.
+        values: Vec<(String, Secret)>,
+        /// What its issuer is told to end it: what it hangs on there.
+        handle: Secret,
+    },
+}
+
 /// A live credential. Shared by reference: its secret is wiped when the last holder lets go.
 #[derive(Debug)]
 pub struct Credential {
-    /// The access token, as the issuer wrote it.
-    pub token: Secret,
+    /// What it is.
+    pub payload: Payload,
     /// Its validity.
     pub window: Window,
     /// What binds it to its holder.
@@ -161,9 +182,46 @@ impl Form {
     }
 }
 
+impl Payload {
+    /// As records name the kind.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Token(_) => "access_token",
+            Self::Certificate { .. } => "x509_certificate",
+            Self::Values { .. } => "leased_values",
+        }
+    }
+}
+
 impl Credential {
     /// The kind of its binding.
     pub fn binding(&self) -> Binding {
         self.bound.binding()
+    }
+
+    /// The access token, if it is one.
+    pub fn token(&self) -> Option<&Secret> {
+        match &self.payload {
+            Payload::Token(token) => Some(token),
+            Payload::Certificate { .. } | Payload::Values { .. } => None,
+        }
+    }
+
+    /// The certificate, if it is one.
+    pub fn certificate(&self) -> Option<&Arc<ClientCertificate>> {
+        match &self.payload {
+            Payload::Certificate { certificate, .. } => Some(certificate),
+            Payload::Token(_) | Payload::Values { .. } => None,
+        }
+    }
+
+    /// What its issuer is told to end it before its time: the token itself, the certificate (base64url of its DER), or what leased
+    /// values hang on.
+    pub fn handle(&self) -> &Secret {
+        match &self.payload {
+            Payload::Token(token) => token,
+            Payload::Certificate { certificate, .. } => certificate.handle(),
+            Payload::Values { handle, .. } => handle,
+        }
     }
 }

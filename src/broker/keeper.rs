@@ -14,14 +14,14 @@ use tokio::{
 };
 
 use super::{
-    Books, Failure, Fetched, Live, PendingFile, Report, Request, Shared, Shelved, Topic,
+    Books, Failure, Fetched, Live, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
     revocations::{Cause, Revocation, Revocations, Revoked},
     shelf::{Action, Event, Shelf, WaiterId},
 };
 use crate::{
     clock::{Boot, Dice, fraction},
     credential::Credential,
-    issuer::{IssueError, IssueFacts, Issued, Order},
+    issuer::{IssueError, IssueFacts, Issued, Order, Reason},
     keys::Now,
 };
 
@@ -32,12 +32,22 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(10);
 const FEW: usize = 64;
 const KEEP_AGAIN: Duration = Duration::from_secs(1);
 
+/// How far apart those are on average that are had without being asked for, and how long all of them take at most to begin: a
+/// host that starts is no flood.
+const APART: Duration = Duration::from_millis(50);
+const LONGEST_SPREAD: Duration = Duration::from_secs(60);
+
+/// How long an order waits for the certificate that it has to show.
+const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(20);
+
 /// The task that owns the shelf.
 #[derive(Debug)]
 pub struct Keeper {
     shelf: Shelf,
     shared: Arc<Shared>,
     receiver: mpsc::UnboundedReceiver<Request>,
+    /// For orders that need another one first. It keeps nobody alive.
+    own_way: mpsc::WeakUnboundedSender<Request>,
     waiting: HashMap<WaiterId, oneshot::Sender<Result<Fetched, Failure>>>,
     topics: HashMap<Order, watch::Sender<Topic>>,
     fetches: JoinSet<(Order, Issued)>,
@@ -59,7 +69,7 @@ impl Keeper {
     /// A keeper of an empty shelf.
     pub(super) fn new(
         shared: Arc<Shared>,
-        receiver: mpsc::UnboundedReceiver<Request>,
+        (receiver, own_way): (mpsc::UnboundedReceiver<Request>, mpsc::WeakUnboundedSender<Request>),
         dice: Arc<dyn Dice>,
         told: mpsc::UnboundedSender<Revoked>,
         pending: Option<PendingFile>,
@@ -68,6 +78,7 @@ impl Keeper {
             shelf: Shelf::default(),
             shared,
             receiver,
+            own_way,
             waiting: HashMap::new(),
             topics: HashMap::new(),
             fetches: JoinSet::new(),
@@ -157,6 +168,15 @@ impl Keeper {
                 self.revoke(order, credential, cause, None);
                 return None;
             }
+            Request::Tend(orders) => {
+                let spread = APART * u32::try_from(orders.len()).unwrap_or(u32::MAX);
+                let now = self.shared.clock.boot();
+                let orders = orders.into_iter().map(|order| {
+                    let after = spread.min(LONGEST_SPREAD).mul_f64(fraction(&*self.dice));
+                    (order, now + after)
+                });
+                Event::Tended { orders: orders.collect() }
+            }
             Request::Unwatch(order) => {
                 self.topics.retain(|_, topic| topic.receiver_count() > 0);
                 Event::Unwatched { order }
@@ -225,11 +245,19 @@ impl Keeper {
         let now = Now::by(&*self.shared.clock);
         let books = self.shared.books.load();
         books.certificates.tend(&order.identity, now);
-        let placed = books.placed(&order, now.wall);
+        let first = books.shown_by(&order).cloned();
         drop(books);
+        let (shared, keeper) = (Arc::clone(&self.shared), self.own_way.clone());
         self.fetches.spawn(async move {
+            if let Some(certificate) = first
+                && let Err(error) = had(&shared, &keeper, certificate).await
+            {
+                return (order, Issued { result: Err(error), facts: IssueFacts::default() });
+            }
+            let placed = shared.placed(&shared.books.load(), &order);
+            let held = shared.live.load().get(&order).map(|live| Arc::clone(&live.credential));
             let issued = match placed {
-                Ok((issuer, signers)) => issuer.issue(&order, &signers).await,
+                Ok((issuer, signers)) => issuer.issue(&order, &signers, held.as_deref()).await,
                 Err(error) => Issued { result: Err(error), facts: IssueFacts::default() },
             };
             (order, issued)
@@ -237,10 +265,10 @@ impl Keeper {
     }
 
     fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {
-        let (now, wall) = (self.shared.clock.boot(), self.shared.clock.wall());
+        let now = self.shared.clock.boot();
         let placed = match books {
-            Some(books) => books.placed(&order, wall),
-            None => self.shared.books.load().placed(&order, wall),
+            Some(books) => self.shared.placed(books, &order),
+            None => self.shared.placed(&self.shared.books.load(), &order),
         };
         let over = self.revocations.add(Revocation { order, credential, cause, placed, since: now }, now);
         self.over(over);
@@ -289,5 +317,34 @@ impl Keeper {
             .collect();
         let report = Report { shelf, issuers: self.shelf.issuers().clone() };
         *self.shared.report.write().unwrap_or_else(PoisonError::into_inner) = report;
+    }
+}
+
+/// Sees to it that the certificate of `order` is on the shelf, which another order has to show.
+async fn had(
+    shared: &Shared,
+    keeper: &mpsc::WeakUnboundedSender<Request>,
+    order: Order,
+) -> Result<(), IssueError> {
+    let now = shared.clock.boot();
+    if shared.live.load().get(&order).is_some_and(|live| now < live.serve_until) {
+        return Ok(());
+    }
+    let closing = || IssueError::Retry {
+        reason: Reason::KeyUnavailable,
+        detail: "the agent is shutting down".into(),
+        after: None,
+    };
+    let keeper = keeper.upgrade().ok_or_else(closing)?;
+    let name = Arc::clone(&order.credential);
+    match ask(&keeper, order, Duration::ZERO, now + CERTIFICATE_PATIENCE).await {
+        Ok(_) => Ok(()),
+        // Its issuer's trouble, not that of the issuer which is not even asked.
+        Err(Failure::Issue { error, retry_after, .. }) => Err(IssueError::Later {
+            reason: error.reason(),
+            detail: format!("the certificate to show, credential {name}, cannot be had: {error}"),
+            after: retry_after.unwrap_or(Duration::ZERO),
+        }),
+        Err(_) => Err(closing()),
     }
 }

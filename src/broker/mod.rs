@@ -45,7 +45,13 @@ pub struct Books {
     pub keys: Keyring,
     /// By identity.
     pub certificates: Certificates,
+    /// Those whose certificate a CA makes: the order for it, by identity. It is shown wherever the identity shows one, but where
+    /// it is ordered itself.
+    pub shown: HashMap<Arc<str>, Order>,
 }
+
+/// What is live, by order.
+type Shelves = HashMap<Order, Arc<Live>>;
 
 impl Books {
     fn order(&self, grant: &Grant) -> Result<Order, Failure> {
@@ -82,8 +88,13 @@ impl Books {
         })
     }
 
-    /// The issuer that `order` is for, and the keys to place it with at `now`.
-    fn placed(&self, order: &Order, now: Timestamp) -> Result<Placed, IssueError> {
+    /// The order for the certificate that `order` has to show, if a CA makes it.
+    fn shown_by(&self, order: &Order) -> Option<&Order> {
+        self.shown.get(&order.identity).filter(|shown| order.shows_certificate() && *shown != order)
+    }
+
+    /// The issuer that `order` is for, and the keys to place it with at `now`: a certificate from a CA is what is `live` of it.
+    fn placed(&self, order: &Order, now: Timestamp, live: &Shelves) -> Result<Placed, IssueError> {
         let issuer = self.issuers.get(&order.issuer).ok_or_else(|| absent(&order.identity, "issuer"))?;
         let key = |purpose| self.keys.signer(&order.identity, purpose);
         let client = key(Purpose::ClientAuth);
@@ -91,7 +102,10 @@ impl Books {
             return Err(absent(&order.identity, "key"));
         }
         let dpop = key(Purpose::Dpop(Arc::clone(&order.issuer)));
-        let certificates = self.certificates.of(&order.identity, now);
+        let certificates = match self.shown_by(order) {
+            Some(shown) => live.get(shown).map(|live| live.certificates(now)).unwrap_or_default(),
+            None => self.certificates.of(&order.identity, now),
+        };
         let before = self.keys.before(&order.identity);
         Ok((Arc::clone(issuer), Signers { client, before, dpop, certificates }))
     }
@@ -107,6 +121,7 @@ pub fn new(
     pending: Option<PendingFile>,
 ) -> (Broker, Keeper) {
     let (sender, receiver) = mpsc::unbounded_channel();
+    let own_way = sender.downgrade();
     let shared = Arc::new(Shared {
         live: ArcSwap::default(),
         books: ArcSwap::from_pointee(books),
@@ -114,7 +129,7 @@ pub fn new(
         report: RwLock::default(),
         clock,
     });
-    let keeper = Keeper::new(Arc::clone(&shared), receiver, dice, told, pending);
+    let keeper = Keeper::new(Arc::clone(&shared), (receiver, own_way), dice, told, pending);
     (Broker { shared, sender }, keeper)
 }
 
@@ -127,12 +142,18 @@ pub struct Broker {
 
 #[derive(Debug)]
 struct Shared {
-    live: ArcSwap<HashMap<Order, Arc<Live>>>,
+    live: ArcSwap<Shelves>,
     books: ArcSwap<Books>,
     /// What issuers told of their endpoints before the settings were read again: those of now may not have been asked yet.
     remembered: ArcSwap<HashMap<Arc<str>, Arc<Vec<Target>>>>,
     report: RwLock<Report>,
     clock: Arc<dyn Clock>,
+}
+
+impl Shared {
+    fn placed(&self, books: &Books, order: &Order) -> Result<Placed, IssueError> {
+        books.placed(order, self.clock.wall(), &self.live.load())
+    }
 }
 
 /// What the broker has and how its issuers are, for status.
@@ -163,6 +184,7 @@ enum Request {
     Release(Order, Arc<Credential>),
     Retire { which: Which, cause: Cause, done: oneshot::Sender<usize> },
     Revoke(Order, Arc<Credential>, Cause),
+    Tend(Vec<Order>),
     Unwatch(Order),
     Watch { order: Order, topic: oneshot::Sender<watch::Receiver<Topic>> },
 }
@@ -203,10 +225,7 @@ impl Broker {
         {
             return Ok(Fetched { credential: Arc::clone(&live.credential), source: Source::Cache });
         }
-        let (answer, answered) = oneshot::channel();
-        let request = Request::Ask { order, min_ttl, deadline: now + patience, answer };
-        self.sender.send(request).map_err(|_| Failure::Closed)?;
-        answered.await.map_err(|_| Failure::Closed)?
+        ask(&self.sender, order, min_ttl, now + patience).await
     }
 
     /// Listens for rotations of the credential of `grant`; as long as somebody does, it is kept fresh.
@@ -236,7 +255,7 @@ impl Broker {
         self.sender.send(request).map_err(|_| Failure::Closed)?;
         let failed =
             |error| Failure::Issue { error, retry_after: None, attempts: 1, facts: IssueFacts::default() };
-        let (issuer, signers) = books.placed(&order, self.shared.clock.wall()).map_err(failed)?;
+        let (issuer, signers) = self.shared.placed(&books, &order).map_err(failed)?;
         match issuer.revoke(&order, &signers, &live.credential).await {
             Ok(()) => Ok(true),
             Err(error) => {
@@ -295,6 +314,17 @@ impl Broker {
         let _ = self.sender.send(Request::Keep { keep, before });
     }
 
+    /// The order that `identity` places by `rule` for what its processes share, if its issuer is there.
+    pub fn order_for(&self, identity: &Arc<str>, rule: &CredentialRule) -> Option<Order> {
+        self.shared.books.load().order_for(identity, rule, Arc::clone(&rule.scope)).ok()
+    }
+
+    /// From now on these, and no others, are had and kept fresh without being asked for.
+    pub fn tend(&self, orders: Vec<Order>) {
+        // The keeper is gone only when the agent is.
+        let _ = self.sender.send(Request::Tend(orders));
+    }
+
     /// From now on, orders are placed with these keys. What is live stays.
     pub fn rekey(&self, keys: Keyring) {
         self.shared.books.rcu(|books| Books { keys: keys.clone(), ..Books::clone(books) });
@@ -316,9 +346,9 @@ impl Broker {
             Err(Failure::Issue { error, .. }) => return Err(error),
             Err(_) => return Err(absent(identity, "issuer")),
         };
-        let (issuer, signers) = books.placed(&order, self.shared.clock.wall())?;
+        let (issuer, signers) = self.shared.placed(&books, &order)?;
         let signers = Signers { client: Some(Arc::clone(next)), before: None, ..signers };
-        let credential = issuer.issue(&order, &signers).await.result?;
+        let credential = issuer.issue(&order, &signers, None).await.result?;
         let _ = self.sender.send(Request::Revoke(order, Arc::new(credential), Cause::Unclaimed));
         Ok(())
     }
@@ -333,6 +363,18 @@ impl Broker {
         let now = self.shared.clock.boot();
         self.shared.live.load().values().filter(|live| now < live.serve_until).count()
     }
+}
+
+/// Has the keeper see to an order.
+async fn ask(
+    keeper: &mpsc::UnboundedSender<Request>,
+    order: Order,
+    min_ttl: Duration,
+    deadline: Boot,
+) -> Result<Fetched, Failure> {
+    let (answer, answered) = oneshot::channel();
+    keeper.send(Request::Ask { order, min_ttl, deadline, answer }).map_err(|_| Failure::Closed)?;
+    answered.await.map_err(|_| Failure::Closed)?
 }
 
 /// One who listens.

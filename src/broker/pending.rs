@@ -18,7 +18,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::revocations::{Cause, Revocation};
 use crate::{
     clock::{Boot, Clock, Dice},
-    credential::{Binding, Bound, Credential, Form, Window},
+    credential::{Binding, Bound, Credential, Form, Payload, Window},
     issuer::{
         Order,
         terms::{ClientAuth, Terms},
@@ -75,7 +75,7 @@ impl PendingFile {
                 issuer: revocation.order.issuer.to_string(),
                 client_id: revocation.order.client_id.to_string(),
                 client_auth: revocation.order.terms.client_auth.clone(),
-                token: revocation.credential.token.expose_str().unwrap_or_default().to_owned(),
+                token: revocation.credential.handle().expose_str().unwrap_or_default().to_owned(),
                 until: revocation.credential.window.until_wall.as_second(),
                 cause: revocation.cause.as_str().into(),
             })
@@ -154,7 +154,7 @@ fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credentia
     };
     let credential = Credential {
         fingerprint: token.fingerprint(),
-        token,
+        payload: Payload::Token(token),
         window: Window::opening(boot, wall, left),
         bound: Bound::Bearer,
         scope: vec![],

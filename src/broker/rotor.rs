@@ -338,7 +338,12 @@ mod tests {
     }
 
     impl Issuer for Caching {
-        fn issue<'a>(&'a self, _: &'a Order, signers: &'a Signers) -> Pending<'a, Issued> {
+        fn issue<'a>(
+            &'a self,
+            _: &'a Order,
+            signers: &'a Signers,
+            _: Option<&'a Credential>,
+        ) -> Pending<'a, Issued> {
             Box::pin(async {
                 let now = self.clock.boot();
                 let mut cache = self.cache.lock().unwrap();
@@ -414,6 +419,7 @@ mod tests {
             assurance: Assurance::Interim,
             selectors: vec![Selectors { slice: Some("a.slice".into()), ..Selectors::default() }],
             credentials: [(Arc::clone(&rule.name), Arc::new(rule))].into(),
+            shows: None,
         };
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
         Arc::new(Policy::new(vec![identity], Default::default(), "test", now).unwrap())
@@ -446,7 +452,8 @@ mod tests {
         let issuers = [("corp".into(), Arc::clone(&issuer) as Arc<dyn Issuer>)].into();
         let (telling, told) = mpsc::unbounded_channel();
         let dice = SeededDice::from_seed(3);
-        let books = Books { issuers, keys: keys.clone(), certificates: Default::default() };
+        let books =
+            Books { issuers, keys: keys.clone(), certificates: Default::default(), shown: HashMap::new() };
         let (broker, keeper) = crate::broker::new(books, Arc::clone(&clock) as _, dice, telling, None);
         tokio::spawn(keeper.run());
         let rotor = Rotor::new(keys, policy, broker.clone(), Arc::clone(&clock) as _);

@@ -11,14 +11,17 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
+
 use super::{
     revocations::Cause,
-    timing::{back_off, margin, refresh_at},
+    timing::{MAX_RETRY_AFTER, back_off, margin, refresh_at},
 };
 use crate::{
     clock::Boot,
     credential::Credential,
     issuer::{Instance, IssueError, IssueFacts, Issued, Order, Reason},
+    keys::ClientCertificate,
 };
 
 /// After so many failures in a row an issuer is left alone until its back-off is over (CLK-07).
@@ -32,6 +35,9 @@ const REMEMBERED: Duration = Duration::from_secs(5);
 
 /// So many of one order are remembered at once; those before them end by themselves, without proofs.
 const MOST_HELD: usize = 4096;
+
+/// So many that nobody waits for are fetched at once at one issuer: a host that starts, or an issuer that is back, is no flood.
+const AT_ONCE: usize = 16;
 
 /// A credential younger than this is not fetched anew for want of life: the issuer gives no longer ones.
 const FRESH: Duration = Duration::from_secs(5);
@@ -52,6 +58,8 @@ pub enum Event {
     Retired { which: Which, cause: Cause },
     /// This credential was given back.
     Released { order: Order, credential: Arc<Credential> },
+    /// These, and no others, are had and kept fresh without being asked for: each from the moment beside it on.
+    Tended { orders: HashMap<Order, Boot> },
     /// Time passed.
     Tick,
     /// Nobody listens any more.
@@ -124,6 +132,13 @@ impl Live {
         self.uses_left.as_ref().is_none_or(|left| {
             left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
         })
+    }
+
+    /// The certificates in it, where it is one: the one in use, then those before it that are good still.
+    pub fn certificates(&self, now: Timestamp) -> Vec<Arc<ClientCertificate>> {
+        let all = std::iter::once(&self.credential).chain(&self.before);
+        let certificates = all.filter_map(|credential| credential.certificate());
+        certificates.filter(|certificate| now < certificate.until()).cloned().collect()
     }
 
     /// Until when callers may hold any of it.
@@ -228,6 +243,8 @@ struct Slot {
     /// What is live is handed out no more, but callers may hold it still.
     lapsed: bool,
     watchers: usize,
+    /// From when on it is kept fresh without being asked for.
+    tended: Option<Boot>,
     refused: Option<(Boot, IssueError, IssueFacts)>,
     last_error: Option<String>,
 }
@@ -286,6 +303,15 @@ impl Shelf {
                     actions.push(Action::Publish(order, None));
                 }
             }
+            Event::Tended { orders } => {
+                for (order, slot) in &mut self.slots {
+                    // Of one that is tended already, the moment is not drawn again.
+                    slot.tended = slot.tended.filter(|_| orders.contains_key(order));
+                }
+                for (order, from) in orders {
+                    self.slots.entry(order).or_default().tended.get_or_insert(from);
+                }
+            }
             Event::Tick => self.tick(now, &mut actions),
             Event::Unwatched { order } => {
                 if let Some(slot) = self.slots.get_mut(&order) {
@@ -299,18 +325,30 @@ impl Shelf {
 
     /// When the next [`Event::Tick`] is due.
     pub fn next_due(&self) -> Option<Boot> {
+        let busy = self.busy();
         let due = |(order, slot): (&Order, &Slot)| {
             let next_try = self.issuers.get(&order.issuer).and_then(|health| health.next_try);
             let live = slot.live.as_ref();
-            let refresh =
-                live.filter(|_| !slot.fetching).map(|live| live.refresh_at.max(next_try.unwrap_or_default()));
-            let refresh = refresh.filter(|_| wanted(slot));
+            let free = !slot.fetching && busy.get(&order.issuer).is_none_or(|busy| *busy < AT_ONCE);
+            let refresh = live.map(|live| live.refresh_at).filter(|_| wanted(slot));
+            let lacking = slot.lacking_from();
+            let refresh = [refresh, lacking].into_iter().flatten().min().filter(|_| free);
+            let refresh = refresh.map(|at| at.max(next_try.unwrap_or_default()));
             let lapse = live.map(|live| if slot.lapsed { live.held_until() } else { live.serve_until });
             let retry = next_try.filter(|_| !slot.fetching && !slot.waiters.is_empty());
             let deadline = slot.waiters.iter().map(|waiter| waiter.deadline).min();
             [refresh, lapse, retry, deadline].into_iter().flatten().min()
         };
         self.slots.iter().filter_map(due).min()
+    }
+
+    /// How many fetches are under way, by issuer.
+    fn busy(&self) -> HashMap<Arc<str>, usize> {
+        let mut busy = HashMap::new();
+        for (order, _) in self.slots.iter().filter(|(_, slot)| slot.fetching) {
+            *busy.entry(Arc::clone(&order.issuer)).or_default() += 1;
+        }
+        busy
     }
 
     /// What is on it, for status: the order, the credential, the last trouble.
@@ -462,17 +500,22 @@ impl Shelf {
                     actions.push(Action::Answer(waiter.id, Err(failure)));
                 }
             }
-            IssueError::Refused { .. } | IssueError::Misconfigured { .. } => {
+            IssueError::Later { .. } | IssueError::Refused { .. } | IssueError::Misconfigured { .. } => {
                 // The issuer is there and speaks: its health is not in doubt, only this order.
                 health.last_ok = Some(now);
-                slot.refused = Some((now + REMEMBERED, error.clone(), issued.facts.clone()));
-                let failure = Failure::Issue { error, retry_after: None, attempts: 1, facts: issued.facts };
+                let retry_after = match &error {
+                    IssueError::Later { after, .. } => Some((*after).clamp(REMEMBERED, MAX_RETRY_AFTER)),
+                    _ => None,
+                };
+                let again = now + retry_after.unwrap_or(REMEMBERED);
+                slot.refused = Some((again, error.clone(), issued.facts.clone()));
+                let failure = Failure::Issue { error, retry_after, attempts: 1, facts: issued.facts };
                 answer_all(std::mem::take(&mut slot.waiters), &failure, actions);
                 if slot.live.is_none() || slot.lapsed {
                     actions.push(Action::Trouble(order, failure));
                 } else if let Some(live) = &mut slot.live {
                     // Valid is never replaced by failed; it is looked at again later, not in a loop.
-                    let later = now + back_off(6, None, chance.1.max(0.5));
+                    let later = now + back_off(6, retry_after, chance.1.max(0.5));
                     *live = Arc::new(Live {
                         credential: Arc::clone(&live.credential),
                         refresh_at: later,
@@ -488,7 +531,7 @@ impl Shelf {
     }
 
     fn tick(&mut self, now: Boot, actions: &mut Vec<Action>) {
-        let mut forgotten = Vec::new();
+        let (mut forgotten, mut busy) = (Vec::new(), self.busy());
         for (order, slot) in &mut self.slots {
             let health = self.issuers.entry(Arc::clone(&order.issuer)).or_default();
             // What callers may hold stays where it is found, for proofs and for its end before its time (TM-08).
@@ -503,14 +546,19 @@ impl Shelf {
                 actions.push(Action::Answer(waiter.id, Err(unavailable(health, wait, waiter.failures))));
             }
             let due = slot.live.as_ref().is_some_and(|live| live.refresh_at <= now) && wanted(slot);
-            let lacking = (slot.live.is_none() || slot.lapsed)
-                && slot.watchers > 0
-                && slot.refused.as_ref().is_none_or(|(until, ..)| *until <= now);
-            if !slot.fetching && !health.waiting(now) && (due || lacking || !slot.waiters.is_empty()) {
+            let lacking = slot.lacking_from().is_some_and(|from| from <= now);
+            let busy = busy.entry(Arc::clone(&order.issuer)).or_default();
+            let unasked = (due || lacking) && *busy < AT_ONCE;
+            if !slot.fetching && !health.waiting(now) && (unasked || !slot.waiters.is_empty()) {
                 slot.fetching = true;
+                *busy += 1;
                 actions.push(Action::Fetch(order.clone()));
             }
-            let idle = slot.live.is_none() && slot.waiters.is_empty() && slot.watchers == 0 && !slot.fetching;
+            let idle = slot.live.is_none()
+                && slot.waiters.is_empty()
+                && slot.watchers == 0
+                && slot.tended.is_none()
+                && !slot.fetching;
             if idle && slot.refused.as_ref().is_none_or(|(until, ..)| *until <= now) {
                 forgotten.push(order.clone());
             }
@@ -521,11 +569,23 @@ impl Shelf {
     }
 }
 
+impl Slot {
+    /// From when on it is fetched for want of one, if somebody listens or it is tended.
+    fn lacking_from(&self) -> Option<Boot> {
+        if self.live.is_some() && !self.lapsed {
+            return None;
+        }
+        let from = if self.watchers > 0 { Some(Boot::default()) } else { self.tended };
+        let refused = self.refused.as_ref().map(|(until, ..)| *until);
+        from.map(|from| from.max(refused.unwrap_or_default()))
+    }
+}
+
 /// A credential is kept fresh for those who use it, and lapses when nobody does.
 fn wanted(slot: &Slot) -> bool {
     // One that is used up is replaced when it is asked for, not before; so is one that lapsed, unless somebody listens.
     let asked = |live: &Arc<Live>| live.uses_left.is_none() && live.asked.load(Ordering::Relaxed);
-    !slot.lapsed && (slot.watchers > 0 || slot.live.as_ref().is_some_and(asked))
+    !slot.lapsed && (slot.watchers > 0 || slot.tended.is_some() || slot.live.as_ref().is_some_and(asked))
 }
 
 /// The end of an order: of those who wait for it, of what is live under it, of those who listen.

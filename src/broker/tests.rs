@@ -12,7 +12,7 @@ use tokio::{
 use super::*;
 use crate::{
     clock::SeededDice,
-    credential::{Binding, Bound, Form, Window},
+    credential::{Binding, Bound, Form, Payload, Window},
     issuer::{Instance, Issued, Pending},
     jose::Algorithm,
     keys::{Custody, KeySettings, Now},
@@ -87,7 +87,7 @@ impl FakeIssuer {
 }
 
 impl Issuer for FakeIssuer {
-    fn issue<'a>(&'a self, _: &'a Order, _: &'a Signers) -> Pending<'a, Issued> {
+    fn issue<'a>(&'a self, _: &'a Order, _: &'a Signers, _: Option<&'a Credential>) -> Pending<'a, Issued> {
         self.diary.lock().unwrap().push(self.clock.seconds());
         Box::pin(async {
             sleep(self.latency).await;
@@ -156,7 +156,7 @@ pub(super) fn minted(token: &str, from: Boot, wall: Timestamp, life: Duration) -
     let token = crate::secret::Secret::new(token);
     Credential {
         fingerprint: token.fingerprint(),
-        token,
+        payload: Payload::Token(token),
         window: Window::opening(from, wall, life),
         bound: Bound::Bearer,
         scope: vec![],
@@ -204,7 +204,7 @@ fn house_keeping(pending: impl FnOnce(&Arc<PausedClock>) -> Option<PendingFile>)
         ("corp".into(), Arc::clone(&corp) as Arc<dyn Issuer>),
         ("other".into(), Arc::clone(&other) as _),
     ]);
-    let books = Books { issuers, keys: keys(), certificates: Certificates::default() };
+    let books = Books { issuers, keys: keys(), certificates: Certificates::default(), shown: HashMap::new() };
     let pending = pending(&clock);
     let (telling, told) = mpsc::unbounded_channel();
     let (broker, keeper) = new(books, Arc::clone(&clock) as _, SeededDice::from_seed(3), telling, pending);
@@ -222,7 +222,7 @@ impl House {
     }
 
     fn token(fetched: &Fetched) -> &str {
-        fetched.credential.token.expose_str().unwrap()
+        fetched.credential.handle().expose_str().unwrap()
     }
 }
 
@@ -324,7 +324,7 @@ async fn one_issuers_silence_never_delays_anothers_callers() {
     let quick = FakeIssuer::new(&clock, 300);
     let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> =
         HashMap::from([("corp".into(), silent as Arc<dyn Issuer>), ("other".into(), quick as _)]);
-    let books = Books { issuers, keys: keys(), certificates: Certificates::default() };
+    let books = Books { issuers, keys: keys(), certificates: Certificates::default(), shown: HashMap::new() };
     let (telling, _told) = mpsc::unbounded_channel();
     let (broker, keeper) = new(books, clock, SeededDice::from_seed(3), telling, None);
     tokio::spawn(keeper.run());
@@ -427,6 +427,7 @@ async fn what_the_settings_dropped_is_forgotten_and_revoked() {
         issuers: house.broker.shared.books.load().issuers.clone(),
         keys: keys(),
         certificates: Certificates::default(),
+        shown: HashMap::new(),
     };
     house.broker.replace(books, HashSet::from([order("corp", "a")]));
     listening.changed().await.unwrap_err();
@@ -550,7 +551,7 @@ async fn an_issuers_endpoints_stay_its_own_over_a_reload() {
         let mut corp = FakeIssuer::new(&clock, 300);
         Arc::get_mut(&mut corp).unwrap().endpoints = Arc::new(told.iter().map(|path| target(path)).collect());
         let issuers = HashMap::from([("corp".into(), corp as Arc<dyn Issuer>)]);
-        Books { issuers, keys: keys(), certificates: Certificates::default() }
+        Books { issuers, keys: keys(), certificates: Certificates::default(), shown: HashMap::new() }
     };
     let (telling, _told) = mpsc::unbounded_channel();
     let dice = SeededDice::from_seed(3);

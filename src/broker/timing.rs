@@ -15,7 +15,7 @@ const CAP: Duration = Duration::from_secs(60);
 const LEAST: Duration = Duration::from_millis(100);
 
 /// An issuer may ask for no longer (CLK-06).
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// When a credential is to be refreshed: at 2/3 of its life, give or take a tenth of it (CLK-08). Drawn once and kept
 /// with the credential; drawing again at each look would pull all instants to the early edge.

@@ -1,7 +1,7 @@
 //! `keybearer get`, `prove`, `watch`, `whoami`: a workload's calls, from a shell. The agent attests this very process, so a shell
 //! gets what an identity that matches this program gets.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -108,29 +108,54 @@ impl Watch {
 
 impl Wanted {
     fn print(&self, credential: &Credential) -> Result<(), Exit> {
-        let token = access_token(credential)?;
         if self.json {
             let mut shown = about(credential);
-            shown["access_token"] = json!(token.token);
-            shown["token_type"] = json!(token.token_type);
+            match &credential.kind {
+                Some(Kind::AccessToken(token)) => {
+                    shown["access_token"] = json!(token.token);
+                    shown["token_type"] = json!(token.token_type);
+                }
+                Some(Kind::X509Certificate(certificate)) => {
+                    shown["bundle_pem"] = json!(certificate.bundle_pem);
+                }
+                Some(Kind::LeasedValues(leased)) => shown["values"] = json!(leased.values),
+                None => return Err(unknown_kind()),
+            }
             // One line each, so that a stream of them can be read line by line.
             return paint::line(&shown.to_string());
         }
-        if self.header {
-            return paint::line(&format!("Authorization: {} {}", token.token_type, token.token));
+        match &credential.kind {
+            Some(Kind::AccessToken(token)) if self.header => {
+                paint::line(&format!("Authorization: {} {}", token.token_type, token.token))
+            }
+            Some(Kind::AccessToken(token)) => paint::line(&token.token),
+            _ if self.header => {
+                Err(Exit::new(Exit::USAGE, "only an access token goes into a header: leave --header out"))
+            }
+            // As programs read them from one file: the leaf first, and the key, where it is handed out, before it.
+            Some(Kind::X509Certificate(_)) => {
+                let pair = credential.client_certificate.clone().unwrap_or_default();
+                paint::line(format!("{}{}", pair.key_pem, pair.chain_pem).trim_end())
+            }
+            Some(Kind::LeasedValues(leased)) => {
+                let names: BTreeMap<_, _> = leased.values.iter().collect();
+                names.iter().try_for_each(|(name, value)| paint::line(&format!("{name}={value}")))
+            }
+            None => Err(unknown_kind()),
         }
-        paint::line(&token.token)
     }
 }
 
 fn access_token(credential: &Credential) -> Result<&AccessToken, Exit> {
     match &credential.kind {
         Some(Kind::AccessToken(token)) => Ok(token),
-        None => {
-            let unknown = "this version of the command does not know that kind of credential";
-            Err(Exit::new(Exit::SOFTWARE, unknown))
-        }
+        Some(_) => Err(Exit::new(Exit::USAGE, "proofs are for access tokens: this credential is none")),
+        None => Err(unknown_kind()),
     }
+}
+
+fn unknown_kind() -> Exit {
+    Exit::new(Exit::SOFTWARE, "this version of the command does not know that kind of credential")
 }
 
 fn about(credential: &Credential) -> Value {

@@ -13,9 +13,9 @@ use fluent_uri::Uri;
 use super::{issuers::IssuerSettings, reader::Reader};
 use crate::{
     credential::Binding,
-    issuer::terms::ClientAuth,
+    issuer::terms::{ClientAuth, Wants},
     keys::{CertificateSettings, Custody, SignedBy},
-    policy::{CredentialRule, Identity},
+    policy::{CredentialRule, Identity, Per},
 };
 
 /// How long a certificate of our own making lives, and within what bounds.
@@ -34,10 +34,23 @@ pub(super) fn certificate(
     reader: &mut Reader<'_>,
     identity: &str,
     state: &Path,
-) -> Option<CertificateSettings> {
-    let mut reader = reader.table("certificate")?;
+) -> (Option<CertificateSettings>, Option<Arc<str>>) {
+    let Some(mut reader) = reader.table("certificate") else { return (None, None) };
+    let shows: Option<Arc<str>> = reader.string("credential").map(Arc::from);
     let path = reader.path("key");
     let certificate: Option<PathBuf> = reader.path("certificate");
+    if shows.is_some() && certificate.is_none() {
+        for made_here in ["custody", "key", "lifetime", "san_uri"] {
+            if reader.has(made_here) {
+                reader.wrong(
+                    made_here,
+                    "it is for a certificate of the agent's own making: that of a credential is the CA's",
+                );
+            }
+        }
+        reader.finish();
+        return (None, shows);
+    }
     let in_memory = reader.word("custody", false, &[("file", false), ("memory", true)]);
     let san_uri = reader.string("san_uri");
     if san_uri.as_deref().is_some_and(|uri| Uri::parse(uri).is_err()) {
@@ -74,7 +87,7 @@ pub(super) fn certificate(
     let custody =
         if in_memory { Custody::Memory } else { Custody::File { path: path.unwrap_or_else(default) } };
     let signed_by = certificate.map_or(SignedBy::Itself, SignedBy::Others);
-    Some(CertificateSettings { custody, signed_by, san_uri, lifetime, export: false })
+    (Some(CertificateSettings { custody, signed_by, san_uri, lifetime, export: false }), shows)
 }
 
 /// What credentials and the certificate of their identity have to agree on, and with the issuer.
@@ -89,7 +102,16 @@ pub(super) fn agreements(
         let certificate = certificates.get(&identity.name);
         let users: Vec<&Arc<CredentialRule>> =
             identity.credentials.values().filter(|rule| uses_certificate(rule)).collect();
-        if certificate.is_some() && users.is_empty() {
+        if let Some(shows) = &identity.shows {
+            let rule = identity.credentials.get(shows);
+            if !rule.is_some_and(|rule| {
+                matches!(rule.terms.wants, Wants::Certificate(_)) && rule.per == Per::Identity
+            }) {
+                let message = "it has to be one of this identity's credentials that is a certificate, for all its processes";
+                mistakes.push((format!("{key}.certificate.credential"), message.into()));
+            }
+        }
+        if (certificate.is_some() || identity.shows.is_some()) && users.is_empty() {
             let message = "none of its credentials uses it: set client_auth = \"tls_client_auth\" or binding = \"mtls\" for one, \
                            or take the table out";
             mistakes.push((format!("{key}.certificate"), message.into()));
@@ -97,8 +119,17 @@ pub(super) fn agreements(
         for rule in users {
             let what = if rule.terms.client_auth.is_mtls() { "client_auth" } else { "binding" };
             let key = format!("{key}.credentials.{}.{what}", rule.name);
+            // A CA vouches for what a credential holds; to get that one, another certificate has to be shown.
+            if identity.shows.as_ref().is_some_and(|shows| *shows != rule.name) {
+                continue;
+            }
             if let Some(message) = fault(rule, certificate, issuers.get(&rule.issuer)) {
                 mistakes.push((key, message));
+            }
+        }
+        for rule in identity.credentials.values() {
+            if let Some((what, message)) = issuers.get(&rule.issuer).and_then(|issuer| issuer.misfit(rule)) {
+                mistakes.push((format!("{key}.credentials.{}.{what}", rule.name), message));
             }
         }
         methods(&mut mistakes, &key, identity);
@@ -107,7 +138,7 @@ pub(super) fn agreements(
 }
 
 fn uses_certificate(rule: &CredentialRule) -> bool {
-    rule.terms.client_auth.is_mtls() || rule.binding == Binding::Mtls
+    rule.terms.client_auth.is_mtls() || rule.binding == Binding::Mtls && rule.terms.wants == Wants::Token
 }
 
 fn fault(

@@ -14,12 +14,13 @@ use super::{
     issuers::IssuerSettings,
     reader::{Reader, parse_sha256},
     terms::terms,
+    wants::wants,
 };
 use crate::{
     credential::Binding,
     jose::Algorithm,
     keys::{CertificateSettings, Custody, KeySettings, RotationSettings, rotation::MAX_AGE},
-    policy::{Assurance, CredentialRule, Exception, Identity, Named, Per, Proofs, Selectors},
+    policy::{self, Assurance, CredentialRule, Exception, Identity, Named, Per, Proofs, Selectors},
     proof::Target,
 };
 
@@ -43,11 +44,13 @@ pub(super) fn identities(
         let assurance = reader.word("assurance", Assurance::Standard, &words);
         let selectors = reader.table_or_tables("match").into_iter().map(selectors).collect();
         let mut settings = key(&mut reader, &name, state);
-        let certificate = certificate::certificate(&mut reader, &name, state);
+        let (certificate, shows) = certificate::certificate(&mut reader, &name, state);
         let credentials: BTreeMap<_, _> = reader
             .named_tables("credentials")
             .into_iter()
-            .map(|(name, reader)| credential(reader, name, assurance, issuers))
+            .map(|(credential_name, reader)| {
+                credential(reader, (&name, credential_name), state, assurance, issuers)
+            })
             .map(|rule| (Arc::clone(&rule.name), Arc::new(rule)))
             .collect();
         let bound = credentials.values().filter(|rule| rule.binding == Binding::Dpop);
@@ -59,7 +62,7 @@ pub(super) fn identities(
             certificates.insert(Arc::clone(&name), CertificateSettings { export, ..certificate });
         }
         reader.finish();
-        identities.push(Identity { name, owner, assurance, selectors, credentials });
+        identities.push(Identity { name, owner, assurance, selectors, credentials, shows });
     }
     (identities, keys, certificates)
 }
@@ -157,7 +160,8 @@ fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeyS
 
 fn credential(
     mut reader: Reader<'_>,
-    name: String,
+    (identity, name): (&str, String),
+    state: &std::path::Path,
     assurance: Assurance,
     issuers: &BTreeMap<Arc<str>, IssuerSettings>,
 ) -> CredentialRule {
@@ -166,9 +170,28 @@ fn credential(
         reader.wrong("issuer", "there is no [issuers.NAME] of that name");
     }
     let client_id = reader.required("client_id", "client_id = \"payments\"").unwrap_or_default().into();
-    // Bound unless somebody says otherwise (BCP-01).
-    let bindings = [("dpop", Binding::Dpop), ("mtls", Binding::Mtls), ("bearer", Binding::Bearer)];
-    let binding = reader.word("binding", Binding::Dpop, &bindings);
+    let kind = if reader.has("certificate") {
+        Kind::Certificate
+    } else if reader.has("lease") {
+        Kind::Lease
+    } else {
+        Kind::Token
+    };
+    for key in ["authorization_details", "binding", "grant", "introspect", "require_aud", "resource", "scope"]
+    {
+        if kind != Kind::Token && reader.has(key) {
+            reader.wrong(key, "it is for access tokens: a certificate or a lease has none of it");
+        }
+    }
+    let binding = match kind {
+        // Bound unless somebody says otherwise (BCP-01).
+        Kind::Token => {
+            let words = [("dpop", Binding::Dpop), ("mtls", Binding::Mtls), ("bearer", Binding::Bearer)];
+            reader.word("binding", Binding::Dpop, &words)
+        }
+        Kind::Certificate => Binding::Mtls,
+        Kind::Lease => Binding::Bearer,
+    };
     if binding != Binding::Mtls && reader.has("key_export") {
         reader.wrong("key_export", "it is only used with binding = \"mtls\"");
     }
@@ -180,7 +203,7 @@ fn credential(
     let dev = matches!(issuers.get(&issuer), Some(IssuerSettings::OAuth(oauth)) if oauth.dev);
     let proofs = proofs(&mut reader, resource.as_deref(), binding, dev);
     let rule = CredentialRule {
-        name: name.into(),
+        name: name.as_str().into(),
         issuer,
         client_id,
         require_aud: reader.boolean("require_aud", resource.is_some()),
@@ -188,14 +211,25 @@ fn credential(
         scope: scope.into(),
         binding,
         key_export,
-        terms: Arc::new(terms(&mut reader)),
+        terms: {
+            let wants = wants(&mut reader, identity, &name, state, key_export);
+            Arc::new(terms(&mut reader, wants))
+        },
         proofs,
-        per: reader.word("per", Per::Identity, &[("identity", Per::Identity), ("process", Per::Process)]),
+        // What is leased dies with whom it was leased for.
+        per: reader.word(
+            "per",
+            if kind == Kind::Lease { Per::Process } else { Per::Identity },
+            &[("identity", Per::Identity), ("process", Per::Process)],
+        ),
         max_uses: reader
             .has("max_uses")
             .then(|| reader.integer("max_uses", 1, 1..=1_000_000))
             .and_then(|uses| u32::try_from(uses).ok()),
-        max_ttl: reader.duration("max_ttl", assurance.max_ttl()),
+        max_ttl: match kind {
+            Kind::Certificate => reader.duration("max_ttl", policy::CERTIFICATE_TTL),
+            Kind::Token | Kind::Lease => reader.duration("max_ttl", assurance.max_ttl()),
+        },
         exception: reader.table("exception").and_then(exception),
     };
     if rule.require_aud && rule.resource.is_none() {
@@ -203,6 +237,14 @@ fn credential(
     }
     reader.finish();
     rule
+}
+
+/// What a credential is, by its table.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Kind {
+    Certificate,
+    Lease,
+    Token,
 }
 
 /// Where proofs may go: by default to the API that the credential is for.

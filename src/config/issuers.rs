@@ -3,9 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{pins::pins, reader::Reader};
-use crate::issuer::{
-    oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
-    terms::ClientAuth,
+use crate::{
+    issuer::{
+        oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
+        terms::{ClientAuth, Wants},
+    },
+    policy::CredentialRule,
 };
 
 /// One issuer, by kind.
@@ -13,6 +16,28 @@ use crate::issuer::{
 pub enum IssuerSettings {
     /// `kind = "oauth"`.
     OAuth(OAuthSettings),
+}
+
+impl IssuerSettings {
+    /// What is wrong with asking this issuer for `rule`, as a key of its table and what to do.
+    pub(super) fn misfit(&self, rule: &CredentialRule) -> Option<(&'static str, String)> {
+        match self {
+            Self::OAuth(_) => match (&rule.terms.wants, &rule.terms.client_auth) {
+                (Wants::Certificate(_), _) => {
+                    let what = "an \"oauth\" issuer makes no certificates: name an issuer that is a CA";
+                    Some(("certificate", what.into()))
+                }
+                (Wants::Lease(_), _) => {
+                    Some(("lease", "an \"oauth\" issuer leases nothing: name one that does".into()))
+                }
+                (Wants::Token, ClientAuth::Bootstrap(_)) => Some((
+                    "client_auth",
+                    "\"bootstrap\" is to enrol at a CA: an \"oauth\" issuer has no use for it".into(),
+                )),
+                (Wants::Token, _) => None,
+            },
+        }
+    }
 }
 
 /// The methods that show a certificate, which an issuer may have to be said to know (MT-01).

@@ -10,6 +10,7 @@ mod pins;
 mod reader;
 mod settings;
 mod terms;
+mod wants;
 
 use std::{
     collections::BTreeMap,

@@ -4,7 +4,7 @@
 use super::reader::Reader;
 use crate::issuer::{
     conditions::Conditions,
-    terms::{Brought, ClientAuth, Exchange, GrantType, SvidSource, Terms},
+    terms::{Brought, ClientAuth, Exchange, GrantType, SvidSource, Terms, Wants},
     token_file::TokenFile,
     token_type::TokenType,
 };
@@ -18,6 +18,7 @@ enum Grant {
 
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Proof {
+    Bootstrap,
     Certificate,
     CertificateItself,
     Federated,
@@ -26,8 +27,9 @@ enum Proof {
 }
 
 /// Reads the terms of one credential. A key that is missing where it must not be is told and stood in for.
-pub(super) fn terms(reader: &mut Reader<'_>) -> Terms {
+pub(super) fn terms(reader: &mut Reader<'_>, wants: Wants) -> Terms {
     Terms {
+        wants,
         grant: grant(reader),
         client_auth: client_auth(reader),
         details: reader.objects("authorization_details"),
@@ -86,14 +88,25 @@ fn client_auth(reader: &mut Reader<'_>) -> ClientAuth {
         ("self_signed_tls_client_auth", Proof::CertificateItself),
         ("federated_jwt", Proof::Federated),
         ("spiffe_jwt", Proof::Spiffe),
+        ("bootstrap", Proof::Bootstrap),
     ];
     let proof = reader.word("client_auth", Proof::OwnKey, &words);
+    let bootstrap = reader.path("bootstrap");
     let own = match proof {
+        Proof::Bootstrap => Some(ClientAuth::Bootstrap(bootstrap.clone().unwrap_or_default())),
         Proof::OwnKey => Some(ClientAuth::PrivateKeyJwt),
         Proof::Certificate => Some(ClientAuth::TlsClientAuth),
         Proof::CertificateItself => Some(ClientAuth::SelfSignedTlsClientAuth),
         Proof::Federated | Proof::Spiffe => None,
     };
+    match (proof, &bootstrap) {
+        (Proof::Bootstrap, None) => reader.wrong(
+            "bootstrap",
+            "it is required: name the file with the secret to begin with, which is destroyed after use",
+        ),
+        (Proof::Bootstrap, Some(_)) | (_, None) => {}
+        (_, Some(_)) => reader.wrong("bootstrap", "it is only used with client_auth = \"bootstrap\""),
+    }
     if let Some(own) = own {
         if reader.has("assertion") {
             let what = format!(

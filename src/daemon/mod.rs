@@ -23,13 +23,13 @@ use uuid::Uuid;
 use crate::{
     attest::{Attestor, Hold, Interests, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
-    broker::{self, Books, Keeper, PendingFile, Revoked, Rotor},
+    broker::{self, Books, Broker, Keeper, PendingFile, Revoked, Rotor},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Settings},
-    issuer::{Issuer, http::HttpError, oauth::OAuth},
+    issuer::{Issuer, Order, Scope, http::HttpError, oauth::OAuth, terms::Wants},
     journey::{Journey, Rules},
     keys::{CertificateError, Certificates, FileError, KeyError, Keyring, Now, SealingKey},
-    policy::Door,
+    policy::{Door, Identity, Per},
     serve::{
         Speaks,
         grpc::Workloads,
@@ -285,6 +285,7 @@ impl Daemon {
             next_look,
         };
         steward.count_down().await;
+        steward.tend();
         tell_manager(&[sd_notify::NotifyState::Ready]);
         tracing::info!(identities = steward.settings.policy.identities().count(), "ready");
         let mut hangup = signal(SignalKind::hangup()).ok();
@@ -348,7 +349,28 @@ fn books(
             }
         }
     }
-    Ok(Books { issuers, keys: keys.clone(), certificates: certificates.clone() })
+    let mut books =
+        Books { issuers, keys: keys.clone(), certificates: certificates.clone(), shown: HashMap::new() };
+    let shows = |identity: &Identity| {
+        let rule = identity.credentials.get(identity.shows.as_ref()?)?;
+        Some((Arc::clone(&identity.name), books.order_for(&identity.name, rule, Scope::default()).ok()?))
+    };
+    books.shown = settings.policy.identities().filter_map(shows).collect();
+    Ok(books)
+}
+
+/// The certificates that are had and kept fresh without being asked for: what proves who asks must not have ended when it is
+/// asked for, and some can only be renewed while it has not.
+fn tended(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>, broker: &Broker) -> Vec<Order> {
+    let mut orders = Vec::new();
+    for identity in settings.policy.identities().filter(|identity| !disabled.contains_key(&identity.name)) {
+        let certificates = identity
+            .credentials
+            .values()
+            .filter(|rule| matches!(rule.terms.wants, Wants::Certificate(_)) && rule.per == Per::Identity);
+        orders.extend(certificates.filter_map(|rule| broker.order_for(&identity.name, rule)));
+    }
+    orders
 }
 
 fn rules(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>) -> Rules {

@@ -15,7 +15,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time::sleep;
 
-use super::{Origin, books, facts::facts, rules, tell_manager};
+use super::{Origin, books, facts::facts, rules, tell_manager, tended};
 use crate::{
     audit::{Entry, EventType, Outcome},
     broker::{Books, Broker, Cause, Rotor, Turn, Turned, Which},
@@ -160,6 +160,7 @@ impl Steward {
         }
         self.journey.follow(rules(&self.settings, &self.disabled));
         self.refresh_facts();
+        self.tend();
         let entry = self.entry(EventType::IdentityEnable, Outcome::Success).detail(name);
         self.record(entry).await;
         Ok(vec![format!("{name} is enabled")])
@@ -243,6 +244,12 @@ impl Steward {
         noted
     }
 
+    /// Has certificates kept fresh, as the settings and the operators have it now.
+    pub(super) fn tend(&self) {
+        let broker = self.journey.broker();
+        broker.tend(tended(&self.settings, &self.disabled, broker));
+    }
+
     /// S36: exceptions that end soon, each told of once for each step.
     pub(super) async fn count_down(&mut self) {
         let now = self.clock.wall();
@@ -317,6 +324,7 @@ impl Steward {
         self.rotor.follow(keys, Arc::clone(&settings.policy));
         (self.settings, self.certificates) = (settings, certificates);
         self.refresh_facts();
+        self.tend();
         Ok(changes)
     }
 

@@ -38,6 +38,9 @@ const MAX_HEADERS: usize = 64;
 /// a failed attempt: nothing here replays a request (PKJ-12).
 const IDLE: Duration = Duration::from_secs(20);
 
+/// How this agent introduces itself.
+pub const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
+
 /// How to reach one issuer.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {

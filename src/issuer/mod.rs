@@ -2,7 +2,10 @@
 //! against the order, or an [`IssueError`] whose variant says what to do next. Nothing is cached here and
 //! nothing is retried here: that is the broker's.
 
+mod answer;
+mod assertion;
 pub mod conditions;
+mod contact;
 mod door;
 pub mod http;
 pub mod json;
@@ -15,10 +18,11 @@ pub mod spiffe;
 pub mod terms;
 pub mod token_file;
 pub mod token_type;
+pub mod x509;
 
 use std::{fmt, future::Future, hash, pin::Pin, sync::Arc, time::Duration};
 
-use self::terms::Terms;
+use self::terms::{Terms, Wants};
 use crate::{
     credential::{Binding, Credential},
     jose::Signer,
@@ -104,6 +108,13 @@ impl Order {
     }
 }
 
+impl Order {
+    /// Whether it is placed over a connection that shows the identity's certificate.
+    pub fn shows_certificate(&self) -> bool {
+        self.terms.client_auth.is_mtls() || self.binding == Binding::Mtls && self.terms.wants == Wants::Token
+    }
+}
+
 impl PartialEq for Order {
     fn eq(&self, other: &Self) -> bool {
         self.key() == other.key() && self.terms == other.terms
@@ -124,8 +135,14 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Whoever mints credentials.
 pub trait Issuer: fmt::Debug + Send + Sync {
-    /// Asks once. The answer has been doubted: a credential that comes out fits the order.
-    fn issue<'a>(&'a self, order: &'a Order, signers: &'a Signers) -> Pending<'a, Issued>;
+    /// Asks once. The answer has been doubted: a credential that comes out fits the order. `held` is what is live under the order,
+    /// for issuers that renew what they gave.
+    fn issue<'a>(
+        &'a self,
+        order: &'a Order,
+        signers: &'a Signers,
+        held: Option<&'a Credential>,
+    ) -> Pending<'a, Issued>;
 
     /// Gives a credential back, so that it dies before its time (RFC 7009).
     fn revoke<'a>(
@@ -186,6 +203,16 @@ pub enum IssueError {
         /// The issuer's own wish for when to come back.
         after: Option<Duration>,
     },
+    /// The issuer is at it: this order comes back after `after`, others are not held up (EST-02).
+    #[error("{reason}: {detail}")]
+    Later {
+        /// What it is at.
+        reason: Reason,
+        /// What happened.
+        detail: String,
+        /// When to come back.
+        after: Duration,
+    },
     /// The issuer understood and said no. Asking again the same way is of no use.
     #[error("{reason}: {detail}")]
     Refused {
@@ -209,8 +236,42 @@ impl IssueError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Retry { reason, .. }
+            | Self::Later { reason, .. }
             | Self::Refused { reason, .. }
             | Self::Misconfigured { reason, .. } => *reason,
+        }
+    }
+}
+
+/// What is wrong with a certificate that a CA sent (X5-02).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Rejected {
+    /// It may sign others.
+    Ca,
+    /// It does not lead to the root that was configured.
+    Chain,
+    /// It cannot be read.
+    Form,
+    /// It is for another key.
+    Key,
+    /// It lives longer than policy allows, or has ended.
+    Life,
+    /// It names others than were asked for, or not all of them.
+    Names,
+    /// It may not be used as it has to be.
+    Usage,
+}
+
+impl Rejected {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ca => "CERT_REJECTED_CA",
+            Self::Chain => "CERT_REJECTED_CHAIN",
+            Self::Form => "CERT_REJECTED_FORM",
+            Self::Key => "CERT_REJECTED_KEY",
+            Self::Life => "CERT_REJECTED_LIFE",
+            Self::Names => "CERT_REJECTED_NAMES",
+            Self::Usage => "CERT_REJECTED_USAGE",
         }
     }
 }
@@ -228,6 +289,10 @@ pub enum Reason {
     AuthmUnsupported,
     /// OA-21: the token is not for the resource.
     AudMismatch,
+    /// EST-02: the CA has not decided yet.
+    CaPending,
+    /// X5-02: the certificate is not the one that was asked for.
+    CertRejected(Rejected),
     /// MT-14: the client certificate could not be shown, or was refused in TLS.
     CertNotAccepted,
     /// PKJ-05: the pinned token endpoint and the metadata differ.
@@ -289,7 +354,9 @@ impl Reason {
             Self::AudienceDenied => "AUDIENCE_DENIED",
             Self::AudMismatch => "AUD_MISMATCH",
             Self::AuthmUnsupported => "AUTHM_UNSUPPORTED",
+            Self::CaPending => "CA_PENDING",
             Self::CertNotAccepted => "CERT_NOT_ACCEPTED",
+            Self::CertRejected(by) => by.as_str(),
             Self::CfgAudPin => "CFG_AUD_PIN",
             Self::ClientAuthRejected => "CLIENT_AUTH_REJECTED",
             Self::ClockUntrusted => "CLOCK_UNTRUSTED",

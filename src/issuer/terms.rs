@@ -8,10 +8,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{spiffe, token_file::TokenFile, token_type::TokenType};
+use crate::keys::{KeyKind, Subject};
 
 /// How a credential is asked for. Two orders that differ in it are two orders.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Terms {
+    /// What is wanted.
+    pub wants: Wants,
     /// The grant.
     pub grant: GrantType,
     /// How the issuer learns who asks.
@@ -20,6 +23,44 @@ pub struct Terms {
     pub details: Vec<Value>,
     /// Whether an opaque token that has to be bound is looked up at the issuer before it is used (RFC 7662).
     pub introspect: bool,
+}
+
+/// What an order is for.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Wants {
+    /// An access token.
+    #[default]
+    Token,
+    /// A certificate for a key of the agent's own.
+    Certificate(CertificateTerms),
+    /// Values that are leased, such as the user of a database.
+    Lease(LeaseTerms),
+}
+
+/// What a certificate has to be.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct CertificateTerms {
+    /// What it says, exactly (X5-01, X5-02).
+    pub subject: Subject,
+    /// The kind of its key.
+    pub key: KeyKind,
+    /// Whether a renewal keeps the key; by default each certificate has its own (X5-05).
+    pub same_key: bool,
+    /// Where key and chain are kept over a restart; without it, in memory only.
+    pub path: Option<PathBuf>,
+    /// Whether the key may be handed out with it (MT-11).
+    pub export: bool,
+    /// Where it is asked for, at issuers that have more than one place: `pki/sign/payments`.
+    pub at: Option<String>,
+}
+
+/// What is leased.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct LeaseTerms {
+    /// Where: `database/creds/payments`.
+    pub at: String,
+    /// The values to hand out, by their names there; without any, all of them.
+    pub fields: Vec<String>,
 }
 
 /// The grants of this house.
@@ -79,6 +120,8 @@ pub enum ClientAuth {
     FederatedJwt(TokenFile),
     /// A JWT-SVID (draft-ietf-oauth-spiffe-client-auth, DR-05).
     SpiffeJwt(SvidSource),
+    /// A secret in a file that is good once, to begin with: it is destroyed after use (ACM-02, EST-02).
+    Bootstrap(PathBuf),
 }
 
 impl ClientAuth {
@@ -90,13 +133,17 @@ impl ClientAuth {
             Self::SelfSignedTlsClientAuth => "self_signed_tls_client_auth",
             Self::FederatedJwt(_) => "federated_jwt",
             Self::SpiffeJwt(_) => "spiffe_jwt",
+            Self::Bootstrap(_) => "bootstrap",
         }
     }
 
     /// Whom the assertion of others speaks of; `None` where the identity makes its own.
     pub fn subject(&self) -> Option<&str> {
         match self {
-            Self::PrivateKeyJwt | Self::TlsClientAuth | Self::SelfSignedTlsClientAuth => None,
+            Self::PrivateKeyJwt
+            | Self::TlsClientAuth
+            | Self::SelfSignedTlsClientAuth
+            | Self::Bootstrap(_) => None,
             Self::FederatedJwt(file) | Self::SpiffeJwt(SvidSource::File(file)) => Some(subject_of(file)),
             Self::SpiffeJwt(SvidSource::WorkloadApi { spiffe_id, .. }) => Some(spiffe_id),
         }
@@ -156,7 +203,10 @@ pub fn problems(terms: &Terms, bound: bool) -> Vec<(&'static str, String)> {
         }
     }
     match &terms.client_auth {
-        ClientAuth::PrivateKeyJwt | ClientAuth::TlsClientAuth | ClientAuth::SelfSignedTlsClientAuth => {}
+        ClientAuth::PrivateKeyJwt
+        | ClientAuth::TlsClientAuth
+        | ClientAuth::SelfSignedTlsClientAuth
+        | ClientAuth::Bootstrap(_) => {}
         ClientAuth::FederatedJwt(file) => {
             if terms.client_auth.subject().is_none_or(str::is_empty) {
                 let what =

@@ -117,7 +117,7 @@ impl<'a> Account<'a> {
         };
         let mut entry = self.granted(kind, Outcome::Success, workload, grant);
         if let Some(what) = &mut entry.credential {
-            what.kind = Some("access_token".into());
+            what.kind = Some(credential.payload.as_str().into());
             what.scope_granted = Some(credential.scope.clone());
             what.ttl_s = Some(credential.window.life().as_secs());
             what.not_after = Some(format!("{:.0}", credential.window.until_wall));
@@ -243,7 +243,7 @@ pub(super) fn revoked(mut entry: Entry, revoked: &Revoked, environment: &str) ->
     });
     entry.credential = Some(CredentialPart {
         name: Some(order.credential.to_string()),
-        kind: Some("access_token".into()),
+        kind: Some(credential.payload.as_str().into()),
         issuer: Some(order.issuer.to_string()),
         client_id: Some(order.client_id.to_string()),
         not_after: Some(format!("{:.0}", credential.window.until_wall)),

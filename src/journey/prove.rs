@@ -117,7 +117,7 @@ impl Journey {
         let claim = Claim {
             method: &proving.method,
             target: &proving.target,
-            token: Some(&held.token),
+            token: held.token(),
             nonce: nonce.as_ref(),
             now: self.clock.wall(),
         };

@@ -18,7 +18,8 @@ use std::{
 };
 
 pub use certificate::{
-    CertificateError, CertificateSettings, Certificates, ClientCertificate, Name, NotShown, Showing, SignedBy,
+    CertificateError, CertificateSettings, Certificates, ClientCertificate, Enrolment, KeyKind, Name,
+    NotShown, Showing, SignedBy, Subject, certificate_pem, pair,
 };
 pub use file::FileError;
 pub use memory::Key;

@@ -35,6 +35,8 @@ pub struct Identity {
     pub selectors: Vec<Selectors>,
     /// Its credentials, by name.
     pub credentials: BTreeMap<Arc<str>, Arc<CredentialRule>>,
+    /// The one of them whose certificate it shows to issuers and APIs.
+    pub shows: Option<Arc<str>>,
 }
 
 /// One credential an identity may have.
@@ -85,6 +87,10 @@ impl CredentialRule {
         Ok(narrowed.into())
     }
 }
+
+/// The longest a certificate lives unless the settings say otherwise (S2), and the longest they may say (K57-3).
+pub const CERTIFICATE_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const LONGEST_CERTIFICATE_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// Who shares a credential.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

@@ -5,8 +5,15 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Assurance, CredentialRule, Exports, Identity, Proofs, identity::OWNER_FORM};
-use crate::{credential::Binding, issuer::terms, proof::Target};
+use super::{
+    Assurance, CredentialRule, Exports, Identity, Per, Proofs,
+    identity::{CERTIFICATE_TTL, LONGEST_CERTIFICATE_TTL, OWNER_FORM},
+};
+use crate::{
+    credential::Binding,
+    issuer::terms::{self, Wants},
+    proof::Target,
+};
 
 /// A mistake in the settings, and where.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -97,7 +104,12 @@ fn of_credential(
     rule: &CredentialRule,
     now: Timestamp,
 ) {
-    let longest = identity.assurance.max_ttl();
+    let is_token = rule.terms.wants == Wants::Token;
+    let longest = match (&rule.terms.wants, identity.assurance) {
+        (Wants::Certificate(_), Assurance::High) => CERTIFICATE_TTL,
+        (Wants::Certificate(_), _) => LONGEST_CERTIFICATE_TTL,
+        (Wants::Token | Wants::Lease(_), assurance) => assurance.max_ttl(),
+    };
     if rule.max_ttl > longest || rule.max_ttl.as_secs() < 10 {
         let message = format!(
             "it is {} s; assurance \"{}\" allows 10 to {} s (S2)",
@@ -107,7 +119,7 @@ fn of_credential(
         );
         add(problems, format!("{key}.max_ttl"), message);
     }
-    if rule.resource.is_none() && identity.assurance > Assurance::Interim {
+    if is_token && rule.resource.is_none() && identity.assurance > Assurance::Interim {
         let message = format!(
             "name the one API it is for; only \"interim\" may leave it out, not \"{}\" (BCP-02)",
             identity.assurance
@@ -126,7 +138,7 @@ fn of_credential(
             );
         }
     }
-    if rule.scope.is_empty() && rule.resource.is_none() {
+    if is_token && rule.scope.is_empty() && rule.resource.is_none() {
         add(
             problems,
             format!("{key}.scope"),
@@ -164,6 +176,13 @@ fn of_credential(
         (None, Binding::Mtls) => {}
         (Some(_), Binding::Dpop | Binding::Mtls) => {
             let message = "a bound credential needs none: take it out, or say binding = \"bearer\" (BCP-01)";
+            add(problems, format!("{key}.exception"), message);
+        }
+        // What a process leases is of no use once it is gone.
+        (None, Binding::Bearer) if !is_token && rule.per == Per::Process => {}
+        (None, Binding::Bearer) if !is_token => {
+            let message = "whoever steals leased values can use them: say per = \"process\", or add exception = { owner = \"..\", \
+                           reason = \"..\", until = \"YYYY-MM-DD\" }, at most 90 days ahead (S36)";
             add(problems, format!("{key}.exception"), message);
         }
         (None, Binding::Bearer) => {

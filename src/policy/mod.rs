@@ -20,7 +20,8 @@ use jiff::Timestamp;
 
 pub use door::{Door, Export, Exports};
 pub use identity::{
-    Assurance, CredentialRule, Exception, Identity, OWNER_FORM, Per, Proofs, Proving, name_is_sound,
+    Assurance, CERTIFICATE_TTL, CredentialRule, Exception, Identity, OWNER_FORM, Per, Proofs, Proving,
+    name_is_sound,
 };
 use index::Index;
 pub use lint::Problem;

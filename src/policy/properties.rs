@@ -121,6 +121,7 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         assurance: [Assurance::Interim, Assurance::Standard][usize::from(chance.below(2))],
         selectors: (0..=chance.below(2)).map(|_| selectors(chance)).collect(),
         credentials: BTreeMap::from([(Arc::clone(&rule.name), Arc::new(rule))]),
+        shows: None,
     }
 }
 

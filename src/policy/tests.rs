@@ -86,6 +86,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         assurance: Assurance::Interim,
         selectors: vec![selectors],
         credentials: BTreeMap::from([(Arc::clone(&rule.name), Arc::new(rule))]),
+        shows: None,
     }
 }
 

@@ -25,13 +25,13 @@ use super::{
 use crate::{
     audit::Receipt,
     clock::{Boot, Clock},
-    credential::{Bound, Credential},
+    credential::{Bound, Credential, Payload},
     journey::{self, Answer, Call, Journey, Session, Watching, trace_id},
     policy::name_is_sound,
     proto::v1::{
         AccessToken, Caller, ClientCertificate, Credential as Wire, DESCRIPTORS, DescribeRequest,
-        DescribeResponse, GetRequest, Offer, ProveRequest, ProveResponse, ReleaseRequest, ReleaseResponse,
-        WatchRequest, credential::Kind,
+        DescribeResponse, GetRequest, LeasedValues, Offer, ProveRequest, ProveResponse, ReleaseRequest,
+        ReleaseResponse, WatchRequest, X509Certificate, credential::Kind,
     },
     secret::Secret,
 };
@@ -298,10 +298,7 @@ fn spelled(name: &str, credential: &Credential) -> Vec<u8> {
     };
     let wire = Wire {
         name: name.to_owned(),
-        kind: Some(Kind::AccessToken(AccessToken {
-            token: credential.token.expose_str().unwrap_or_default().to_owned(),
-            token_type: credential.binding().scheme().into(),
-        })),
+        kind: Some(kind(credential)),
         expires_at: Some(Timestamp { seconds: until.as_second(), nanos: until.subsec_nanosecond() }),
         expires_in: None,
         scope: credential.scope.clone(),
@@ -312,6 +309,23 @@ fn spelled(name: &str, credential: &Credential) -> Vec<u8> {
         client_certificate,
     };
     wire.encode_to_vec()
+}
+
+fn kind(credential: &Credential) -> Kind {
+    let text = |secret: &Secret| secret.expose_str().unwrap_or_default().to_owned();
+    match &credential.payload {
+        Payload::Token(token) => Kind::AccessToken(AccessToken {
+            token: text(token),
+            token_type: credential.binding().scheme().into(),
+        }),
+        Payload::Certificate { bundle, .. } => {
+            Kind::X509Certificate(X509Certificate { bundle_pem: bundle.to_string() })
+        }
+        Payload::Values { values, .. } => {
+            let values = values.iter().map(|(name, value)| (name.clone(), text(value))).collect();
+            Kind::LeasedValues(LeasedValues { values })
+        }
+    }
 }
 
 /// One who is sent the credential at each rotation until the right, the stream, the process or the agent ends.
@@ -381,7 +395,7 @@ mod tests {
         let life = Duration::from_secs(300);
         let credential = Credential {
             fingerprint: token.fingerprint(),
-            token,
+            payload: Payload::Token(token),
             window: Window::opening(clock.boot(), clock.wall(), life),
             bound: Bound::Bearer,
             scope: vec!["read".into()],
@@ -410,7 +424,7 @@ mod tests {
         let (token, key) = (Secret::new("token"), Secret::new("key"));
         let credential = Credential {
             fingerprint: token.fingerprint(),
-            token,
+            payload: Payload::Token(token),
             window: Window::opening(clock.boot(), clock.wall(), Duration::from_secs(300)),
             bound: Bound::Bearer,
             scope: vec![],

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::{
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    credential::Payload,
     journey::{self, Answer, Call, Journey, Session, trace_id},
     policy::name_is_sound,
     secret::Secret,
@@ -136,8 +137,6 @@ impl Face {
         let credential = answer.credential();
         let mut shown = json!({
             "name": name,
-            "access_token": credential.token.expose_str().unwrap_or_default(),
-            "token_type": credential.binding().scheme(),
             "expires_at": format!("{:.0}", credential.window.until_wall),
             "expires_in": credential.window.left(self.clock.boot()).as_secs(),
             "scope": credential.scope.join(" "),
@@ -146,6 +145,17 @@ impl Face {
             "fingerprint": credential.fingerprint.to_string(),
             "thumbprint": credential.bound.thumbprint(),
         });
+        match &credential.payload {
+            Payload::Token(token) => {
+                shown["access_token"] = json!(token.expose_str());
+                shown["token_type"] = json!(credential.binding().scheme());
+            }
+            Payload::Certificate { bundle, .. } => shown["bundle_pem"] = json!(&**bundle),
+            Payload::Values { values, .. } => {
+                let values = values.iter().map(|(name, value)| (name.clone(), json!(value.expose_str())));
+                shown["values"] = values.collect::<Map<_, _>>().into();
+            }
+        }
         if let Some((certificate, key)) = answer.client_certificate() {
             shown["client_certificate"] = json!({
                 "chain_pem": certificate.chain_pem(),

@@ -174,7 +174,8 @@ fn of_reason(reason: Reason) -> (Code, &'static str) {
         | Reason::RarEscalated
         | Reason::ScopeEscalated
         | Reason::TokenInactive
-        | Reason::TokenNotBound => {
+        | Reason::TokenNotBound
+        | Reason::CertRejected(_) => {
             (Code::FailedPrecondition, "the issuer gave something else than was ordered, so it was discarded")
         }
         Reason::GrantRejected
@@ -188,6 +189,7 @@ fn of_reason(reason: Reason) -> (Code, &'static str) {
         | Reason::SourceTokenUnfit => (Code::FailedPrecondition, OPERATOR),
         // ER-02: never the caller's fault, and an operator is at it.
         Reason::AttestationRejected
+        | Reason::CaPending
         | Reason::ClientAuthRejected
         | Reason::ClockUntrusted
         | Reason::KeyUnavailable

@@ -125,7 +125,7 @@ fn left_to_us() -> io::Result<UnixStream> {
 fn shown(credential: &Credential) -> Value {
     let token = match &credential.kind {
         Some(Kind::AccessToken(token)) => token.clone(),
-        None => Default::default(),
+        _ => Default::default(),
     };
     json!({
         "token": token.token,

@@ -1,19 +1,15 @@
-//! Who asks. In go an order and the keys it is placed with; out comes one client assertion, made or read for one attempt:
-//! our own (RFC 7523), a platform's that the issuer trusts, or a JWT-SVID. `aud` is the issuer's name as the settings have
-//! it, whoever made the assertion (PKJ-03, PKJ-04).
+//! Who asks. In go an order and the keys it is placed with; out comes one client assertion for one attempt, with its type.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{Audience, OAuth, assertion::Assertion, no_signature};
+use super::{Audience, OAuth};
 use crate::{
     issuer::{
         IssueError, Order, Reason, Signers,
-        conditions::Form,
-        spiffe,
-        terms::{ClientAuth, SvidSource},
-        token_file::TokenFile,
+        assertion::{Assertion, Showing},
+        terms::ClientAuth,
     },
     jose::Signer,
     secret::Secret,
@@ -51,40 +47,19 @@ impl OAuth {
         key: Option<&Arc<dyn Signer>>,
         now: Timestamp,
     ) -> Result<Shown, IssueError> {
-        let file = async |file: &TokenFile, audience: &str, form| {
-            let mut file = file.clone();
-            file.conditions.audience = Some(audience.to_owned());
-            file.read(form, now).await.map_err(IssueError::from)
+        let auth = &order.terms.client_auth;
+        let kind = if matches!(auth, ClientAuth::SpiffeJwt(_)) { JWT_SPIFFE } else { JWT_BEARER };
+        let own = Assertion {
+            typ: self.settings.assertion_typ.as_str(),
+            client_id: &order.client_id,
+            audience: self.audience(),
+            now,
+            life: self.settings.assertion_life.as_secs(),
         };
-        let issuer = &*self.settings.issuer;
-        match (&order.terms.client_auth, key) {
-            (ClientAuth::FederatedJwt(from), _) => {
-                Ok((JWT_BEARER, file(from, self.audience(), Form::Assertion).await?))
-            }
-            // The draft leaves no choice of audience.
-            (ClientAuth::SpiffeJwt(SvidSource::File(from)), _) => {
-                Ok((JWT_SPIFFE, file(from, issuer, Form::JwtSvid).await?))
-            }
-            (ClientAuth::SpiffeJwt(SvidSource::WorkloadApi { socket, spiffe_id }), _) => {
-                let fetching = spiffe::fetch_jwt_svid(socket, spiffe_id, issuer, now, self.settings.timeout);
-                Ok((JWT_SPIFFE, fetching.await?))
-            }
-            (ClientAuth::PrivateKeyJwt, Some(key)) => {
-                let assertion = Assertion {
-                    typ: self.settings.assertion_typ.as_str(),
-                    client_id: &order.client_id,
-                    audience: self.audience(),
-                    now,
-                    life: self.settings.assertion_life.as_secs(),
-                };
-                Ok((JWT_BEARER, assertion.sign(&**key, &*self.dice).map_err(no_signature)?))
-            }
-            // A certificate says who asks without one.
-            (ClientAuth::PrivateKeyJwt, None)
-            | (ClientAuth::TlsClientAuth | ClientAuth::SelfSignedTlsClientAuth, _) => {
-                Err(no_signature(crate::jose::SignError))
-            }
-        }
+        // The draft leaves no choice of audience.
+        let svid_audience = &*self.settings.issuer;
+        let showing = Showing { own, svid_audience, timeout: self.settings.timeout };
+        Ok((kind, showing.take(auth, key, &*self.dice).await?))
     }
 
     fn audience(&self) -> &str {

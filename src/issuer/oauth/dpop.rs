@@ -8,12 +8,11 @@ use jiff::SignedDuration;
 use super::{
     metadata::Metadata,
     mtls::{self, Way},
-    no_signature,
 };
 use crate::{
     clock::{Clock, Dice},
     credential::{Binding, Bound},
-    issuer::{IssueError, Reason, Signers, http::Response},
+    issuer::{IssueError, Reason, Signers, assertion::no_signature, http::Response},
     proof::{Claim, Nonce, Nonces, Target},
     secret::Secret,
 };

@@ -10,12 +10,11 @@ use super::{
     OAuth, Placed, details,
     metadata::Metadata,
     mtls::Way,
-    refusal,
     reply::{self, Moment},
 };
 use crate::{
     credential::{Binding, Bound, Credential},
-    issuer::{IssueError, IssueFacts, Order, Reason, Signers, http::Response, json},
+    issuer::{IssueError, IssueFacts, Order, Reason, Signers, answer, http::Response, json},
 };
 
 impl OAuth {
@@ -29,7 +28,7 @@ impl OAuth {
         metadata: &Metadata,
         facts: &mut IssueFacts,
     ) -> Result<Option<Duration>, IssueError> {
-        let opaque = reply::jwt_claims(&credential.token)?.is_none();
+        let opaque = reply::jwt_claims(credential.handle())?.is_none();
         if !(order.terms.introspect && opaque && credential.binding() != Binding::Bearer) {
             return Ok(None);
         }
@@ -42,7 +41,7 @@ impl OAuth {
             }
         })?;
         // What came out of `reply` is ASCII.
-        let token = credential.token.expose_str().unwrap_or_default();
+        let token = credential.handle().expose_str().unwrap_or_default();
         let fields = [("token", token), ("token_type_hint", "access_token")];
         let sent = self.clock.boot();
         let (response, _) =
@@ -63,7 +62,7 @@ fn check(
     now: Moment,
 ) -> Result<Option<Duration>, IssueError> {
     let garbled = |detail: String| IssueError::Retry { reason: Reason::IssuerProtocol, detail, after: None };
-    if !refusal::is_json(response) {
+    if !answer::is_json(response) {
         return Err(garbled("the issuer's introspection is not JSON (Content-Type)".into()));
     }
     let said = json::parse(response.body.expose())

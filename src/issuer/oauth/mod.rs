@@ -4,7 +4,6 @@
 //! an assertion made for it alone, and another where the protocol has us ask again. The issuer's name in an assertion comes
 //! from the settings, and an assertion goes to no host that the settings do not vouch for (PKJ-04, OA-08).
 
-mod assertion;
 mod client;
 mod details;
 mod dpop;
@@ -24,7 +23,7 @@ mod tests;
 use std::{
     fmt,
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -32,12 +31,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use http::header;
-use jiff::{SignedDuration, Timestamp};
 
 use self::{
     dpop::{Heard, Prover},
     metadata::Metadata,
-    mtls::{Pools, Way},
+    mtls::Way,
     reply::Moment,
     request::Asked,
 };
@@ -49,11 +47,11 @@ use crate::{
     clock::{Boot, Clock, Dice},
     credential::{Binding, Bound, Credential},
     issuer::{
-        IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
-        http::{Http, HttpError, HttpSettings, Request, Response},
-        skew::{Estimate, Skew},
+        IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers, answer,
+        contact::{Contact, Shown},
+        http::{HttpError, HttpSettings, Request, Response, USER_AGENT},
+        skew::Estimate,
     },
-    jose::SignError,
     proof::Target,
 };
 
@@ -66,12 +64,9 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// One OAuth issuer: its client, its clock, its metadata. Nothing of it is shared with another (OA-08).
 pub struct OAuth {
     settings: OAuthSettings,
-    http: Http,
-    /// The same for each certificate that is shown.
-    pools: Pools,
+    contact: Contact,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
-    skew: std::sync::Mutex<Skew>,
     prover: Prover,
     /// Its own endpoints, as it told them last.
     endpoints: ArcSwap<Vec<Target>>,
@@ -115,21 +110,19 @@ impl OAuth {
         clock: Arc<dyn Clock>,
         dice: Arc<dyn Dice>,
     ) -> Result<Self, HttpError> {
-        let http = Http::new(HttpSettings {
+        let http = HttpSettings {
             ca_file: settings.ca_file.clone(),
             allow_plain_loopback: settings.dev,
             timeout: settings.timeout,
-            user_agent: concat!("keybearer/", env!("CARGO_PKG_VERSION")).into(),
-        })?;
+            user_agent: USER_AGENT.into(),
+        };
         Ok(Self {
+            contact: Contact::new(http, Arc::clone(&clock))?,
             settings,
-            http,
-            pools: Pools::default(),
             prover: Prover::new(Arc::clone(&clock), Arc::clone(&dice)),
             endpoints: ArcSwap::default(),
             clock,
             dice,
-            skew: std::sync::Mutex::default(),
             shelf: tokio::sync::Mutex::default(),
             fetches: AtomicU64::new(0),
         })
@@ -137,7 +130,7 @@ impl OAuth {
 
     /// How far the issuer's clock is ahead of ours, in milliseconds; zero within the noise, `None` if unknown.
     pub fn skew_ms(&self) -> Option<i64> {
-        self.estimate().millis()
+        self.contact.estimate().millis()
     }
 
     async fn attempt(
@@ -172,7 +165,7 @@ impl OAuth {
             sent,
             received: self.clock.boot(),
             wall: self.clock.wall(),
-            correction: self.estimate().correction(),
+            correction: self.contact.estimate().correction(),
         }
     }
 
@@ -189,7 +182,7 @@ impl OAuth {
         let mut way = ways.next().ok_or_else(mtls::no_certificate)?;
         let (mut may_prove_again, mut fell_back) = (order.binding == Binding::Dpop, false);
         let (mut may_bring_again, mut may_draw_again) = (true, way.client.is_some());
-        let mut asked = Asked::gather(order, self.now()?).await?;
+        let mut asked = Asked::gather(order, self.contact.now()?).await?;
         loop {
             let bound = dpop::bound(order.binding, signers, &way, metadata)?;
             let endpoint = metadata.token_endpoint(way.certificate.is_some())?;
@@ -208,7 +201,7 @@ impl OAuth {
                 (Some("use_dpop_nonce"), _) if may_prove_again => may_prove_again = false,
                 // DPOP-13: the answer told the nonce or the time that the proof lacked.
                 (Some("invalid_dpop_proof"), _)
-                    if may_prove_again && (heard == Heard::New || self.estimate().is_telling()) =>
+                    if may_prove_again && (heard == Heard::New || self.contact.estimate().is_telling()) =>
                 {
                     may_prove_again = false;
                 }
@@ -223,7 +216,7 @@ impl OAuth {
                 // ER-03: whoever writes the file may have written another one since; the same again is of no use.
                 (Some(code), _) if may_bring_again && request::is_refused_grant(order, code) => {
                     may_bring_again = false;
-                    let again = Asked::gather(order, self.now()?).await?;
+                    let again = Asked::gather(order, self.contact.now()?).await?;
                     if again.brings() == asked.brings() {
                         return Ok((sent, response, bound));
                     }
@@ -235,7 +228,7 @@ impl OAuth {
                     return Ok((sent, response, bound));
                 }
             }
-            asked = Asked::gather(order, self.now()?).await?;
+            asked = Asked::gather(order, self.contact.now()?).await?;
         }
     }
 
@@ -254,7 +247,7 @@ impl OAuth {
                 detail: "the issuer offers no revocation: the token lives until it ends by itself".into(),
             })?;
         // What came out of `reply` is ASCII.
-        let token = credential.token.expose_str().unwrap_or_default();
+        let token = credential.handle().expose_str().unwrap_or_default();
         let fields = [("token", token), ("token_type_hint", "access_token")];
         let placed = Placed { order, signers, way: &way };
         let (response, _) = self.post(placed, &Bound::Bearer, endpoint, &fields, &mut facts).await?;
@@ -290,11 +283,11 @@ impl OAuth {
         fields: &[(&str, &str)],
         facts: &mut IssueFacts,
     ) -> Result<(Response, Heard), IssueError> {
-        let correction = self.correction()?;
+        let correction = self.contact.correction()?;
         let by_certificate = order.terms.client_auth.is_mtls();
         let assertion = match by_certificate {
             true => None,
-            false => Some(self.show(order, way.client.as_ref(), self.now()?).await?),
+            false => Some(self.show(order, way.client.as_ref(), self.contact.now()?).await?),
         };
         let mut fields = fields.to_vec();
         // MT-02: without an assertion it is all that says who asks.
@@ -307,13 +300,8 @@ impl OAuth {
         }
         let proof = self.prover.prove(bound, endpoint, correction)?;
         let request = Request { url: endpoint.to_owned(), form: Some(request::encode(&fields)), proof };
-        let response = match &way.certificate {
-            Some(certificate) => {
-                let http = self.pools.of(certificate, order, signers, &self.http);
-                self.exchange_over(&http, request, facts).await?
-            }
-            None => self.exchange(request, facts).await?,
-        };
+        let shown = way.certificate.as_ref().map(|certificate| Shown { certificate, order, signers });
+        let response = self.exchange(shown, request, facts).await?;
         let heard = self.prover.hear(bound, endpoint, &response);
         if let Heard::Unusable(what) = heard {
             tracing::warn!(issuer = %self.settings.name, "its DPoP-Nonce is ignored: {what}");
@@ -321,33 +309,14 @@ impl OAuth {
         Ok((response, heard))
     }
 
-    async fn exchange(&self, request: Request, facts: &mut IssueFacts) -> Result<Response, IssueError> {
-        self.exchange_over(&self.http, request, facts).await
-    }
-
-    /// Sends, and notes what the answer tells beside its content.
-    async fn exchange_over(
+    async fn exchange(
         &self,
-        http: &Http,
+        shown: Option<Shown<'_>>,
         request: Request,
         facts: &mut IssueFacts,
     ) -> Result<Response, IssueError> {
-        let done = http.send(request).await;
-        let response = done.map_err(|error| {
-            facts.http_status = match error {
-                HttpError::Redirect { status } => Some(status),
-                _ => None,
-            };
-            refusal::unanswered(&error)
-        })?;
-        facts.http_status = Some(response.status);
+        let response = self.contact.send(shown, request, facts).await?;
         facts.oauth_error = refusal::oauth_error(&response);
-        // An answer from a cache was dated when it was put there.
-        let fresh = response.header(header::AGE).is_none_or(|age| age.trim() == "0");
-        if let Some(date) = response.header(header::DATE).filter(|_| fresh) {
-            let ahead = self.skew().note(date, self.clock.wall(), self.clock.boot());
-            facts.date_skew_ms = ahead.and_then(|ahead| i64::try_from(ahead.as_millis()).ok());
-        }
         Ok(response)
     }
 
@@ -371,7 +340,7 @@ impl OAuth {
         if let Some(document) = &shelf.document {
             let age = now.since(document.fetched);
             // Nothing is signed then, so no other answer would bring a newer sample.
-            let untrusted = matches!(self.estimate(), Estimate::Untrusted(_));
+            let untrusted = matches!(self.contact.estimate(), Estimate::Untrusted(_));
             let wanted = age >= document.life || shelf.doubted || untrusted;
             let allowed = !waited && shelf.tried.is_none_or(|tried| now.since(tried) >= REFETCH);
             // A document past its time may stand in while a newer one cannot be had, but not for longer than a day.
@@ -398,7 +367,12 @@ impl OAuth {
                 match (&failure, old) {
                     (IssueError::Retry { .. }, Some(old)) => Ok(Arc::clone(&old.metadata)),
                     // What was said before holds no longer: the issuer now says something that must not be used.
-                    (IssueError::Refused { .. } | IssueError::Misconfigured { .. }, _) => {
+                    (
+                        IssueError::Refused { .. }
+                        | IssueError::Misconfigured { .. }
+                        | IssueError::Later { .. },
+                        _,
+                    ) => {
                         shelf.document = None;
                         Err(failure)
                     }
@@ -412,9 +386,9 @@ impl OAuth {
         let mut missing = String::new();
         for url in metadata::addresses(&self.settings) {
             let response =
-                self.exchange(Request { url: url.clone(), form: None, proof: None }, facts).await?;
+                self.exchange(None, Request { url: url.clone(), form: None, proof: None }, facts).await?;
             match response.status {
-                200 if refusal::is_json(&response) => {
+                200 if answer::is_json(&response) => {
                     let metadata = Metadata::read(response.body.expose(), &self.settings)?;
                     return Ok((metadata, metadata::life(&response.headers)));
                 }
@@ -431,40 +405,15 @@ impl OAuth {
             after: None,
         })
     }
-
-    /// What to add to the wall clock for what is signed now, if anything may be (CLK-03).
-    fn correction(&self) -> Result<SignedDuration, IssueError> {
-        match self.estimate() {
-            Estimate::Untrusted(offset) => Err(IssueError::Retry {
-                reason: Reason::ClockUntrusted,
-                detail: format!(
-                    "the issuer's clock is {} s away from ours (300 s at most): set the clock of this host, or the \
-                     issuer's",
-                    offset.as_secs(),
-                ),
-                after: None,
-            }),
-            within => Ok(within.correction()),
-        }
-    }
-
-    /// The issuer's now, if anything may be signed or sent by it (CLK-03).
-    fn now(&self) -> Result<Timestamp, IssueError> {
-        let wall = self.clock.wall();
-        Ok(wall.checked_add(self.correction()?).unwrap_or(wall))
-    }
-
-    fn estimate(&self) -> Estimate {
-        self.skew().offset(self.clock.wall(), self.clock.boot())
-    }
-
-    fn skew(&self) -> std::sync::MutexGuard<'_, Skew> {
-        self.skew.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Issuer for OAuth {
-    fn issue<'a>(&'a self, order: &'a Order, signers: &'a Signers) -> Pending<'a, Issued> {
+    fn issue<'a>(
+        &'a self,
+        order: &'a Order,
+        signers: &'a Signers,
+        _held: Option<&'a Credential>,
+    ) -> Pending<'a, Issued> {
         Box::pin(async move {
             let started = self.clock.boot();
             let mut facts = IssueFacts::default();
@@ -485,14 +434,6 @@ impl Issuer for OAuth {
 
     fn endpoints(&self) -> Arc<Vec<Target>> {
         self.endpoints.load_full()
-    }
-}
-
-fn no_signature(error: SignError) -> IssueError {
-    IssueError::Retry {
-        reason: Reason::KeyUnavailable,
-        detail: format!("{error}: see whether the key is still where it was"),
-        after: None,
     }
 }
 

@@ -1,12 +1,12 @@
 //! What certificates ask of a request (RFC 8705). In goes an order and the keys it is placed with; out come the ways to place
-//! it, the next one for an issuer that does not know the one before it, and the connections for each (MT-02, MT-03, MT-10).
+//! it, the next one for an issuer that does not know the one before it (MT-02, MT-03).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::client;
 use crate::{
     credential::Binding,
-    issuer::{IssueError, Order, Reason, Signers, http::Http},
+    issuer::{IssueError, Order, Reason, Signers},
     jose::Signer,
     keys::ClientCertificate,
 };
@@ -54,43 +54,5 @@ pub(super) fn no_certificate() -> IssueError {
         detail: "this identity has no client certificate that has not ended: renew the file that its certificate table names, \
                  then reload the settings"
             .into(),
-    }
-}
-
-/// The connections of each certificate at one issuer: never one for two (MT-10).
-#[derive(Debug, Default)]
-pub(super) struct Pools(Mutex<Vec<Pool>>);
-
-#[derive(Debug)]
-struct Pool {
-    identity: Arc<str>,
-    certificate: Arc<ClientCertificate>,
-    http: Arc<Http>,
-}
-
-impl Pools {
-    /// The client that shows `certificate` for `order`, made from `plain` at first use. Those of its identity's certificates
-    /// that are no longer shown are let go, so that a key ends with the last credential bound to it (MT-08).
-    pub(super) fn of(
-        &self,
-        certificate: &Arc<ClientCertificate>,
-        order: &Order,
-        signers: &Signers,
-        plain: &Http,
-    ) -> Arc<Http> {
-        let mut pools = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_shown =
-            |pool: &Pool| signers.certificates.iter().any(|one| Arc::ptr_eq(one, &pool.certificate));
-        pools.retain(|pool| pool.identity != order.identity || is_shown(pool));
-        if let Some(pool) = pools.iter().find(|pool| Arc::ptr_eq(&pool.certificate, certificate)) {
-            return Arc::clone(&pool.http);
-        }
-        let http = Arc::new(plain.showing(Arc::clone(certificate)));
-        pools.push(Pool {
-            identity: Arc::clone(&order.identity),
-            certificate: Arc::clone(certificate),
-            http: Arc::clone(&http),
-        });
-        http
     }
 }

@@ -49,7 +49,7 @@ pub fn reply(bytes: &[u8]) {
             assert!(credential.window.life() <= order.max_ttl && !credential.window.life().is_zero());
             assert!(credential.scope.iter().all(|scope| order.scope.iter().any(|asked| **asked == **scope)));
             assert_eq!(credential.audience.as_deref(), order.resource.as_deref());
-            let token = credential.token.expose();
+            let token = credential.handle().expose();
             assert!(!token.is_empty() && token.iter().all(u8::is_ascii_graphic));
             claims_fit(&credential, &order);
         }
@@ -103,7 +103,7 @@ fn strictly(document: &[u8]) {
 
 /// A JWT that was taken is ours by its own account too: issuer, audience, scope and end.
 fn claims_fit(credential: &Credential, order: &Order) {
-    let token = credential.token.expose_str().unwrap_or_default();
+    let token = credential.handle().expose_str().unwrap_or_default();
     let Ok(jwt) = Unverified::parse(token) else { return };
     let Ok(claims) = jwt.claims::<Value>() else { return };
     if !claims.is_object() {

@@ -1,26 +1,18 @@
 //! An answer that is not a yes. In goes the answer; out comes an [`IssueError`], whose variant is the next move
 //! (rows ER-01 to ER-13). What the issuer wrote is quoted only after it was cut and cleaned.
 
-use std::time::Duration;
-
-use http::header;
 use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::issuer::{
     IssueError, Reason,
-    http::{HttpError, Response, printable},
-    json, skew,
+    answer::{clean, is_json, retry_after},
+    http::Response,
+    json,
 };
-
-/// The longest we let an issuer send us away for (CLK-06).
-const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
 
 /// How much of an issuer's own words is kept (ER-13).
 const LONGEST_QUOTE: usize = 200;
-
-/// A run of token characters from this length on may be a token, whatever it looks like.
-const TOKEN_LIKE: usize = 40;
 
 /// Sorts an answer whose status is not 200. `now` is the wall clock, for a `Retry-After` that is a date.
 pub(super) fn classify(response: &Response, now: Timestamp) -> IssueError {
@@ -99,25 +91,6 @@ pub(super) fn is_reuse(response: &Response) -> bool {
     }
 }
 
-/// Sorts a failure to get any answer (ER-12, PKJ-17).
-pub(super) fn unanswered(error: &HttpError) -> IssueError {
-    let detail = error.to_string();
-    match error {
-        HttpError::CaFile { .. } | HttpError::NoRoots | HttpError::Plain => {
-            IssueError::Misconfigured { reason: Reason::IssuerConfig, detail }
-        }
-        HttpError::CertNotAccepted(_) => {
-            IssueError::Misconfigured { reason: Reason::CertNotAccepted, detail }
-        }
-        HttpError::Redirect { .. } => IssueError::Misconfigured { reason: Reason::IssuerRedirect, detail },
-        HttpError::Connect(_) | HttpError::Protocol | HttpError::Timeout => {
-            IssueError::Retry { reason: Reason::IssuerUnavailable, detail, after: None }
-        }
-        HttpError::Tls(_) => IssueError::Retry { reason: Reason::IssuerTls, detail, after: None },
-        HttpError::TooLarge => IssueError::Retry { reason: Reason::IssuerProtocol, detail, after: None },
-    }
-}
-
 /// The `error` code of an answer that is no success, cleaned for the ledger. `None` if there is none.
 pub(super) fn oauth_error(response: &Response) -> Option<String> {
     if response.status == 200 {
@@ -125,49 +98,6 @@ pub(super) fn oauth_error(response: &Response) -> Option<String> {
     }
     let code = member(response, "error")?;
     Some(clean(&code, 64)).filter(|code| !code.is_empty())
-}
-
-/// How long the issuer asks us to stay away (CLK-06): seconds or a date, at most an hour. `None` if it does not
-/// say, or says nonsense.
-pub(super) fn retry_after(response: &Response, now: Timestamp) -> Option<Duration> {
-    let text = response.header(header::RETRY_AFTER)?.trim();
-    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a u64 holds is longer than an hour all the same.
-        return Some(
-            text.parse().map_or(LONGEST_WAIT, |seconds| Duration::from_secs(seconds).min(LONGEST_WAIT)),
-        );
-    }
-    let until = skew::http_date(text)?;
-    // Read against the issuer's own clock where it tells it: ours may be off.
-    let now = response.header(header::DATE).and_then(skew::http_date).unwrap_or(now);
-    Duration::try_from(until.duration_since(now)).ok().map(|wait| wait.min(LONGEST_WAIT))
-}
-
-/// Whether the body says it is JSON (OA-44).
-pub(super) fn is_json(response: &Response) -> bool {
-    let kind = response.header(header::CONTENT_TYPE).unwrap_or_default();
-    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
-}
-
-/// A stranger's words made fit for a log: printable, short, and without anything that may be a token (ER-13).
-fn clean(text: &str, longest: usize) -> String {
-    let in_token = |c: char| c.is_ascii_alphanumeric() || "-_.~+/=".contains(c);
-    let mut cleaned = String::new();
-    let mut rest = text;
-    while let Some(first) = rest.chars().next() {
-        let run = rest.find(|c| !in_token(c)).unwrap_or(rest.len());
-        if run == 0 {
-            cleaned.push(first);
-            rest = &rest[first.len_utf8()..];
-            continue;
-        }
-        let word = &rest[..run];
-        // "eyJ" is how base64url writes the `{"` that every JOSE header starts with.
-        let is_token = word.contains("eyJ") || word.len() >= TOKEN_LIKE;
-        cleaned.push_str(if is_token { "[removed]" } else { word });
-        rest = &rest[run..];
-    }
-    printable(&cleaned, longest)
 }
 
 fn description(response: &Response) -> Option<String> {
@@ -186,11 +116,16 @@ fn member(response: &Response, name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, HeaderName, HeaderValue};
+    use std::time::Duration;
+
+    use http::{HeaderMap, HeaderName, HeaderValue, header};
     use serde_json::json;
 
     use super::*;
-    use crate::secret::Secret;
+    use crate::{
+        issuer::{answer::unanswered, http::HttpError, skew},
+        secret::Secret,
+    };
 
     fn now() -> Timestamp {
         skew::http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap()
@@ -216,7 +151,7 @@ mod tests {
         match error {
             IssueError::Misconfigured { .. } => Next::Misconfigured,
             IssueError::Refused { .. } => Next::Refused,
-            IssueError::Retry { .. } => Next::Retry,
+            IssueError::Retry { .. } | IssueError::Later { .. } => Next::Retry,
         }
     }
 

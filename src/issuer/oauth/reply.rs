@@ -7,12 +7,12 @@ use std::{collections::BTreeSet, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
-use super::{details, refusal};
+use super::details;
 use crate::{
     clock::Boot,
-    credential::{Binding, Bound, Credential, Form, Window},
+    credential::{Binding, Bound, Credential, Form, Payload, Window},
     issuer::{
-        IssueError, IssueFacts, Order, Reason,
+        IssueError, IssueFacts, Order, Reason, answer,
         http::Response,
         json,
         terms::{Exchange, GrantType},
@@ -51,7 +51,7 @@ pub(super) fn accept(
     facts: &mut IssueFacts,
 ) -> Result<Credential, IssueError> {
     let garbled = |detail: String| IssueError::Retry { reason: Reason::IssuerProtocol, detail, after: None };
-    if !refusal::is_json(response) {
+    if !answer::is_json(response) {
         return Err(garbled("the issuer answered 200 with something that is not JSON (Content-Type)".into()));
     }
     let mut reply = json::parse(response.body.expose())
@@ -99,7 +99,7 @@ pub(super) fn accept(
     }
     Ok(Credential {
         fingerprint: token.fingerprint(),
-        token,
+        payload: Payload::Token(token),
         window: Window::opening(now.received, now.wall, life),
         bound,
         scope: granted
@@ -186,7 +186,7 @@ pub(super) fn check_type(named: Option<&Value>, bound: &Bound) -> Result<(), Iss
 
 /// MT-07: a token that cannot be read shows no binding, so it is taken only from an issuer that says it binds.
 pub(super) fn check_shown(credential: &Credential, issuer_binds: bool) -> Result<(), IssueError> {
-    if issuer_binds || credential.binding() != Binding::Mtls || jwt_claims(&credential.token)?.is_some() {
+    if issuer_binds || credential.binding() != Binding::Mtls || jwt_claims(credential.handle())?.is_some() {
         return Ok(());
     }
     Err(unbound(

@@ -3,7 +3,8 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use super::{OnChange, Pins, assertion, metadata};
+use super::{OnChange, Pins, metadata};
+use crate::issuer::assertion;
 use crate::issuer::terms::ClientAuth;
 
 /// One OAuth issuer, as the operator describes it.

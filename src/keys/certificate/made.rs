@@ -63,6 +63,16 @@ impl Made {
         Ok(Self { pkcs8, chain: vec![certificate.der().clone()] })
     }
 
+    /// These.
+    pub(super) fn of(pkcs8: &Secret, chain: &[CertificateDer<'static>]) -> Self {
+        Self { pkcs8: Secret::new(pkcs8.expose()), chain: chain.to_vec() }
+    }
+
+    /// The key alone.
+    pub(super) fn into_key(self) -> Secret {
+        self.pkcs8
+    }
+
     /// Reads both from one file of mode 0600.
     pub(super) fn read(path: &Path) -> Result<Self, FileError> {
         let pem = file::read_private(path)?;

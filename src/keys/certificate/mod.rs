@@ -3,6 +3,7 @@
 //! nothing else; it is kept in a form that can be handed out only where the operator allowed that (MT-11).
 
 mod custody;
+mod enrolment;
 mod made;
 mod name;
 mod shown;
@@ -19,12 +20,13 @@ use serde_json::{Value, json};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 pub use custody::{CertificateError, CertificateSettings, Certificates, SignedBy};
+pub use enrolment::{Enrolment, KeyKind, Subject, pair};
 pub use name::Name;
 pub use shown::{NotShown, Showing};
 
 use super::{FileError, file, memory::Key};
 use crate::{
-    jose::{self, Algorithm, PublicKey, Signer as _},
+    jose::{self, Algorithm, Signer},
     secret::Secret,
 };
 
@@ -33,10 +35,11 @@ use crate::{
 pub struct ClientCertificate {
     key: Arc<CertifiedKey>,
     thumbprint: String,
-    /// The key as a JWK; none for a curve that this house does not write down.
-    public: Option<PublicKey>,
+    /// The same key for assertions that carry the chain (RFC 7515 4.1.6); none for a curve that JOSE has no name for here.
+    signer: Option<Arc<Key>>,
     kid: String,
     name: Name,
+    handle: Secret,
     from: Timestamp,
     until: Timestamp,
     /// Who signed what, as CertificateRequest names authorities: distinguished names in DER.
@@ -64,17 +67,19 @@ impl ClientCertificate {
             }
             _ => wrong("the key beside it cannot be used in TLS: P-256, P-384, Ed25519 and RSA from 2048 bits can"),
         })?;
-        let thumbprint = key.cert.first().map(|leaf| thumbprint(leaf)).unwrap_or_default();
-        let public = [Algorithm::Es256, Algorithm::EdDsa, Algorithm::Rs256]
+        let leaf = key.cert.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
+        let (thumbprint, handle) = (thumbprint(leaf), Secret::new(jose::b64(leaf)));
+        let signer = [Algorithm::Es256, Algorithm::EdDsa, Algorithm::Rs256]
             .iter()
             .find_map(|algorithm| Key::from_pkcs8(pkcs8, *algorithm).ok())
-            .map(|key| key.public().clone());
+            .map(Arc::new);
         Ok(Self {
-            kid: public.as_ref().map_or_else(|| facts.spki_digest.clone(), PublicKey::thumbprint),
+            kid: signer.as_ref().map_or(facts.spki_digest, |key| key.public().thumbprint()),
             thumbprint,
             key: Arc::new(key),
-            public,
+            signer,
             name: facts.name,
+            handle,
             from: facts.from,
             until: facts.until,
             issuers,
@@ -97,14 +102,34 @@ impl ClientCertificate {
         &self.name
     }
 
+    /// From when it is good, by the wall.
+    pub fn from(&self) -> Timestamp {
+        self.from
+    }
+
     /// When it ends, by the wall.
     pub fn until(&self) -> Timestamp {
         self.until
     }
 
+    /// The chain in DER, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
+    /// What its CA is told to revoke it: base64url of the leaf in DER. Nothing secret, but told where secrets are.
+    pub fn handle(&self) -> &Secret {
+        &self.handle
+    }
+
+    /// Its key, to sign assertions that carry the chain. None for a kind of key that JOSE has no name for here.
+    pub fn signer(&self) -> Option<Arc<dyn Signer>> {
+        self.signer.clone().map(|key| key as Arc<dyn Signer>)
+    }
+
     /// The chain in PEM, leaf first.
     pub fn chain_pem(&self) -> String {
-        self.key.cert.iter().map(|one| file::pem("CERTIFICATE", one).to_string()).collect()
+        self.key.cert.iter().map(certificate_pem).collect()
     }
 
     /// The private key in PEM (PKCS#8). None unless the operator allowed that it be handed out (MT-11).
@@ -115,7 +140,7 @@ impl ClientCertificate {
     /// The public JWK with the chain in it, as an issuer takes it that trusts this certificate and no CA (RFC 8705 2.2.2,
     /// RFC 7517 4.7; MT-05). None for a key that has no JWK here.
     pub fn jwk(&self) -> Option<Value> {
-        let mut jwk = self.public.as_ref()?.jwk(Algorithm::Es256);
+        let mut jwk = self.signer.as_ref()?.public().jwk(Algorithm::Es256);
         // What signs in TLS is the handshake's business, not a JOSE algorithm's.
         jwk.as_object_mut()?.remove("alg");
         let standard = |one: &CertificateDer<'_>| {
@@ -132,6 +157,11 @@ impl fmt::Debug for ClientCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ClientCertificate({} until {})", self.thumbprint, self.until)
     }
+}
+
+/// One certificate in PEM.
+pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
+    file::pem("CERTIFICATE", der).to_string()
 }
 
 /// base64url of the SHA-256 of a certificate (RFC 8705 3.1).

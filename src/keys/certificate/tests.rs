@@ -120,7 +120,7 @@ fn a_jwk_holds_the_chain_and_nothing_private() {
     let leaf = STANDARD.decode(jwk["x5c"][0].as_str().unwrap()).unwrap();
     assert_eq!(thumbprint(&leaf), jwk["x5t#S256"]);
     let (_, read) = X509Certificate::from_der(&leaf).unwrap();
-    assert_eq!(read.public_key().raw, PublicKey::from_jwk(&jwk).unwrap().spki_der());
+    assert_eq!(read.public_key().raw, crate::jose::PublicKey::from_jwk(&jwk).unwrap().spki_der());
 }
 
 #[test]

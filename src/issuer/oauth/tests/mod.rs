@@ -81,7 +81,7 @@ impl Stage {
     }
 
     async fn issue(&self) -> Issued {
-        self.oauth.issue(&self.order, &self.signers).await
+        self.oauth.issue(&self.order, &self.signers, None).await
     }
 
     async fn reason(&self) -> Reason {
@@ -138,7 +138,7 @@ async fn the_token_request_is_this_and_nothing_else() {
     stage.script.will([Answer::json(200, stage.metadata()), token()]);
     let issued = stage.issue().await;
     let credential = issued.result.unwrap();
-    assert_eq!(credential.token.expose(), b"canary-token");
+    assert_eq!(credential.handle().expose(), b"canary-token");
     assert_eq!(credential.window.life(), Duration::from_secs(300));
     assert_eq!(issued.facts, IssueFacts { http_status: Some(200), ..IssueFacts::default() });
     let diary = stage.script.diary();

@@ -130,9 +130,9 @@ fn a_good_reply_becomes_a_credential() {
     assert_eq!(credential.scope, ["orders.read"]);
     assert_eq!(credential.audience.as_deref(), Some("https://api.example"));
     assert_eq!(credential.jti, Some(Fingerprint::of(b"j-1")));
-    assert_eq!(credential.fingerprint, credential.token.fingerprint());
+    assert_eq!(credential.fingerprint, credential.handle().fingerprint());
     let credential = judge(&opaque()).unwrap();
-    assert_eq!(credential.token.expose(), b"canary-token");
+    assert_eq!(credential.handle().expose(), b"canary-token");
     assert_eq!((credential.scope.len(), credential.jti), (2, None));
 }
 

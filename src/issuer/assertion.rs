@@ -1,9 +1,19 @@
-//! The client assertion of RFC 7523: our one proof of who asks. In go a signer, a client and an audience that
-//! come from the settings; out comes a signed JWT, made for one HTTP attempt and never kept (PKJ-12, PKJ-15).
+//! An assertion of who asks, as one JWT: our own (RFC 7523), a platform's that the issuer trusts, or a JWT-SVID. In go a client,
+//! a key and an audience that come from the settings; out comes what is shown in one HTTP attempt and never kept (PKJ-12,
+//! PKJ-15). `aud` is as the settings have it, whoever made the assertion (PKJ-03, PKJ-04).
+
+use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
+use super::{
+    IssueError, Reason,
+    conditions::Form,
+    spiffe,
+    terms::{ClientAuth, SvidSource},
+    token_file::TokenFile,
+};
 use crate::{
     clock::Dice,
     jose::{self, Header, SignError, Signer},
@@ -16,7 +26,64 @@ const BACKDATE: SignedDuration = SignedDuration::from_secs(5);
 /// The shortest and the longest life of an assertion, in seconds (PKJ-07).
 pub(super) const LIFE: std::ops::RangeInclusive<u64> = 10..=60;
 
-/// What one assertion says.
+/// To whom one is shown, and by whom.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Showing<'a> {
+    /// What our own would say.
+    pub(super) own: Assertion<'a>,
+    /// What a JWT-SVID has to be for (DR-05).
+    pub(super) svid_audience: &'a str,
+    /// How long the Workload API may take.
+    pub(super) timeout: Duration,
+}
+
+impl Showing<'_> {
+    /// One assertion for one attempt (PKJ-12), signed with `key` where it is our own.
+    ///
+    /// # Errors
+    /// [`IssueError`] if it cannot be had.
+    pub(super) async fn take(
+        self,
+        auth: &ClientAuth,
+        key: Option<&Arc<dyn Signer>>,
+        dice: &dyn Dice,
+    ) -> Result<Secret, IssueError> {
+        let now = self.own.now;
+        let file = async |file: &TokenFile, audience: &str, form| {
+            let mut file = file.clone();
+            file.conditions.audience = Some(audience.to_owned());
+            file.read(form, now).await.map_err(IssueError::from)
+        };
+        match (auth, key) {
+            (ClientAuth::FederatedJwt(from), _) => file(from, self.own.audience, Form::Assertion).await,
+            (ClientAuth::SpiffeJwt(SvidSource::File(from)), _) => {
+                file(from, self.svid_audience, Form::JwtSvid).await
+            }
+            (ClientAuth::SpiffeJwt(SvidSource::WorkloadApi { socket, spiffe_id }), _) => {
+                let fetching =
+                    spiffe::fetch_jwt_svid(socket, spiffe_id, self.svid_audience, now, self.timeout);
+                Ok(fetching.await?)
+            }
+            (ClientAuth::PrivateKeyJwt, Some(key)) => self.own.sign(&**key, dice).map_err(no_signature),
+            // A certificate, or a secret to begin with, says who asks without one.
+            (ClientAuth::PrivateKeyJwt, None)
+            | (
+                ClientAuth::TlsClientAuth | ClientAuth::SelfSignedTlsClientAuth | ClientAuth::Bootstrap(_),
+                _,
+            ) => Err(no_signature(SignError)),
+        }
+    }
+}
+
+pub(super) fn no_signature(error: SignError) -> IssueError {
+    IssueError::Retry {
+        reason: Reason::KeyUnavailable,
+        detail: format!("{error}: see whether the key is still where it was"),
+        after: None,
+    }
+}
+
+/// What one assertion of our own says.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Assertion<'a> {
     /// The `typ` of the header.

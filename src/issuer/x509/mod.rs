@@ -1,0 +1,283 @@
+//! Certificates from a CA (RFC 5280): a request out, a chain in, and the chain doubted. One engine for every kind of CA; what
+//! differs between them is behind [`Authority`], at the edge. In goes an [`Order`] and the certificate that is held; out comes
+//! a certificate with its key, or why there is none. When to renew, how often to try and whom to spare is the broker's, as
+//! for every other credential; what is held stays good until it ends, whatever comes of a renewal (X5-03).
+
+mod accept;
+mod roots;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use rustls_pki_types::CertificateDer;
+
+pub use self::roots::{RootSource, Roots, RootsError};
+use super::{
+    IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Rejected, Signers,
+    terms::{CertificateTerms, Wants},
+};
+use crate::{
+    clock::Clock,
+    credential::{Bound, Credential, Form, Payload, Window},
+    keys::{self, ClientCertificate, Enrolment, FileError},
+    proof::Target,
+    secret::Fingerprint,
+};
+
+/// A certificate that begins so soon is waited for (X5-04): the CA's clock is a little ahead of ours.
+const SOON: SignedDuration = SignedDuration::from_secs(60);
+
+/// A kind of CA.
+pub(super) trait Authority: std::fmt::Debug + Send + Sync {
+    /// The roots that its certificates have to lead to, as the settings have them or vouch for them (CA-03).
+    fn roots<'a>(&'a self, facts: &'a mut IssueFacts) -> Pending<'a, Result<Arc<Roots>, IssueError>>;
+
+    /// Has a certificate made, leaf first. Nothing of it has to be doubted yet.
+    fn sign<'a>(&'a self, ask: Ask<'a>, facts: &'a mut IssueFacts)
+    -> Pending<'a, Result<Signed, IssueError>>;
+
+    /// Revokes a certificate, given in DER (X5-07).
+    fn revoke<'a>(
+        &'a self,
+        order: &'a Order,
+        signers: &'a Signers,
+        certificate: &'a [u8],
+    ) -> Pending<'a, Result<(), IssueError>>;
+
+    /// As [`Issuer::endpoints`].
+    fn endpoints(&self) -> Arc<Vec<Target>>;
+}
+
+/// What a CA is asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Ask<'a> {
+    /// The order.
+    pub(super) order: &'a Order,
+    /// What its certificate has to be.
+    pub(super) terms: &'a CertificateTerms,
+    /// The keys to ask with.
+    pub(super) signers: &'a Signers,
+    /// The request for a certificate. Where the key stays, it is for the key of `held`.
+    pub(super) request: &'a Enrolment,
+    /// What is held and good, where it is to be renewed; without it, the CA is asked as if for the first time.
+    pub(super) held: Option<&'a Arc<ClientCertificate>>,
+}
+
+/// What a CA said, if it did not refuse.
+#[derive(Debug)]
+pub(super) enum Signed {
+    /// This is the chain, leaf first.
+    Chain(Vec<CertificateDer<'static>>),
+    /// Not yet: the same request has to be sent again after this long (EST-02).
+    Later(Duration),
+}
+
+/// One CA and its certificates.
+#[derive(Debug)]
+pub(super) struct X509<A> {
+    authority: A,
+    clock: Arc<dyn Clock>,
+    /// Requests that the CA has not decided yet, by identity and credential: sent again with the same key.
+    undecided: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<Enrolment>>>,
+}
+
+impl<A: Authority> X509<A> {
+    pub(super) fn new(authority: A, clock: Arc<dyn Clock>) -> Self {
+        Self { authority, clock, undecided: Mutex::default() }
+    }
+
+    pub(super) fn authority(&self) -> &A {
+        &self.authority
+    }
+
+    async fn attempt(
+        &self,
+        order: &Order,
+        signers: &Signers,
+        held: Option<&Credential>,
+        facts: &mut IssueFacts,
+    ) -> Result<Credential, IssueError> {
+        let Wants::Certificate(terms) = &order.terms.wants else {
+            return Err(IssueError::Misconfigured {
+                reason: Reason::IssuerConfig,
+                detail: "this issuer gives certificates only: say certificate = { .. } for this credential"
+                    .into(),
+            });
+        };
+        let roots = self.authority.roots(facts).await?;
+        let held = match held.and_then(Credential::certificate) {
+            Some(held) => Some(Arc::clone(held)),
+            // The agent has just been started.
+            None => match self.kept(terms, &roots, order.max_ttl)? {
+                Some(kept) if self.clock.wall() < renewal(&kept) => return Ok(self.credential(kept, &roots)),
+                kept => kept,
+            },
+        };
+        // One that has ended proves nothing any more (CA-02).
+        let held = held.filter(|held| self.clock.wall() < held.until());
+        let ask = |request, held| Ask { order, terms, signers, request, held };
+        let request = self.request(order, terms, held.as_ref())?;
+        let answered = match (self.authority.sign(ask(&request, held.as_ref()), facts).await, &held) {
+            // CA-02: it may renew nothing, or not this. Asked for the first time it may well say yes.
+            (Err(IssueError::Refused { detail, .. } | IssueError::Misconfigured { detail, .. }), Some(_)) => {
+                tracing::info!(identity = %order.identity, credential = %order.credential, %detail, "not renewed: asked for anew");
+                self.authority.sign(ask(&request, None), facts).await
+            }
+            (answered, _) => answered,
+        };
+        let chain = match answered {
+            Ok(Signed::Chain(chain)) => chain,
+            Ok(Signed::Later(after)) => {
+                self.undecided().insert(slot(order), request);
+                return Err(IssueError::Later {
+                    reason: Reason::CaPending,
+                    detail: "the CA has not decided yet: it may wait for a person to approve".into(),
+                    after,
+                });
+            }
+            Err(error) => return Err(error),
+        };
+        accept::check(&chain, terms, &roots, order.max_ttl, self.clock.wall())?;
+        let certificate =
+            request.finish(chain, terms.export, terms.path.as_deref()).map_err(|error| unusable(&error))?;
+        self.until_good(&certificate).await?;
+        Ok(self.credential(Arc::new(certificate), &roots))
+    }
+
+    /// What to send: what was sent before, while the CA decides; or a request for a fresh key, or for the one that is held.
+    fn request(
+        &self,
+        order: &Order,
+        terms: &CertificateTerms,
+        held: Option<&Arc<ClientCertificate>>,
+    ) -> Result<Arc<Enrolment>, IssueError> {
+        if let Some(sent) = self.undecided().remove(&slot(order)) {
+            return Ok(sent);
+        }
+        let made = match (&terms.path, held) {
+            (Some(path), Some(_)) if terms.same_key => Enrolment::again(&terms.subject, path),
+            _ => Enrolment::begin(&terms.subject, terms.key),
+        };
+        made.map(Arc::new).map_err(|error| unusable(&error))
+    }
+
+    /// What an agent before this one kept, if it is still what the settings want.
+    fn kept(
+        &self,
+        terms: &CertificateTerms,
+        roots: &Roots,
+        longest: Duration,
+    ) -> Result<Option<Arc<ClientCertificate>>, IssueError> {
+        let Some(path) = &terms.path else { return Ok(None) };
+        let kept = keys::pair(path, terms.export).map_err(|error| unusable(&error))?;
+        Ok(kept.map(Arc::new).filter(|kept| {
+            match accept::check(kept.chain(), terms, roots, longest, self.clock.wall()) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::info!(path = %path.display(), %error, "what is kept is not what is wanted now: asked for anew");
+                    false
+                }
+            }
+        }))
+    }
+
+    /// Waits until a certificate has begun, if that is soon.
+    async fn until_good(&self, certificate: &ClientCertificate) -> Result<(), IssueError> {
+        let ahead = certificate.from().duration_since(self.clock.wall());
+        match Duration::try_from(ahead) {
+            Ok(ahead) if !ahead.is_zero() => {
+                // accept::check has held it against what is soon.
+                tokio::time::sleep(ahead).await;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn credential(&self, certificate: Arc<ClientCertificate>, roots: &Roots) -> Credential {
+        let (boot, wall) = (self.clock.boot(), self.clock.wall());
+        let left = Duration::try_from(certificate.until().duration_since(wall)).unwrap_or_default();
+        Credential {
+            fingerprint: Fingerprint::of(certificate.chain().first().map_or(&[][..], |leaf| leaf)),
+            window: Window::opening(boot, wall, left),
+            bound: Bound::Mtls(Arc::clone(&certificate)),
+            payload: Payload::Certificate { certificate, bundle: roots.pem() },
+            scope: Vec::new(),
+            audience: None,
+            jti: None,
+            form: Form::default(),
+        }
+    }
+
+    fn undecided(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Arc<Enrolment>>> {
+        self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<A: Authority> Issuer for X509<A> {
+    fn issue<'a>(
+        &'a self,
+        order: &'a Order,
+        signers: &'a Signers,
+        held: Option<&'a Credential>,
+    ) -> Pending<'a, Issued> {
+        Box::pin(async move {
+            let started = self.clock.boot();
+            let mut facts = IssueFacts::default();
+            let result = self.attempt(order, signers, held, &mut facts).await;
+            facts.latency = self.clock.boot().since(started);
+            Issued { result, facts }
+        })
+    }
+
+    fn revoke<'a>(
+        &'a self,
+        order: &'a Order,
+        signers: &'a Signers,
+        credential: &'a Credential,
+    ) -> Pending<'a, Result<(), IssueError>> {
+        Box::pin(async move {
+            use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+            let certificate =
+                URL_SAFE_NO_PAD.decode(credential.handle().expose()).map_err(|_| IssueError::Refused {
+                    reason: Reason::AgentBugRequest,
+                    detail: "what is kept of this certificate is none: it ends by itself".into(),
+                })?;
+            self.authority.revoke(order, signers, &certificate).await
+        })
+    }
+
+    fn endpoints(&self) -> Arc<Vec<Target>> {
+        self.authority.endpoints()
+    }
+}
+
+fn slot(order: &Order) -> (Arc<str>, Arc<str>) {
+    (Arc::clone(&order.identity), Arc::clone(&order.credential))
+}
+
+/// When a certificate that was kept over a restart is renewed before it is used: past two thirds of its life (X5-03).
+fn renewal(of: &ClientCertificate) -> Timestamp {
+    let life = of.until().as_second() - of.from().as_second();
+    of.from().saturating_add(SignedDuration::from_secs(life / 3 * 2)).unwrap_or(of.until())
+}
+
+fn rejected(by: Rejected, detail: impl Into<String>) -> IssueError {
+    IssueError::Refused { reason: Reason::CertRejected(by), detail: detail.into() }
+}
+
+/// A key that cannot be made, kept or fitted to what came.
+fn unusable(error: &FileError) -> IssueError {
+    match error {
+        FileError::Certificate { .. } => rejected(Rejected::Key, error.to_string()),
+        _ => IssueError::Retry {
+            reason: Reason::KeyUnavailable,
+            detail: format!("{error}: nothing is asked for that could not be kept"),
+            after: None,
+        },
+    }
+}

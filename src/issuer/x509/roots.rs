@@ -1,0 +1,121 @@
+//! The roots that certificates of a CA have to lead to. In goes PEM that an operator wrote, or a root that a pin vouches for;
+//! out comes what a chain is held against, and the bundle that programs get (CA-03).
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ring::digest;
+use rustls::{
+    RootCertStore,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+use rustls_pki_types::{CertificateDer, UnixTime, pem::PemObject as _};
+
+use crate::secret::hex;
+
+/// Where roots come from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum RootSource {
+    /// A PEM file.
+    File(PathBuf),
+    /// The CA, held against the SHA-256 of the root's DER that an operator wrote (CA-03).
+    Pinned([u8; 32]),
+}
+
+/// A set of roots.
+pub struct Roots {
+    verifier: Arc<dyn ClientCertVerifier>,
+    pem: Arc<str>,
+}
+
+/// Why there are none.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum RootsError {
+    /// The file cannot be used.
+    #[error("{path}: {what}: name a PEM file with the root certificates of the CA")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// What came is no certificate that could be a root.
+    #[error("{0}")]
+    Unusable(String),
+    /// What came is not what the pin is for.
+    #[error(
+        "the CA's root has the SHA-256 {got}, and root_sha256 says {wanted}: nothing is trusted on first use"
+    )]
+    Pin {
+        /// What came.
+        got: String,
+        /// What should have come.
+        wanted: String,
+    },
+}
+
+impl Roots {
+    /// Reads a PEM file.
+    ///
+    /// # Errors
+    /// [`RootsError::File`].
+    pub fn read(path: &Path) -> Result<Self, RootsError> {
+        let unusable = |what: String| RootsError::File { path: path.into(), what };
+        let listed = CertificateDer::pem_file_iter(path).map_err(|error| unusable(error.to_string()))?;
+        let all = listed.collect::<Result<Vec<_>, _>>().map_err(|error| unusable(error.to_string()))?;
+        Self::of(all).map_err(|error| unusable(error.to_string()))
+    }
+
+    /// These.
+    ///
+    /// # Errors
+    /// [`RootsError::Unusable`].
+    pub fn of(all: Vec<CertificateDer<'static>>) -> Result<Self, RootsError> {
+        let unusable = |what: String| RootsError::Unusable(what);
+        let pem: Arc<str> =
+            all.iter().map(|one| crate::keys::certificate_pem(one)).collect::<String>().into();
+        let mut store = RootCertStore::empty();
+        for one in all {
+            store.add(one).map_err(|error| unusable(error.to_string()))?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider)
+            .build()
+            .map_err(|error| unusable(error.to_string()))?;
+        Ok(Self { verifier, pem })
+    }
+
+    /// The one of `sent` that the pin is for, and nothing else (CA-03).
+    ///
+    /// # Errors
+    /// [`RootsError::Pin`], [`RootsError::Unusable`].
+    pub fn pinned(sent: Vec<CertificateDer<'static>>, pin: &[u8; 32]) -> Result<Self, RootsError> {
+        let sum = |one: &CertificateDer<'_>| digest::digest(&digest::SHA256, one);
+        let got = sent.first().map(|one| hex(sum(one).as_ref())).unwrap_or_default();
+        match sent.into_iter().find(|one| sum(one).as_ref() == pin) {
+            Some(root) => Self::of(vec![root]),
+            None => Err(RootsError::Pin { got, wanted: hex(pin) }),
+        }
+    }
+
+    /// They, in PEM.
+    pub fn pem(&self) -> Arc<str> {
+        Arc::clone(&self.pem)
+    }
+
+    /// Whether `chain`, leaf first, leads to one of them at `seconds` since 1970 and may be shown by clients.
+    pub(super) fn lead_to(&self, chain: &[CertificateDer<'_>], seconds: u64) -> Result<(), rustls::Error> {
+        let (leaf, between) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        self.verifier.verify_client_cert(leaf, between, now).map(drop)
+    }
+}
+
+impl fmt::Debug for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Roots({} bytes of PEM)", self.pem.len())
+    }
+}
