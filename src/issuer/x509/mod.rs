@@ -5,6 +5,8 @@
 
 mod accept;
 mod roots;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
