@@ -30,7 +30,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::header;
+use http::{HeaderName, header};
 
 use self::{
     dpop::{Heard, Prover},
@@ -54,6 +54,9 @@ use crate::{
     },
     proof::Target,
 };
+
+/// The header of a proof (RFC 9449 4.1).
+const DPOP: HeaderName = HeaderName::from_static("dpop");
 
 /// A document that seems wrong is fetched anew at most this often (OA-07).
 const REFETCH: Duration = Duration::from_secs(60);
@@ -299,7 +302,10 @@ impl OAuth {
             fields.extend([("client_assertion_type", *kind), ("client_assertion", shown)]);
         }
         let proof = self.prover.prove(bound, endpoint, correction)?;
-        let request = Request { url: endpoint.to_owned(), form: Some(request::encode(&fields)), proof };
+        let mut request = Request::form(endpoint, request::encode(&fields));
+        if let Some(proof) = proof {
+            request = request.with(DPOP, proof);
+        }
         let shown = way.certificate.as_ref().map(|certificate| Shown { certificate, order, signers });
         let response = self.exchange(shown, request, facts).await?;
         let heard = self.prover.hear(bound, endpoint, &response);
@@ -385,8 +391,7 @@ impl OAuth {
     async fn fetch(&self, facts: &mut IssueFacts) -> Result<(Metadata, Duration), IssueError> {
         let mut missing = String::new();
         for url in metadata::addresses(&self.settings) {
-            let response =
-                self.exchange(None, Request { url: url.clone(), form: None, proof: None }, facts).await?;
+            let response = self.exchange(None, Request::get(&url), facts).await?;
             match response.status {
                 200 if answer::is_json(&response) => {
                     let metadata = Metadata::read(response.body.expose(), &self.settings)?;
