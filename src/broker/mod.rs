@@ -428,4 +428,6 @@ fn absent(identity: &str, what: &str) -> IssueError {
 }
 
 #[cfg(test)]
+mod tended;
+#[cfg(test)]
 mod tests;

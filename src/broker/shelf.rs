@@ -221,6 +221,11 @@ impl Health {
         self.failures >= BREAKER && self.waiting(now)
     }
 
+    /// How many may be asked for at once that nobody waits for: while it fails, one, to see whether it is back.
+    fn room(&self) -> usize {
+        if self.failures > 0 { 1 } else { AT_ONCE }
+    }
+
     fn waiting(&self, now: Boot) -> bool {
         self.next_try.is_some_and(|next| now < next)
     }
@@ -329,7 +334,8 @@ impl Shelf {
         let due = |(order, slot): (&Order, &Slot)| {
             let next_try = self.issuers.get(&order.issuer).and_then(|health| health.next_try);
             let live = slot.live.as_ref();
-            let free = !slot.fetching && busy.get(&order.issuer).is_none_or(|busy| *busy < AT_ONCE);
+            let room = self.issuers.get(&order.issuer).map_or(AT_ONCE, Health::room);
+            let free = !slot.fetching && busy.get(&order.issuer).is_none_or(|busy| *busy < room);
             let refresh = live.map(|live| live.refresh_at).filter(|_| wanted(slot));
             let lacking = slot.lacking_from();
             let refresh = [refresh, lacking].into_iter().flatten().min().filter(|_| free);
@@ -548,7 +554,7 @@ impl Shelf {
             let due = slot.live.as_ref().is_some_and(|live| live.refresh_at <= now) && wanted(slot);
             let lacking = slot.lacking_from().is_some_and(|from| from <= now);
             let busy = busy.entry(Arc::clone(&order.issuer)).or_default();
-            let unasked = (due || lacking) && *busy < AT_ONCE;
+            let unasked = (due || lacking) && *busy < health.room();
             if !slot.fetching && !health.waiting(now) && (unasked || !slot.waiters.is_empty()) {
                 slot.fetching = true;
                 *busy += 1;
