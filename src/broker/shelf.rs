@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 use super::{
     revocations::Cause,
-    timing::{MAX_RETRY_AFTER, back_off, margin, refresh_at},
+    timing::{MAX_RETRY_AFTER, back_off, left_alone, margin, refresh_at},
 };
 use crate::{
     clock::Boot,
@@ -251,6 +251,9 @@ struct Slot {
     /// From when on it is kept fresh without being asked for.
     tended: Option<Boot>,
     refused: Option<(Boot, IssueError, IssueFacts)>,
+    /// How often in a row, and until when it is not asked for again unless somebody does.
+    refusals: u32,
+    left_alone_until: Boot,
     last_error: Option<String>,
 }
 
@@ -314,7 +317,10 @@ impl Shelf {
                     slot.tended = slot.tended.filter(|_| orders.contains_key(order));
                 }
                 for (order, from) in orders {
-                    self.slots.entry(order).or_default().tended.get_or_insert(from);
+                    let slot = self.slots.entry(order).or_default();
+                    slot.tended.get_or_insert(from);
+                    // The settings were read again, or an operator acted: what was refused may be given now.
+                    (slot.refusals, slot.left_alone_until) = (0, from);
                 }
             }
             Event::Tick => self.tick(now, &mut actions),
@@ -446,7 +452,7 @@ impl Shelf {
         let error = match issued.result {
             Ok(credential) => {
                 *health = Health { last_ok: Some(now), skew_ms: health.skew_ms, ..Health::default() };
-                (slot.refused, slot.last_error) = (None, None);
+                (slot.refused, slot.last_error, slot.refusals) = (None, None, 0);
                 let window = credential.window;
                 let live = Arc::new(Live {
                     refresh_at: refresh_at(&window, chance.0),
@@ -515,6 +521,9 @@ impl Shelf {
                 };
                 let again = now + retry_after.unwrap_or(REMEMBERED);
                 slot.refused = Some((again, error.clone(), issued.facts.clone()));
+                // A person has to act: nobody is helped by asking every few seconds until then.
+                slot.left_alone_until = again.max(now + left_alone(slot.refusals));
+                slot.refusals += 1;
                 let failure = Failure::Issue { error, retry_after, attempts: 1, facts: issued.facts };
                 answer_all(std::mem::take(&mut slot.waiters), &failure, actions);
                 if slot.live.is_none() || slot.lapsed {
@@ -581,9 +590,10 @@ impl Slot {
         if self.live.is_some() && !self.lapsed {
             return None;
         }
-        let from = if self.watchers > 0 { Some(Boot::default()) } else { self.tended };
-        let refused = self.refused.as_ref().map(|(until, ..)| *until);
-        from.map(|from| from.max(refused.unwrap_or_default()))
+        if self.watchers > 0 {
+            return Some(self.refused.as_ref().map(|(until, ..)| *until).unwrap_or_default());
+        }
+        self.tended.map(|from| from.max(self.left_alone_until))
     }
 }
 

@@ -28,6 +28,7 @@ struct Ca {
     clock: Arc<PausedClock>,
     life: Duration,
     up: AtomicBool,
+    refuses: AtomicBool,
     busy: AtomicUsize,
     busiest: AtomicUsize,
     /// When each was asked for, and whether it was given.
@@ -48,7 +49,9 @@ impl Issuer for Ca {
             self.busy.fetch_sub(1, Ordering::Relaxed);
             let up = self.up.load(Ordering::Relaxed);
             self.diary.lock().unwrap().push((self.clock.seconds(), up));
-            let result = if up {
+            let result = if self.refuses.load(Ordering::Relaxed) {
+                Err(IssueError::Refused { reason: Reason::GrantRejected, detail: "no".into() })
+            } else if up {
                 Ok(minted(&order.credential, self.clock.boot(), self.clock.wall(), self.life))
             } else {
                 let detail = "down".to_owned();
@@ -84,6 +87,7 @@ fn house(life: u64) -> House {
         clock: Arc::clone(&clock),
         life: Duration::from_secs(life),
         up: AtomicBool::new(true),
+        refuses: AtomicBool::new(false),
         busy: AtomicUsize::new(0),
         busiest: AtomicUsize::new(0),
         diary: Mutex::default(),
@@ -177,6 +181,21 @@ async fn a_thousand_renewals_at_a_ca_that_is_up_four_fifths_of_the_time() {
     // Three and more windows down in a row do happen; that it was then without one is all there was to be had.
     let hours = house.clock.seconds() / 3600.0;
     assert!(f64::from(lapses) < hours * 3600.0 / 100.0, "{lapses} s of {hours} h without a certificate");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ca_that_says_no_is_not_asked_in_a_loop() {
+    let house = house(300);
+    house.ca.refuses.store(true, Ordering::Relaxed);
+    house.broker.tend(vec![tended("tls")]);
+    sleep(Duration::from_secs(3600)).await;
+    let asked = house.asked();
+    assert!((8..16).contains(&asked), "5 s, 10 s, .. ten minutes: {asked} calls in an hour");
+    // Somebody who asks is heard all the same, and once it is given it is kept.
+    house.ca.refuses.store(false, Ordering::Relaxed);
+    house.broker.fetch_order(tended("tls"), Duration::ZERO, Duration::from_secs(30)).await.unwrap();
+    sleep(Duration::from_secs(3600)).await;
+    assert!(house.is_live(&tended("tls")));
 }
 
 #[tokio::test(start_paused = true)]

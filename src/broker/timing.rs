@@ -37,6 +37,12 @@ pub fn back_off(failures: u32, asked: Option<Duration>, chance: f64) -> Duration
     drawn.max(asked.unwrap_or_default().min(MAX_RETRY_AFTER))
 }
 
+/// How long what was refused is left alone if nobody asks for it, by how often it was refused before: 5 seconds, then twice as
+/// long each time, up to ten minutes.
+pub fn left_alone(refusals: u32) -> Duration {
+    Duration::from_secs(5).saturating_mul(1 << refusals.min(7)).min(Duration::from_secs(600))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
