@@ -172,6 +172,8 @@ pub enum EventType {
     CredentialIssue,
     /// A live credential was handed out.
     CredentialRelease,
+    /// An issuer was asked so that a credential stays fresh: there is another, or the one before goes on.
+    CredentialRenew,
     /// A credential was given back.
     CredentialReturn,
     /// A credential was revoked before its time, or could not be.

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Books, Failure, Fetched, Live, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
+    Books, Failure, Fetched, Live, News, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
     revocations::{Cause, Revocation, Revocations, Revoked},
     shelf::{Action, Event, Shelf, WaiterId},
 };
@@ -53,7 +53,7 @@ pub struct Keeper {
     fetches: JoinSet<(Order, Issued)>,
     revocations: Revocations,
     attempts: JoinSet<(u64, Result<(), IssueError>)>,
-    told: mpsc::UnboundedSender<Revoked>,
+    told: mpsc::UnboundedSender<News>,
     pending: Option<PendingFile>,
     dice: Arc<dyn Dice>,
     next_waiter: WaiterId,
@@ -71,7 +71,7 @@ impl Keeper {
         shared: Arc<Shared>,
         (receiver, own_way): (mpsc::UnboundedReceiver<Request>, mpsc::WeakUnboundedSender<Request>),
         dice: Arc<dyn Dice>,
-        told: mpsc::UnboundedSender<Revoked>,
+        told: mpsc::UnboundedSender<News>,
         pending: Option<PendingFile>,
     ) -> Self {
         Self {
@@ -207,6 +207,10 @@ impl Keeper {
                     }
                 }
                 Action::Fetch(order) => self.fetch(order),
+                Action::Tell(renewed) => {
+                    // Nobody listens only when the agent ends.
+                    let _ = self.told.send(News::Renewed(*renewed));
+                }
                 Action::Publish(order, live) => {
                     let map = published.get_or_insert_with(|| self.shared.live.load().as_ref().clone());
                     match &live {
@@ -278,7 +282,7 @@ impl Keeper {
     fn over(&mut self, over: Option<Revoked>) {
         if let Some(over) = over {
             // Nobody listens only when the agent ends.
-            let _ = self.told.send(over);
+            let _ = self.told.send(News::Revoked(over));
         }
         self.unkept = true;
     }

@@ -111,13 +111,33 @@ impl Books {
     }
 }
 
-/// A broker and the task that works for it. Nothing runs until [`Keeper::run`] does. What becomes of credentials that are
-/// revoked before their time is told to `told`; those that still wait at the end are kept in `pending`.
+/// What happened that no caller is answered with.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// A credential that had to die before its time has, or has not.
+    Revoked(Revoked),
+    /// An issuer was asked for nobody in particular.
+    Renewed(Renewed),
+}
+
+/// What came of asking an issuer so that a credential stays fresh.
+#[derive(Clone, Debug)]
+pub struct Renewed {
+    /// What was ordered.
+    pub order: Order,
+    /// What is live now, or why the one before goes on, if there is one.
+    pub result: Result<Arc<Credential>, IssueError>,
+    /// How it went.
+    pub facts: IssueFacts,
+}
+
+/// A broker and the task that works for it. Nothing runs until [`Keeper::run`] does. What happens that no caller is answered
+/// with is told to `told`; revocations that still wait at the end are kept in `pending`.
 pub fn new(
     books: Books,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
-    told: mpsc::UnboundedSender<Revoked>,
+    told: mpsc::UnboundedSender<News>,
     pending: Option<PendingFile>,
 ) -> (Broker, Keeper) {
     let (sender, receiver) = mpsc::unbounded_channel();

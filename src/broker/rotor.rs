@@ -384,7 +384,7 @@ mod tests {
         clock: Arc<PausedClock>,
         broker: Broker,
         rotor: Rotor,
-        told: mpsc::UnboundedReceiver<crate::broker::Revoked>,
+        told: mpsc::UnboundedReceiver<crate::broker::News>,
     }
 
     fn bound() -> Order {
@@ -510,7 +510,7 @@ mod tests {
         assert!(asked > 100_000, "{asked}");
         assert_eq!((proofs, *stage.issuer.refused.lock().unwrap()), (2, 0));
         // The token of the trial was given back.
-        assert_eq!(stage.told.recv().await.unwrap().cause, Cause::Unclaimed);
+        assert_eq!(crate::broker::tests::next_revoked(&mut stage.told).await.cause, Cause::Unclaimed);
     }
 
     #[tokio::test(start_paused = true)]

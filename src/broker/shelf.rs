@@ -14,6 +14,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
+    Renewed,
     revocations::Cause,
     timing::{MAX_RETRY_AFTER, back_off, left_alone, margin, refresh_at},
 };
@@ -75,6 +76,8 @@ pub enum Action {
     Answer(WaiterId, Result<Fetched, Failure>),
     /// Ask the issuer.
     Fetch(Order),
+    /// Somebody should write down what came of asking for nobody in particular.
+    Tell(Box<Renewed>),
     /// This is what is live under the order from now on.
     Publish(Order, Option<Arc<Live>>),
     /// Have the issuer end it before its time.
@@ -449,6 +452,11 @@ impl Shelf {
             }
             return;
         }
+        let unasked = slot.waiters.is_empty();
+        let tell = |result, facts| {
+            let renewed = Renewed { order: order.clone(), result, facts };
+            unasked.then(|| Action::Tell(Box::new(renewed)))
+        };
         let error = match issued.result {
             Ok(credential) => {
                 *health = Health { last_ok: Some(now), skew_ms: health.skew_ms, ..Health::default() };
@@ -476,6 +484,7 @@ impl Shelf {
                     };
                     actions.push(Action::Answer(waiter.id, answer));
                 }
+                actions.extend(tell(Ok(Arc::clone(&live.credential)), issued.facts));
                 (slot.live, slot.lapsed) = (Some(Arc::clone(&live)), false);
                 actions.push(Action::Publish(order.clone(), Some(live)));
                 // It may not be used as often as there are callers: the rest wait for another.
@@ -488,6 +497,7 @@ impl Shelf {
             Err(error) => error,
         };
         slot.last_error = Some(error.to_string());
+        actions.extend(tell(Err(error.clone()), issued.facts.clone()));
         match &error {
             IssueError::Retry { after, .. } => {
                 health.failures += 1;

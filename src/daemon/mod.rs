@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::{
     attest::{Attestor, Hold, Interests, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
-    broker::{self, Books, Broker, Keeper, PendingFile, Revoked, Rotor},
+    broker::{self, Books, Broker, Keeper, News, PendingFile, Rotor},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Settings},
     issuer::{Issuer, Order, Scope, http::HttpError, oauth::OAuth, terms::Wants},
@@ -88,7 +88,7 @@ pub struct Origin {
 pub struct Daemon {
     journey: Arc<Journey>,
     keeper: Keeper,
-    revoked: mpsc::UnboundedReceiver<Revoked>,
+    news: mpsc::UnboundedReceiver<News>,
     disabled: BTreeMap<Arc<str>, String>,
     scribe: Scribe,
     workload: Listener,
@@ -135,7 +135,7 @@ impl Daemon {
             Arc::clone(&clock),
             Arc::clone(&dice),
         )?;
-        let (told, revoked) = mpsc::unbounded_channel();
+        let (told, news) = mpsc::unbounded_channel();
         let sealing = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
         let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
@@ -151,7 +151,7 @@ impl Daemon {
         Ok(Self {
             journey: Arc::new(journey),
             keeper,
-            revoked,
+            news,
             disabled,
             scribe,
             workload: Listener::bind(settings.listen.workload.clone())?,
@@ -187,7 +187,7 @@ impl Daemon {
         let Self {
             journey,
             keeper,
-            revoked,
+            news,
             disabled,
             scribe,
             workload,
@@ -207,7 +207,7 @@ impl Daemon {
         let keeper = tokio::spawn(keeper.run());
         tokio::spawn({
             let journey = Arc::clone(&journey);
-            async move { journey.write_down(revoked).await }
+            async move { journey.write_down(news).await }
         });
         record(&journey, EventType::AgentStart, format!("environment {}", settings.environment)).await?;
         for (identity, purpose, key) in keys.iter() {

@@ -12,10 +12,10 @@ use crate::{
         CredentialPart, Entry, EventType, ExePart, IssuerPart, Line, Outcome, PeerPart, PolicyPart,
         TargetPart, UnitPart, WorkloadPart,
     },
-    broker::{Failure, Revoked, Source},
+    broker::{Failure, Renewed, Revoked, Source},
     clock::uuid_v7,
     credential::{Bound, Credential},
-    issuer::IssueFacts,
+    issuer::{IssueFacts, Order},
     policy::{Denial, Entitlement, Explanation, Grant},
     proof::Proof,
     secret::hex,
@@ -233,9 +233,27 @@ impl<'a> Account<'a> {
     }
 }
 
-/// What became of a credential that had to die before its time.
-pub(super) fn revoked(mut entry: Entry, revoked: &Revoked, environment: &str) -> Entry {
-    let (order, credential) = (&revoked.order, &revoked.credential);
+/// What came of asking an issuer for nobody in particular.
+pub(super) fn renewed(entry: Entry, renewed: &Renewed, environment: &str) -> Entry {
+    let mut entry = ordered(entry, &renewed.order, environment);
+    entry.issuer_response = Some(issuer(&renewed.facts, None));
+    match (&renewed.result, &mut entry.credential) {
+        (Ok(credential), Some(what)) => {
+            what.kind = Some(credential.payload.as_str().into());
+            what.ttl_s = Some(credential.window.life().as_secs());
+            what.not_after = Some(format!("{:.0}", credential.window.until_wall));
+            what.binding = Some(credential.binding().as_str().into());
+            what.thumbprint = credential.bound.thumbprint().map(str::to_owned);
+            what.token_hash = Some(credential.fingerprint.to_string());
+            entry
+        }
+        (Ok(_), None) => entry,
+        (Err(error), _) => entry.because(error.reason().as_str()).detail(error.to_string()),
+    }
+}
+
+/// What was ordered, for whom.
+fn ordered(mut entry: Entry, order: &Order, environment: &str) -> Entry {
     entry.workload = Some(WorkloadPart {
         id: order.identity.to_string(),
         env: environment.into(),
@@ -243,14 +261,24 @@ pub(super) fn revoked(mut entry: Entry, revoked: &Revoked, environment: &str) ->
     });
     entry.credential = Some(CredentialPart {
         name: Some(order.credential.to_string()),
-        kind: Some(credential.payload.as_str().into()),
         issuer: Some(order.issuer.to_string()),
         client_id: Some(order.client_id.to_string()),
+        ..CredentialPart::default()
+    });
+    entry
+}
+
+/// What became of a credential that had to die before its time.
+pub(super) fn revoked(entry: Entry, revoked: &Revoked, environment: &str) -> Entry {
+    let (order, credential) = (&revoked.order, &revoked.credential);
+    let mut entry = ordered(entry, order, environment);
+    entry.credential = entry.credential.map(|what| CredentialPart {
+        kind: Some(credential.payload.as_str().into()),
         not_after: Some(format!("{:.0}", credential.window.until_wall)),
         binding: Some(credential.binding().as_str().into()),
         token_hash: Some(credential.fingerprint.to_string()),
         jti_hash: credential.jti.map(|jti| jti.to_string()),
-        ..CredentialPart::default()
+        ..what
     });
     let process = order.instance.map(|instance| format!(", of pid {}", instance.pid)).unwrap_or_default();
     let ended = match &revoked.error {

@@ -19,7 +19,7 @@ use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 use crate::{
     attest::{AttestError, Attestor, Challenge, Hold, Interests, Missing, Peer, Turns, Workload},
     audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
-    broker::{Broker, Failure, Fetched, Revoked, Subscription},
+    broker::{Broker, Failure, Fetched, News, Subscription},
     clock::{Clock, Dice, uuid_v7},
     credential::{Bound, Credential},
     keys::ClientCertificate,
@@ -415,14 +415,23 @@ impl Journey {
     }
 
     /// Writes down what became of credentials that had to die before their time, until nobody tells any more.
-    pub async fn write_down(&self, mut told: mpsc::UnboundedReceiver<Revoked>) {
-        while let Some(revoked) = told.recv().await {
-            let outcome = if revoked.error.is_none() { Outcome::Success } else { Outcome::Failed };
-            let entry = self.entry(EventType::CredentialRevoke, outcome);
-            let entry = account::revoked(entry, &revoked, &self.rules.load().environment);
+    pub async fn write_down(&self, mut told: mpsc::UnboundedReceiver<News>) {
+        let outcome = |done: bool| if done { Outcome::Success } else { Outcome::Failed };
+        while let Some(news) = told.recv().await {
+            let environment = self.rules.load().environment.clone();
+            let entry = match &news {
+                News::Revoked(revoked) => {
+                    let entry = self.entry(EventType::CredentialRevoke, outcome(revoked.error.is_none()));
+                    account::revoked(entry, revoked, &environment)
+                }
+                News::Renewed(renewed) => {
+                    let entry = self.entry(EventType::CredentialRenew, outcome(renewed.result.is_ok()));
+                    account::renewed(entry, renewed, &environment)
+                }
+            };
             // Nobody is answered, so nothing is held back if it cannot be written; the ledger's health says so.
             if let Err(error) = self.ledger.record(entry).await {
-                tracing::error!(%error, "a revocation could not be recorded");
+                tracing::error!(%error, "what an issuer did for nobody in particular could not be recorded");
             }
         }
     }
