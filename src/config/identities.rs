@@ -183,6 +183,12 @@ fn credential(
             reader.wrong(key, "it is for access tokens: a certificate or a lease has none of it");
         }
     }
+    if kind == Kind::Certificate && reader.has("max_uses") {
+        reader.wrong("max_uses", "a certificate is used without being asked for: its life is what limits it");
+    }
+    // What is leased dies with whom it was leased for.
+    let usual = if kind == Kind::Lease { Per::Process } else { Per::Identity };
+    let per = reader.word("per", usual, &[("identity", Per::Identity), ("process", Per::Process)]);
     let binding = match kind {
         // Bound unless somebody says otherwise (BCP-01).
         Kind::Token => {
@@ -212,16 +218,14 @@ fn credential(
         binding,
         key_export,
         terms: {
-            let wants = wants(&mut reader, identity, &name, state, key_export);
+            let place = state.join("keys").join(format!("{identity}.{name}.certificate.pem"));
+            // One file is for one key: processes that have their own keep them in memory.
+            let place = Some(place).filter(|_| per == Per::Identity);
+            let wants = wants(&mut reader, place, key_export);
             Arc::new(terms(&mut reader, wants))
         },
         proofs,
-        // What is leased dies with whom it was leased for.
-        per: reader.word(
-            "per",
-            if kind == Kind::Lease { Per::Process } else { Per::Identity },
-            &[("identity", Per::Identity), ("process", Per::Process)],
-        ),
+        per,
         max_uses: reader
             .has("max_uses")
             .then(|| reader.integer("max_uses", 1, 1..=1_000_000))

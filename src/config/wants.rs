@@ -1,7 +1,7 @@
 //! What a credential is, where it is no token: `certificate = { .. }` and `lease = { .. }` in its table. In goes the table; out
 //! comes what is wanted. What it may not say together with the rest is the lint's to tell (`policy`).
 
-use std::{net::IpAddr, path::Path};
+use std::{net::IpAddr, path::PathBuf};
 
 use fluent_uri::Uri;
 
@@ -11,22 +11,16 @@ use crate::{
     keys::{KeyKind, Subject},
 };
 
-/// Reads what is wanted under the name `credential` of `identity`, whose keys are below `state`.
-pub(super) fn wants(
-    reader: &mut Reader<'_>,
-    identity: &str,
-    credential: &str,
-    state: &Path,
-    export: bool,
-) -> Wants {
+/// Reads what is wanted. The key of a certificate is kept at `place` unless the table says otherwise, and in memory if there is no
+/// place for it.
+pub(super) fn wants(reader: &mut Reader<'_>, place: Option<PathBuf>, export: bool) -> Wants {
     let certificate = reader.table("certificate");
     let lease = reader.table("lease");
     if certificate.is_some() && lease.is_some() {
         reader.wrong("lease", "it is a certificate or a lease, not both: make two credentials of it");
     }
     if let Some(mut table) = certificate {
-        let default = state.join("keys").join(format!("{identity}.{credential}.certificate.pem"));
-        let terms = certificate_terms(&mut table, &default, export);
+        let terms = certificate_terms(&mut table, place, export);
         table.finish();
         return Wants::Certificate(terms);
     }
@@ -37,7 +31,7 @@ pub(super) fn wants(
     Wants::Lease(LeaseTerms { at, fields })
 }
 
-fn certificate_terms(reader: &mut Reader<'_>, default: &Path, export: bool) -> CertificateTerms {
+fn certificate_terms(reader: &mut Reader<'_>, place: Option<PathBuf>, export: bool) -> CertificateTerms {
     let uris = reader.strings("uri");
     if uris.iter().any(|uri| Uri::parse(uri.as_str()).is_err() || uri.contains('*')) {
         reader.wrong("uri", "each has to be an absolute URI such as \"spiffe://example.org/payments\"");
@@ -67,8 +61,11 @@ fn certificate_terms(reader: &mut Reader<'_>, default: &Path, export: bool) -> C
     ];
     let key = reader.word("algorithm", KeyKind::P256, &kinds);
     let same_key = reader.word("renewal", false, &[("new_key", false), ("same_key", true)]);
-    let in_memory = reader.word("custody", false, &[("file", false), ("memory", true)]);
+    let in_memory = reader.word("custody", place.is_none(), &[("file", false), ("memory", true)]);
     let path = reader.path("path");
+    if !in_memory && place.is_none() {
+        reader.wrong("custody", "with per = \"process\" each process has a key of its own, in memory only");
+    }
     if in_memory && path.is_some() {
         reader.wrong("path", "a key in memory has no path");
     }
@@ -79,7 +76,7 @@ fn certificate_terms(reader: &mut Reader<'_>, default: &Path, export: bool) -> C
         subject: Subject { uris, dns, ips, common_name, server: reader.boolean("server", false) },
         key,
         same_key,
-        path: (!in_memory).then(|| path.unwrap_or_else(|| default.into())),
+        path: path.or(place).filter(|_| !in_memory),
         export,
         at: reader.string("at"),
     }
