@@ -394,6 +394,69 @@ fn a_certificate_has_what_its_use_needs() {
     Desk::with(&format!("{high}{CERTIFIED}")).load(&[]).unwrap();
 }
 
+#[test]
+fn a_certificate_or_a_lease_is_wanted_in_its_own_words() {
+    // X5-01, S2, K57-3, S36
+    let wants = |lines: &str| {
+        format!(
+            "{GOOD}\n[identities.payments.credentials.tls]\nissuer = \"corp\"\nclient_id = \"payments\"\n{lines}\n"
+        )
+    };
+    const TABLE: &str = "certificate = { uri = [\"spiffe://e.org/a\"] }";
+    for (lines, told) in [
+        (TABLE, "tls.certificate: an \"oauth\" issuer makes no certificates"),
+        ("lease = { at = \"database/creds/a\" }", "tls.lease: an \"oauth\" issuer leases nothing"),
+        ("lease = {}", "tls.lease.at: it is required"),
+        ("certificate = {}", "tls.certificate.uri: name whom it is for"),
+        ("certificate = { uri = [\"payments\"] }", "certificate.uri: each has to be an absolute URI"),
+        ("certificate = { uri = [\"spiffe://e.org/*\"] }", "certificate.uri: each has to be an absolute URI"),
+        ("certificate = { dns = [\"*.e.org\"] }", "certificate.dns: each has to be a host name"),
+        ("certificate = { ip = [\"e.org\"] }", "certificate.ip: each has to be an address"),
+        (
+            "certificate = { dns = [\"e.org\"], custody = \"memory\", renewal = \"same_key\" }",
+            "certificate.renewal: a key is kept",
+        ),
+        (
+            "certificate = { dns = [\"e.org\"], custody = \"memory\", path = \"/k\" }",
+            "certificate.path: a key in memory",
+        ),
+        (
+            "certificate = { dns = [\"e.org\"], custody = \"file\" }\nper = \"process\"",
+            "certificate.custody: with per",
+        ),
+        (&format!("{TABLE}\nmax_ttl = \"8d\""), "tls.max_ttl: it is 691200 s"),
+        (&format!("{TABLE}\nmax_uses = 3"), "tls.max_uses: a certificate is used without being asked for"),
+        (&format!("{TABLE}\nresource = \"https://e.org\""), "tls.resource: it is for access tokens"),
+        (&format!("{TABLE}\nbinding = \"bearer\""), "tls.binding: it is for access tokens"),
+        (
+            &format!("{TABLE}\nlease = {{ at = \"a\" }}"),
+            "tls.lease: it is a certificate or a lease, not both",
+        ),
+        ("lease = { at = \"a\" }\nper = \"identity\"", "tls.exception: whoever steals leased values"),
+        ("lease = { at = \"a\" }\nmax_ttl = \"2h\"", "tls.max_ttl: it is 7200 s"),
+        ("client_auth = \"bootstrap\"\nresource = \"https://e.org\"", "tls.bootstrap: it is required"),
+        (
+            "bootstrap = \"/once\"\nresource = \"https://e.org\"",
+            "tls.bootstrap: it is only used with client_auth",
+        ),
+    ] {
+        let all = mistakes(&wants(lines));
+        assert!(all.iter().any(|it| it.contains(told)), "{told}\n{all:#?}");
+    }
+    let shows = |name: &str| {
+        format!("{}\n[identities.payments.certificate]\ncredential = \"{name}\"\n", wants(TABLE))
+    };
+    for name in ["ledger", "nothing"] {
+        let all = mistakes(&shows(name));
+        assert!(all.iter().any(|it| it.contains("certificate.credential: it has to be one of")), "{all:#?}");
+    }
+    let all = mistakes(&format!("{}custody = \"file\"\n", shows("tls")));
+    assert!(
+        all.iter().any(|it| it.contains("certificate.custody: it is for a certificate of the agent's own")),
+        "{all:#?}"
+    );
+}
+
 /// The terms of the one credential of [`GOOD`] with these lines more.
 fn terms(more: &str) -> (Terms, bool) {
     let settings = Desk::with(&GOOD.replace("scope =", &format!("{more}\nscope ="))).load(&[]).unwrap();
