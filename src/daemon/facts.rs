@@ -27,11 +27,16 @@ pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidenc
             }
         }
     }
-    let known = |name: &str| settings.policy.identities().any(|identity| *identity.name == *name);
+    let known = |name: &str, credential: Option<&str>| {
+        let known = settings.policy.identities().find(|identity| *identity.name == *name);
+        known.is_some_and(|known| {
+            credential.is_none_or(|credential| known.credentials.contains_key(credential))
+        })
+    };
     // Where it cannot be looked, keys could not be made either, and that is told elsewhere.
     for name in remains(&settings.kept.keys, known).unwrap_or_default().keys() {
         warnings.push(format!(
-            "{name} is no identity any more, but its keys are there: keybearer keys destroy {name}"
+            "{name} is in the settings no more, but its keys are there: keybearer keys destroy {name}"
         ));
     }
     Facts {

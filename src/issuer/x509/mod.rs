@@ -19,7 +19,7 @@ use rustls_pki_types::CertificateDer;
 
 pub use self::roots::{RootSource, Roots, RootsError};
 use super::{
-    IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Rejected, Signers,
+    Instance, IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Rejected, Signers,
     terms::{CertificateTerms, Wants},
 };
 use crate::{
@@ -83,8 +83,8 @@ pub(super) enum Signed {
 pub(super) struct X509<A> {
     authority: A,
     clock: Arc<dyn Clock>,
-    /// Requests that the CA has not decided yet, by identity and credential: sent again with the same key.
-    undecided: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<Enrolment>>>,
+    /// Requests that the CA has not decided yet, by whose they are: sent again with the same key.
+    undecided: Mutex<HashMap<Slot, Arc<Enrolment>>>,
 }
 
 impl<A: Authority> X509<A> {
@@ -114,7 +114,7 @@ impl<A: Authority> X509<A> {
         let held = match held.and_then(Credential::certificate) {
             Some(held) => Some(Arc::clone(held)),
             // The agent has just been started.
-            None => match self.kept(terms, &roots, order.max_ttl)? {
+            None => match self.kept(order, terms, &roots)? {
                 Some(kept) if self.clock.wall() < renewal(&kept) => return Ok(self.credential(kept, &roots)),
                 kept => kept,
             },
@@ -145,7 +145,7 @@ impl<A: Authority> X509<A> {
         };
         accept::check(&chain, terms, &roots, order.max_ttl, self.clock.wall())?;
         let certificate =
-            request.finish(chain, terms.export, terms.path.as_deref()).map_err(|error| unusable(&error))?;
+            request.finish(chain, terms.export, order.kept_at()).map_err(|error| unusable(&error))?;
         self.until_good(&certificate).await?;
         Ok(self.credential(Arc::new(certificate), &roots))
     }
@@ -160,7 +160,7 @@ impl<A: Authority> X509<A> {
         if let Some(sent) = self.undecided().remove(&slot(order)) {
             return Ok(sent);
         }
-        let made = match (&terms.path, held) {
+        let made = match (order.kept_at(), held) {
             (Some(path), Some(_)) if terms.same_key => Enrolment::again(&terms.subject, path),
             _ => Enrolment::begin(&terms.subject, terms.key),
         };
@@ -170,14 +170,14 @@ impl<A: Authority> X509<A> {
     /// What an agent before this one kept, if it is still what the settings want.
     fn kept(
         &self,
+        order: &Order,
         terms: &CertificateTerms,
         roots: &Roots,
-        longest: Duration,
     ) -> Result<Option<Arc<ClientCertificate>>, IssueError> {
-        let Some(path) = &terms.path else { return Ok(None) };
+        let Some(path) = order.kept_at() else { return Ok(None) };
         let kept = keys::pair(path, terms.export).map_err(|error| unusable(&error))?;
         Ok(kept.map(Arc::new).filter(|kept| {
-            match accept::check(kept.chain(), terms, roots, longest, self.clock.wall()) {
+            match accept::check(kept.chain(), terms, roots, order.max_ttl, self.clock.wall()) {
                 Ok(()) => true,
                 Err(error) => {
                     tracing::info!(path = %path.display(), %error, "what is kept is not what is wanted now: asked for anew");
@@ -215,7 +215,7 @@ impl<A: Authority> X509<A> {
         }
     }
 
-    fn undecided(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Arc<Enrolment>>> {
+    fn undecided(&self) -> MutexGuard<'_, HashMap<Slot, Arc<Enrolment>>> {
         self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -258,8 +258,11 @@ impl<A: Authority> Issuer for X509<A> {
     }
 }
 
-fn slot(order: &Order) -> (Arc<str>, Arc<str>) {
-    (Arc::clone(&order.identity), Arc::clone(&order.credential))
+/// Whose request: the identity's by the name of the credential, or one process's.
+type Slot = (Arc<str>, Arc<str>, Option<Instance>);
+
+fn slot(order: &Order) -> Slot {
+    (Arc::clone(&order.identity), Arc::clone(&order.credential), order.instance)
 }
 
 /// When a certificate that was kept over a restart is renewed before it is used: past two thirds of its life (X5-03).

@@ -132,6 +132,22 @@ pub fn pair(path: &Path, keep_private: bool) -> Result<Option<ClientCertificate>
     }
 }
 
+/// Destroys the pair that is kept at `path`, if it is that of `leaf`: one that has to die is not taken up again by the next start.
+/// Whether there was one.
+///
+/// # Errors
+/// [`FileError`].
+pub fn forget(path: &Path, leaf: &[u8]) -> Result<bool, FileError> {
+    match pair(path, false)? {
+        Some(kept) if kept.chain().first().is_some_and(|kept| kept.as_ref() == leaf) => {
+            file::destroy(&file::beside(path, ".next"))?;
+            file::destroy(path)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
 /// Puts `made` in the place of what is at `path`, in one step.
 fn replace(path: &Path, made: &Made) -> Result<(), FileError> {
     let next: PathBuf = file::beside(path, ".next");
