@@ -120,7 +120,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
     let listen = listen(&mut top, &runtime);
     let audit = audit(&mut top, &state);
     let log = log(&mut top);
-    let issuers = issuers(&mut top, &environment);
+    let issuers = issuers(&mut top, &environment, &state);
     let (identities, keys, certificates) = identities(&mut top, &state, &issuers);
     let (exports, served) = exports(&mut top, &listen);
     top.finish();

@@ -38,7 +38,12 @@ impl Contact {
     /// # Errors
     /// [`HttpError::CaFile`] or [`HttpError::NoRoots`].
     pub(super) fn new(settings: HttpSettings, clock: Arc<dyn Clock>) -> Result<Self, HttpError> {
-        Ok(Self { http: Http::new(settings)?, pools: Pools::default(), clock, skew: Mutex::default() })
+        Ok(Self::over(Http::new(settings)?, clock))
+    }
+
+    /// The same with a client that is there already.
+    pub(super) fn over(http: Http, clock: Arc<dyn Clock>) -> Self {
+        Self { http, pools: Pools::default(), clock, skew: Mutex::default() }
     }
 
     /// Sends once, over a connection that shows a certificate or over one that shows none, and notes what the answer tells beside

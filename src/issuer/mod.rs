@@ -4,6 +4,7 @@
 
 mod answer;
 mod assertion;
+mod bootstrap;
 pub mod conditions;
 mod contact;
 mod door;

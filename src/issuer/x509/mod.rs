@@ -5,6 +5,7 @@
 
 mod accept;
 mod roots;
+pub mod step;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use rustls_pki_types::CertificateDer;
 pub use self::roots::{RootSource, Roots, RootsError};
 use super::{
     Instance, IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Rejected, Signers,
+    http::HttpError,
     terms::{CertificateTerms, Wants},
 };
 use crate::{
@@ -32,6 +34,17 @@ use crate::{
 
 /// A certificate that begins so soon is waited for (X5-04): the CA's clock is a little ahead of ours.
 const SOON: SignedDuration = SignedDuration::from_secs(60);
+
+/// Why there is no issuer of a kind of CA.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Unbuilt {
+    /// Its client cannot be made.
+    #[error("{0}")]
+    Http(#[from] HttpError),
+    /// Its roots cannot be used.
+    #[error("roots: {0}")]
+    Roots(#[from] RootsError),
+}
 
 /// A kind of CA.
 pub(super) trait Authority: std::fmt::Debug + Send + Sync {
