@@ -112,6 +112,9 @@ impl DevIssuer {
         if !(1..=3600).contains(&settings.assertion_life.as_secs()) {
             return Err(DevError::Setting { key: "assertion_life", what: "write 1 s to 3600 s" });
         }
+        if !(10..=7 * 24 * 60 * 60).contains(&settings.certificate_life.as_secs()) {
+            return Err(DevError::Setting { key: "certificate_life", what: "write 10 s to 7 days" });
+        }
         let key = Key::generate(Algorithm::Es256).map_err(|_| DevError::Key)?;
         let door = Door::bind(settings.port)?;
         let authority = Authority::new(clock.wall())?;
