@@ -7,7 +7,7 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer as Ca, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, date_time_ymd,
+    IsCa, Issuer as Ca, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
 
