@@ -5,12 +5,12 @@ use jiff::Timestamp;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::Value;
 
-use super::super::rejected;
 use crate::issuer::{
     IssueError, Reason, Rejected,
     answer::{clean, is_json, retry_after},
     http::Response,
     json,
+    x509::rejected,
 };
 
 /// How much of the CA's own words is kept (ER-13).

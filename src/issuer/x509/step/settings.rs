@@ -3,8 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use super::super::RootSource;
-use crate::issuer::{oauth::fault_of_url, terms::ClientAuth};
+use crate::issuer::{oauth::fault_of_url, terms::ClientAuth, x509::RootSource};
 
 /// One step-ca, as the operator describes it.
 #[derive(Clone, Debug, Eq, PartialEq)]
