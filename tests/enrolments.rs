@@ -229,6 +229,49 @@ async fn what_the_settings_no_longer_name_is_revoked_once_and_kept_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_taken_out_of_the_settings_has_no_certificate_left() {
+    // X5-07, NHI-1
+    let issuer = issuer(300);
+    let setup = setup(&issuer, 3600);
+    let agent = start(&issuer, &setup.also("other", "interim", "match = { uid = 65533 }"));
+    agent.client().await.get("tls", &[]).await.unwrap();
+    let config = agent.dir.path().join("agent.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let (before, rest) = text.split_once("[identities.shop]").unwrap();
+    let (_, mesh) = rest.split_once("[issuers.mesh]").unwrap();
+    let (mesh, rest) = mesh.split_once("[identities.shop.credentials.tls]").unwrap();
+    let (_, other) = rest.split_once("[identities.other]").unwrap();
+    let without = format!("{before}[issuers.mesh]{mesh}[identities.other]{other}");
+    fs::write(&config, without).unwrap();
+    let told = agent.keybearer(&["reload"]);
+    assert!(told.status.success(), "{told:?}");
+    until("the file is gone", || !kept(&agent).exists()).await;
+    until("it is revoked", || made(&issuer) == (1, 1)).await;
+    assert_eq!(issuer.handle.diary().requests("/1.0/revoke"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_saw_to_is_told_and_destroyed_by_hand() {
+    // NHI-1
+    let issuer = issuer(300);
+    let agent = start(&issuer, &setup(&issuer, 3600));
+    agent.client().await.get("tls", &[]).await.unwrap();
+    let (dir, file) = (std::sync::Arc::clone(&agent.dir), kept(&agent));
+    agent.stop();
+    let config = dir.path().join("agent.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let (without, _) = text.split_once("[identities.shop.credentials.tls]").unwrap();
+    fs::write(&config, without).unwrap();
+    let agent = TestAgent::start(dir);
+    let told = String::from_utf8(agent.keybearer(&["status"]).stdout).unwrap();
+    assert!(told.contains("keybearer keys destroy shop.tls"), "{told}");
+    assert!(file.exists());
+    let done = agent.keybearer(&["keys", "destroy", "shop.tls"]);
+    assert!(done.status.success() && !file.exists(), "{done:?}");
+    assert!(!agent.keybearer(&["keys", "destroy", "shop.tls"]).status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_an_operator_revokes_is_replaced_at_once_and_never_taken_up_again() {
     // X5-07, KEY-07
     let issuer = issuer(300);

@@ -1,6 +1,6 @@
 # A real step-ca as the CA, read by tests/peers/run: it makes, renews and revokes the agent's certificates, and openssl and curl judge
-# them. It is built from its source below tests/.tools, which takes a minute and some hundred megabytes on the way, so only when
-# tests/peers/run --all asks for it. Certificates live for 20 seconds here, so that what takes days elsewhere is seen.
+# them. It is built from its source below tests/.tools, which takes some minutes and 1.7 GB on the way, so only when tests/peers/run --all
+# asks for it. Certificates live for 20 seconds here, so that what takes days elsewhere is seen.
 
 step_version=v0.28.4
 step_ca=$(command -v step-ca || true)

@@ -18,9 +18,10 @@ use std::{fmt, fs, io, sync::Arc};
 
 use jiff::Timestamp;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
+use zeroize::Zeroizing;
 
 pub use self::settings::{StepSettings, misfit, problems};
 use self::{
@@ -35,11 +36,11 @@ use crate::{
         assertion::no_signature,
         bootstrap,
         contact::{Contact, Shown},
-        http::{Http, HttpSettings, Request, Response, USER_AGENT},
+        http::{Body, Http, HttpSettings, Request, Response, USER_AGENT},
     },
     keys::ClientCertificate,
     proof::Target,
-    secret::hex,
+    secret::{Secret, hex},
 };
 
 /// Makes an issuer of a step-ca. Nothing is sent yet. [`problems`] should have been asked first.
@@ -139,12 +140,8 @@ impl Step {
                 now,
             };
             let token = token.sign(&voucher, &*self.dice).map_err(no_signature)?;
-            let body = json!({
-                "csr": ask.request.csr_pem(),
-                "ott": token.expose_str().unwrap_or_default(),
-                "notAfter": not_after(ask, &voucher, now),
-            });
-            let response = reached.contact.send(None, Request::json(&endpoint, &body), facts).await?;
+            let body = json!({"csr": ask.request.csr_pem(), "notAfter": not_after(ask, &voucher, now)});
+            let response = reached.contact.send(None, shown_with(&endpoint, &body, &token), facts).await?;
             match response.status {
                 200 | 201 => {
                     facts.key_fallback = fell_back;
@@ -207,14 +204,10 @@ impl Step {
                 now: reached.contact.now()?,
             };
             let token = token.sign(&voucher, &*self.dice).map_err(no_signature)?;
-            let body = json!({
-                "serial": serial,
-                "ott": token.expose_str().unwrap_or_default(),
-                // cessationOfOperation (RFC 5280 5.3.1): nobody says that the key was stolen.
-                "reasonCode": 5,
-                "passive": true,
-            });
-            let response = reached.contact.send(None, Request::json(&endpoint, &body), &mut facts).await?;
+            // cessationOfOperation (RFC 5280 5.3.1): nobody says that the key was stolen.
+            let body = json!({"serial": serial, "reasonCode": 5, "passive": true});
+            let response =
+                reached.contact.send(None, shown_with(&endpoint, &body, &token), &mut facts).await?;
             match response.status {
                 200 | 201 => return Ok(()),
                 _ if reply::is_revoked_already(&response) => return Ok(()),
@@ -300,6 +293,21 @@ fn kept(settings: &StepSettings, pin: &[u8; 32]) -> Option<Roots> {
     };
     let sent = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().unwrap_or_default();
     Roots::pinned(sent, pin).ok()
+}
+
+/// A request that shows a token beside what `document` says. The token is good until the CA has seen it, so no copy of it stays
+/// behind: what is sent is written into room for all of it, and wiped.
+fn shown_with(endpoint: &str, document: &Value, token: &Secret) -> Request {
+    let document = document.to_string();
+    let mut content = Zeroizing::new(Vec::with_capacity(document.len() + token.len() + 16));
+    // What is signed here is base64url and dots, which JSON takes as they are.
+    for piece in
+        [document.strip_suffix('}').unwrap_or_default().as_bytes(), br#","ott":""#, token.expose(), br#""}"#]
+    {
+        content.extend_from_slice(piece);
+    }
+    let content = Secret::new(std::mem::take(&mut *content));
+    Request::post(endpoint, Body { media_type: "application/json", content })
 }
 
 /// Who can vouch for this order: what signs now, then what did before.
