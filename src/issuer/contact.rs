@@ -78,6 +78,13 @@ impl Contact {
         Ok(response)
     }
 
+    /// Ends the connections that show `certificate`: it was shown for the last time, and its key goes with the last credential
+    /// that needs it (MT-08).
+    pub(super) fn let_go(&self, certificate: &Arc<ClientCertificate>) {
+        let mut pools = self.pools.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| !Arc::ptr_eq(&pool.certificate, certificate));
+    }
+
     /// What to add to the wall clock for what is signed now.
     ///
     /// # Errors

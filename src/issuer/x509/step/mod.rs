@@ -181,7 +181,9 @@ impl Step {
         } else {
             Request::json(self.url("rekey"), &json!({"csr": ask.request.csr_pem()}))
         };
-        let response = reached.contact.send(Some(shown), request, facts).await?;
+        let answered = reached.contact.send(Some(shown), request, facts).await;
+        reached.contact.let_go(held);
+        let response = answered?;
         match response.status {
             200 | 201 => reply::chain(&response).map(Signed::Chain),
             _ => Err(self.refused(&response, Asked::Renew)),

@@ -291,6 +291,10 @@ async fn what_is_held_is_shown_to_renew_it() {
         ["csr"],
         "no token, nothing else"
     );
+    // MT-08: nothing that was opened to show it keeps its key.
+    let shown = Arc::downgrade(first.certificate().unwrap());
+    drop(first);
+    assert!(shown.upgrade().is_none());
     // With the same key, where policy says so: the CA makes it from what is shown.
     let path = stage.directory.path().join("pair.pem");
     let same = order_by(ClientAuth::PrivateKeyJwt, |terms| {
@@ -463,6 +467,40 @@ async fn what_is_no_answer_of_a_step_ca_is_no_certificate() {
         stage.script.will([answer]);
         let error = stage.issue(&order(), &stage.signers(), None).await.result.unwrap_err();
         assert_eq!(error.reason().as_str(), reason, "{error}");
+    }
+}
+
+#[test]
+fn whatever_comes_is_sorted_and_fit_to_be_written() {
+    // X5-02, ER-13: answers with some of their bytes changed, and cut at any place.
+    let (signs, root) = Signs::new();
+    let good = json!({"crt": root, "ca": signs.chain[0], "certChain": [root, signs.chain[0]], "message": "token already used"});
+    let good = good.to_string().into_bytes();
+    let dice = SeededDice::from_seed(11);
+    for round in 0..4000_usize {
+        let mut chance = [0; 8];
+        dice.fill(&mut chance);
+        let mut bytes = good.clone();
+        let at = usize::from(u16::from_le_bytes([chance[0], chance[1]])) % bytes.len();
+        match round % 3 {
+            0 => bytes[at] = chance[2],
+            1 => bytes.truncate(at),
+            _ => drop(bytes.splice(at..at, chance[2..].iter().copied())),
+        }
+        let mut answer = response([200, 201, 400, 401, 403, 500][round % 6], "application/json", "");
+        answer.body = Secret::new(bytes);
+        let told = [
+            reply::chain(&answer).err(),
+            Some(reply::refusal(
+                &answer,
+                [Asked::Sign, Asked::Renew, Asked::Revoke][round % 3],
+                Timestamp::UNIX_EPOCH,
+            )),
+        ];
+        for error in told.into_iter().flatten() {
+            let text = error.to_string();
+            assert!(text.len() < 800 && text.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{text}");
+        }
     }
 }
 
