@@ -128,6 +128,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
     let mut mistakes = mistakes.into_inner();
     mistakes.extend(agreements(&identities, &audit));
     mistakes.extend(certificate::agreements(&identities, &certificates, &issuers));
+    mistakes.extend(certificate::places(&identities, &named(&keys, &certificates, &[])));
     let workshop =
         Workshop { directory: state.join("keys"), named: named(&keys, &certificates, &identities) };
     let policy = Policy::new(identities, served, &environment, now);

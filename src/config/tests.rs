@@ -501,6 +501,29 @@ fn each_mistake_in_terms_is_told() {
     }
 }
 
+#[test]
+fn the_example_of_a_step_ca_is_one_once_its_marks_are_taken_away() {
+    // CA-01
+    let example =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("agent.toml.example")).unwrap();
+    let block = |head: &str| {
+        let lines = example.lines().skip_while(|line| *line != head).take_while(|line| line.starts_with('#'));
+        // What is given instead of another key stays a comment.
+        let keys = lines.filter_map(|line| line.strip_prefix("# ")).filter(|line| {
+            let is_key = line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+            (is_key || line.starts_with('[')) && !line.starts_with("root_sha256")
+        });
+        keys.collect::<Vec<_>>().join("\n")
+    };
+    let (ca, tls) = (block("# [issuers.mesh]"), block("# [identities.payments.credentials.tls]"));
+    assert!(ca.contains("timeout = \"10s\"") && tls.contains("max_ttl = \"24h\""), "{ca}\n{tls}");
+    let told = Desk::with(&format!("{example}\n{ca}\n\n{tls}\n")).load(&[]).unwrap();
+    let IssuerSettings::StepCa(given) = &told.issuers["mesh"] else { panic!("not a step-ca") };
+    let plain = Desk::with(&format!("{GOOD}{ENROLLED}")).load(&[]).unwrap();
+    let IssuerSettings::StepCa(plain) = &plain.issuers["mesh"] else { panic!("not a step-ca") };
+    assert_eq!((given.dev, given.timeout), (plain.dev, plain.timeout), "its defaults are the defaults");
+}
+
 /// A CA, and an identity that gets a certificate from it.
 const ENROLLED: &str = r#"
 [issuers.mesh]
@@ -523,6 +546,10 @@ fn a_step_ca_is_read_and_mistakes_about_it_are_told() {
         let IssuerSettings::StepCa(step) = settings.issuers["mesh"].clone() else { panic!("not a step-ca") };
         step
     };
+    // KEY-01: what is kept is overwritten at each renewal.
+    let taken = "certificate = { path = \"/var/lib/keybearer/keys/payments.client-auth.pem\",";
+    let told = mistakes(&enrolled.replace("certificate = {", taken));
+    assert!(told[0].contains("tls.certificate.path: another key or certificate is in this file"), "{told:?}");
     let plain = step(&enrolled);
     assert_eq!(plain.roots, RootSource::File("/etc/keybearer/ca.pem".into()));
     assert_eq!((plain.kept_root, plain.ca_file, plain.dev), (None, None, false));

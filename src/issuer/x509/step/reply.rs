@@ -32,7 +32,7 @@ pub(super) fn chain(response: &Response) -> Result<Vec<CertificateDer<'static>>,
     let answer = json::parse(response.body.expose()).map_err(|error| garbled(&format!("this: {error}")))?;
     let listed: Vec<&Value> = match answer.get("certChain").and_then(Value::as_array) {
         Some(listed) if !listed.is_empty() => listed.iter().collect(),
-        // As versions before 0.9 have it.
+        // As old versions have it.
         _ => ["crt", "ca"].iter().filter_map(|name| answer.get(name)).collect(),
     };
     if listed.is_empty() {
@@ -103,7 +103,7 @@ pub(super) fn refusal(response: &Response, asked: Asked, now: Timestamp) -> Issu
     }
 }
 
-/// Whether the CA says that it has seen a one-time token of ours before (ER-10). Versions since 0.20 only log it.
+/// Whether the CA says that it has seen a one-time token of ours before (ER-10). Current versions only log it.
 pub(super) fn is_reuse(response: &Response) -> bool {
     response.status == 401 && message(response).is_some_and(|said| said.contains("token already used"))
 }
