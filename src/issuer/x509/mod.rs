@@ -105,6 +105,7 @@ impl<A: Authority> X509<A> {
         Self { authority, clock, undecided: Mutex::default() }
     }
 
+    #[cfg(test)]
     pub(super) fn authority(&self) -> &A {
         &self.authority
     }
