@@ -6,7 +6,10 @@
 
 use std::{fmt, str::FromStr};
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use ring::{digest, signature};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -161,7 +164,7 @@ impl PublicKey {
 
     /// The SubjectPublicKeyInfo as PEM, as `openssl pkey -pubin` reads it.
     pub fn pem(&self) -> String {
-        let body = base64::engine::general_purpose::STANDARD.encode(self.spki_der());
+        let body = STANDARD.encode(self.spki_der());
         let mut pem = String::from("-----BEGIN PUBLIC KEY-----\n");
         for line in body.as_bytes().chunks(64) {
             // The alphabet of base64 is ASCII.
@@ -260,6 +263,23 @@ pub fn sign_showing_key(
 ) -> Result<Secret, SignError> {
     let jwk = signer.public().members();
     let header = json!({"alg": signer.algorithm().as_str(), "jwk": jwk, "typ": header.typ});
+    signed(signer, &header, claims)
+}
+
+/// The same for whoever knows a CA and not the key: the header holds the certificate of the key and what leads to that CA, leaf
+/// first (RFC 7515 4.1.6).
+///
+/// # Errors
+/// [`SignError`] from custody.
+pub fn sign_showing_chain<C: AsRef<[u8]>>(
+    signer: &dyn Signer,
+    header: Header<'_>,
+    chain: &[C],
+    claims: &impl Serialize,
+) -> Result<Secret, SignError> {
+    // Not base64url, and padded: the one exception in JOSE.
+    let x5c: Vec<String> = chain.iter().map(|one| STANDARD.encode(one)).collect();
+    let header = json!({"alg": signer.algorithm().as_str(), "typ": header.typ, "x5c": x5c});
     signed(signer, &header, claims)
 }
 

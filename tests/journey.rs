@@ -482,6 +482,7 @@ fn the_story_of_dev_comes_true() {
         "a dpop token",
         "with the nonce that the API wants",
         "200 to the workload",
+        "a certificate for spiffe://dev.example/demo-shop, whose key never left the agent",
         "as DPoP 401: send a DPoP header; as Bearer 401: the token is bound to a key",
         "NOT_ENTITLED",
         "verified",

@@ -22,7 +22,7 @@ use crate::{
     clock::{Boot, Dice, fraction},
     credential::Credential,
     issuer::{IssueError, IssueFacts, Issued, Order, Reason},
-    keys::Now,
+    keys::{self, Now},
 };
 
 /// A sleep is never longer: after a suspend the time since boot has jumped, and only a look at it tells.
@@ -157,7 +157,10 @@ impl Keeper {
                 self.before = Some(before);
                 Event::Kept { keep }
             }
-            Request::Release(order, credential) => Event::Released { order, credential },
+            Request::Release(order, credential) => {
+                forget(&order, &credential);
+                Event::Released { order, credential }
+            }
             Request::Retire { which, cause, done } => {
                 let count = self.shelf.count(&which);
                 // Whoever asked may be gone again.
@@ -269,6 +272,8 @@ impl Keeper {
     }
 
     fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {
+        // Before another is fetched: whatever its issuer comes to say, it is not handed out again.
+        forget(&order, &credential);
         let now = self.shared.clock.boot();
         let placed = match books {
             Some(books) => self.shared.placed(books, &order),
@@ -321,6 +326,15 @@ impl Keeper {
             .collect();
         let report = Report { shelf, issuers: self.shelf.issuers().clone() };
         *self.shared.report.write().unwrap_or_else(PoisonError::into_inner) = report;
+    }
+}
+
+/// Destroys what is kept for the next start of a credential that has to die before its time (X5-07).
+fn forget(order: &Order, credential: &Credential) {
+    let leaf = credential.certificate().and_then(|certificate| certificate.chain().first());
+    let (Some(path), Some(leaf)) = (order.kept_at(), leaf) else { return };
+    if let Err(error) = keys::forget(path, leaf) {
+        tracing::error!(%error, path = %path.display(), "a certificate that is revoked is still kept: take its file away");
     }
 }
 

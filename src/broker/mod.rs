@@ -362,7 +362,8 @@ impl Broker {
     ) -> Result<(), IssueError> {
         let books = self.shared.books.load_full();
         let order = match books.order_for(identity, rule, Arc::clone(&rule.scope)) {
-            Ok(order) => order,
+            // What is kept of one that lives would say nothing of the key.
+            Ok(order) => order.apart(),
             Err(Failure::Issue { error, .. }) => return Err(error),
             Err(_) => return Err(absent(identity, "issuer")),
         };

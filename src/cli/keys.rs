@@ -48,11 +48,11 @@ enum KeysCommand {
         #[arg(long, value_name = "ID", requires = "registration")]
         client: Option<String>,
     },
-    /// Destroy the keys of an identity that the settings do not name any more.
+    /// Destroy the keys of an identity, or of a certificate, that the settings do not name any more.
     Destroy {
         #[command(flatten)]
         file: ConfigFile,
-        /// Whose they were.
+        /// Whose they were: IDENTITY, or IDENTITY.CREDENTIAL.
         identity: String,
     },
     /// List identities, key ids and algorithms.
@@ -76,14 +76,20 @@ enum Format {
 fn destroy_of(file: &ConfigFile, identity: &str) -> Result<(), Exit> {
     let now = SystemClock::shared().wall();
     let settings = load(&file.config, &environment(), now).map_err(mistaken)?;
-    if settings.policy.identities().any(|known| *known.name == *identity) {
+    let known = |name: &str, credential: Option<&str>| {
+        let known = settings.policy.identities().find(|known| *known.name == *name);
+        known.is_some_and(|known| {
+            credential.is_none_or(|credential| known.credentials.contains_key(credential))
+        })
+    };
+    if known(identity, None) {
         let message =
             format!("the settings name {identity}: keybearer revoke {identity} --keys gives it others");
         return Err(Exit::new(Exit::DATA, message));
     }
     let directory = settings.kept.keys.directory.display().to_string();
     let failed = |error: std::io::Error| Exit::new(Exit::IO, format!("{directory}: {error}"));
-    let remains = remains(&settings.kept.keys, |name| name != identity).map_err(failed)?;
+    let remains = remains(&settings.kept.keys, known).map_err(failed)?;
     let files = remains.get(identity).ok_or_else(|| {
         let message = format!("there is no key of {identity} in {directory} that the settings do not use");
         Exit::new(Exit::DATA, message)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Exit;
 use crate::{
     credential::Binding,
-    issuer::terms::ClientAuth,
+    issuer::terms::{ClientAuth, Wants},
     jose::Signer,
     keys::ClientCertificate,
     policy::{CredentialRule, Policy},
@@ -48,7 +48,8 @@ pub(super) fn registration(
 ) -> Result<Value, Exit> {
     let mut clients: BTreeMap<ClientOf<'_>, Vec<&CredentialRule>> = BTreeMap::new();
     for of in policy.identities() {
-        for rule in of.credentials.values() {
+        // CAs and vaults have no such thing.
+        for rule in of.credentials.values().filter(|rule| rule.terms.wants == Wants::Token) {
             let client = ClientOf { issuer: &rule.issuer, client_id: &rule.client_id, identity: &of.name };
             clients.entry(client).or_default().push(rule);
         }

@@ -2,7 +2,7 @@
 //! `keys`, and every mistake that only shows beside the credentials that use the certificate.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -133,6 +133,27 @@ pub(super) fn agreements(
             }
         }
         methods(&mut mistakes, &key, identity);
+    }
+    mistakes
+}
+
+/// Where certificates are kept: each in a file of its own, which is written anew at each renewal (KEY-01, X5-06). `taken` are the
+/// files of everything else.
+pub(super) fn places(identities: &[Identity], taken: &BTreeSet<PathBuf>) -> Vec<(String, String)> {
+    let mut mistakes = Vec::new();
+    let mut taken = taken.clone();
+    for identity in identities {
+        for rule in identity.credentials.values() {
+            if let Wants::Certificate(terms) = &rule.terms.wants
+                && let Some(path) = &terms.path
+                && !taken.insert(path.clone())
+            {
+                let key = format!("identities.{}.credentials.{}.certificate.path", identity.name, rule.name);
+                let message =
+                    "another key or certificate is in this file, and would be overwritten: name another";
+                mistakes.push((key, message.into()));
+            }
+        }
     }
     mistakes
 }

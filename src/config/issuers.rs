@@ -1,12 +1,13 @@
 //! `[issuers.NAME]` as meant: whoever mints credentials, and how to reach them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use super::{pins::pins, reader::Reader};
+use super::{pins::pins, reader::Reader, step};
 use crate::{
     issuer::{
         oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
         terms::{ClientAuth, Wants},
+        x509::step::StepSettings,
     },
     policy::CredentialRule,
 };
@@ -16,6 +17,8 @@ use crate::{
 pub enum IssuerSettings {
     /// `kind = "oauth"`.
     OAuth(OAuthSettings),
+    /// `kind = "step-ca"`.
+    StepCa(StepSettings),
 }
 
 impl IssuerSettings {
@@ -36,6 +39,7 @@ impl IssuerSettings {
                 )),
                 (Wants::Token, _) => None,
             },
+            Self::StepCa(_) => step::misfit(rule),
         }
     }
 }
@@ -46,24 +50,34 @@ const CERTIFICATE_METHODS: [(&str, ClientAuth); 2] = [
     ("self_signed_tls_client_auth", ClientAuth::SelfSignedTlsClientAuth),
 ];
 
-pub(super) fn issuers(top: &mut Reader<'_>, environment: &str) -> BTreeMap<Arc<str>, IssuerSettings> {
+pub(super) fn issuers(
+    top: &mut Reader<'_>,
+    environment: &str,
+    state: &Path,
+) -> BTreeMap<Arc<str>, IssuerSettings> {
+    let is_production = ["prod", "production"].contains(&environment);
     let mut issuers = BTreeMap::new();
     for (name, mut reader) in top.named_tables("issuers") {
         let name: Arc<str> = name.into();
         match reader.required("kind", "kind = \"oauth\"").as_deref() {
             Some("oauth") => {
-                let settings = oauth_issuer(&mut reader, &name, environment);
+                let settings = oauth_issuer(&mut reader, &name, is_production);
                 issuers.insert(name, IssuerSettings::OAuth(settings));
                 reader.finish();
             }
-            Some(_) => reader.wrong("kind", "this version knows the kind \"oauth\""),
+            Some("step-ca") => {
+                let settings = step::step_ca(&mut reader, &name, state, is_production);
+                issuers.insert(name, IssuerSettings::StepCa(settings));
+                reader.finish();
+            }
+            Some(_) => reader.wrong("kind", "this version knows the kinds \"oauth\" and \"step-ca\""),
             None => reader.finish(),
         }
     }
     issuers
 }
 
-fn oauth_issuer(reader: &mut Reader<'_>, name: &Arc<str>, environment: &str) -> OAuthSettings {
+fn oauth_issuer(reader: &mut Reader<'_>, name: &Arc<str>, is_production: bool) -> OAuthSettings {
     let issuer = reader.required("issuer", "issuer = \"https://idp.example.com\"").unwrap_or_default();
     let pinned = reader.string("token_endpoint");
     let by_endpoint = reader.word("audience", false, &[("issuer", false), ("token_endpoint", true)]);
@@ -100,7 +114,7 @@ fn oauth_issuer(reader: &mut Reader<'_>, name: &Arc<str>, environment: &str) -> 
         pins: pins(reader),
         timeout: reader.duration("timeout", Duration::from_secs(10)),
     };
-    if settings.dev && ["prod", "production"].contains(&environment) {
+    if settings.dev && is_production {
         reader.wrong("dev", "a development issuer is never used in production (S11)");
     }
     for (key, message) in oauth::problems(&settings) {

@@ -9,6 +9,7 @@ mod issuers;
 mod pins;
 mod reader;
 mod settings;
+mod step;
 mod terms;
 mod wants;
 

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
+    issuer::terms::Wants,
     keys::{CertificateSettings, Custody, KeySettings, SignedBy, Workshop},
     policy::{Assurance, Export, Exports, Identity, Policy},
     wire::ListenSettings,
@@ -119,7 +120,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
     let listen = listen(&mut top, &runtime);
     let audit = audit(&mut top, &state);
     let log = log(&mut top);
-    let issuers = issuers(&mut top, &environment);
+    let issuers = issuers(&mut top, &environment, &state);
     let (identities, keys, certificates) = identities(&mut top, &state, &issuers);
     let (exports, served) = exports(&mut top, &listen);
     top.finish();
@@ -127,7 +128,9 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
     let mut mistakes = mistakes.into_inner();
     mistakes.extend(agreements(&identities, &audit));
     mistakes.extend(certificate::agreements(&identities, &certificates, &issuers));
-    let workshop = Workshop { directory: state.join("keys"), named: named(&keys, &certificates) };
+    mistakes.extend(certificate::places(&identities, &named(&keys, &certificates, &[])));
+    let workshop =
+        Workshop { directory: state.join("keys"), named: named(&keys, &certificates, &identities) };
     let policy = Policy::new(identities, served, &environment, now);
     match policy {
         Ok(policy) if mistakes.is_empty() => Ok(Settings {
@@ -168,6 +171,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
 fn named(
     keys: &BTreeMap<Arc<str>, KeySettings>,
     certificates: &BTreeMap<Arc<str>, CertificateSettings>,
+    identities: &[Identity],
 ) -> BTreeSet<PathBuf> {
     let custodies =
         keys.values().map(|key| &key.custody).chain(certificates.values().map(|one| &one.custody));
@@ -179,7 +183,12 @@ fn named(
         SignedBy::Others(path) => Some(path),
         SignedBy::Itself => None,
     });
-    keys.chain(chains).cloned().collect()
+    let rules = identities.iter().flat_map(|identity| identity.credentials.values());
+    let kept = rules.filter_map(|rule| match &rule.terms.wants {
+        Wants::Certificate(terms) => terms.path.as_ref(),
+        Wants::Token | Wants::Lease(_) => None,
+    });
+    keys.chain(chains).chain(kept).cloned().collect()
 }
 
 fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {

@@ -13,6 +13,7 @@ use crate::{
         oauth::OnChange,
         terms::{ClientAuth, GrantType, SvidSource, Terms},
         token_type::TokenType,
+        x509::RootSource,
     },
     keys::{Custody, KeySettings},
     policy::Proofs,
@@ -111,7 +112,7 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     assert_eq!(*bound.terms, Terms::default());
     assert_eq!(example.keys["payments"].dpop, BTreeSet::from(["corp".into()]));
     let oauth = |settings: &Settings| {
-        let IssuerSettings::OAuth(oauth) = settings.issuers["corp"].clone();
+        let IssuerSettings::OAuth(oauth) = settings.issuers["corp"].clone() else { panic!("not oauth") };
         oauth
     };
     let issuer = oauth(&plain).issuer;
@@ -564,13 +565,108 @@ fn each_mistake_in_terms_is_told() {
 }
 
 #[test]
+fn the_example_of_a_step_ca_is_one_once_its_marks_are_taken_away() {
+    // CA-01
+    let example =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("agent.toml.example")).unwrap();
+    let block = |head: &str| {
+        let lines = example.lines().skip_while(|line| *line != head).take_while(|line| line.starts_with('#'));
+        // What is given instead of another key stays a comment.
+        let keys = lines.filter_map(|line| line.strip_prefix("# ")).filter(|line| {
+            let is_key = line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+            (is_key || line.starts_with('[')) && !line.starts_with("root_sha256")
+        });
+        keys.collect::<Vec<_>>().join("\n")
+    };
+    let (ca, tls) = (block("# [issuers.mesh]"), block("# [identities.payments.credentials.tls]"));
+    assert!(ca.contains("timeout = \"10s\"") && tls.contains("max_ttl = \"24h\""), "{ca}\n{tls}");
+    let told = Desk::with(&format!("{example}\n{ca}\n\n{tls}\n")).load(&[]).unwrap();
+    let IssuerSettings::StepCa(given) = &told.issuers["mesh"] else { panic!("not a step-ca") };
+    let plain = Desk::with(&format!("{GOOD}{ENROLLED}")).load(&[]).unwrap();
+    let IssuerSettings::StepCa(plain) = &plain.issuers["mesh"] else { panic!("not a step-ca") };
+    assert_eq!((given.dev, given.timeout), (plain.dev, plain.timeout), "its defaults are the defaults");
+}
+
+/// A CA, and an identity that gets a certificate from it.
+const ENROLLED: &str = r#"
+[issuers.mesh]
+kind = "step-ca"
+url = "https://ca.example.com:9000"
+roots = "/etc/keybearer/ca.pem"
+
+[identities.payments.credentials.tls]
+issuer = "mesh"
+client_id = "payments"
+certificate = { uri = ["spiffe://example.com/payments"] }
+"#;
+
+#[test]
+fn a_step_ca_is_read_and_mistakes_about_it_are_told() {
+    // CA-01, CA-03
+    let enrolled = format!("{GOOD}{ENROLLED}");
+    let step = |text: &str| {
+        let settings = Desk::with(text).load(&[]).unwrap();
+        let IssuerSettings::StepCa(step) = settings.issuers["mesh"].clone() else { panic!("not a step-ca") };
+        step
+    };
+    // KEY-01: what is kept is overwritten at each renewal.
+    let taken = "certificate = { path = \"/var/lib/keybearer/keys/payments.client-auth.pem\",";
+    let told = mistakes(&enrolled.replace("certificate = {", taken));
+    assert!(told[0].contains("tls.certificate.path: another key or certificate is in this file"), "{told:?}");
+    let plain = step(&enrolled);
+    assert_eq!(plain.roots, RootSource::File("/etc/keybearer/ca.pem".into()));
+    assert_eq!((plain.kept_root, plain.ca_file, plain.dev), (None, None, false));
+    let digits = "ab".repeat(32);
+    let pinned = |sum: &str| {
+        enrolled.replace("roots = \"/etc/keybearer/ca.pem\"", &format!("root_sha256 = \"{sum}\""))
+    };
+    let by_sum = step(&pinned(&digits));
+    assert_eq!(by_sum.roots, RootSource::Pinned([0xab; 32]));
+    assert!(by_sum.kept_root.unwrap().ends_with("mesh.root.pem"));
+    assert_eq!(step(&pinned(&["ab"; 32].join(":"))).roots, RootSource::Pinned([0xab; 32]));
+    for (from, to, expected) in [
+        ("roots =", "# roots =", "issuers.mesh.roots: say what its certificates lead to"),
+        ("roots =", "root_sha256 = \"ab\"\nroots =", "root_sha256: it has to be 64 hexadecimal digits"),
+        (
+            "roots =",
+            &format!("root_sha256 = \"{digits}\"\nroots ="),
+            "root_sha256: give the roots or the sum",
+        ),
+        ("url = \"https", "url = \"http", "issuers.mesh.url: it is not https"),
+        (":9000\"", ":9000/\"", "issuers.mesh.url: write it without a slash"),
+        ("url =", "issuer = \"https://ca.example.com\"\nurl =", "issuers.mesh.issuer: there is no such key"),
+        ("kind = \"step-ca\"", "kind = \"step\"", "this version knows the kinds"),
+        ("url =", "dev = true\nurl =", "issuers.mesh.dev: a development issuer is never used in production"),
+        ("certificate =", "# certificate =", "credentials.tls.certificate: a \"step-ca\" makes certificates"),
+        (
+            "certificate = {",
+            "certificate = { at = \"pki\",",
+            "tls.certificate.at: a \"step-ca\" has one place",
+        ),
+        (
+            "certificate =",
+            "client_auth = \"bootstrap\"\nbootstrap = \"/b\"\ncertificate =",
+            "tls.client_auth: a step-ca knows two ways",
+        ),
+        (
+            "certificate =",
+            "client_auth = \"tls_client_auth\"\ncertificate =",
+            "tls.client_auth: it needs a certificate",
+        ),
+    ] {
+        let told = mistakes(&enrolled.replace(from, to));
+        assert!(told.iter().any(|line| line.contains(expected)), "{to}: {told:?}");
+    }
+}
+
+#[test]
 fn pins_are_read_and_their_mistakes_told() {
     // OA-05
     let with = |lines: &str| GOOD.replace("kind =", &format!("{lines}\nkind ="));
     let digits = "ab".repeat(32);
     let pinned = with(&format!("metadata_pin = \"sha256:{digits}\"\nmetadata_change = \"strict\""));
     let settings = Desk::with(&pinned).load(&[]).unwrap();
-    let IssuerSettings::OAuth(oauth) = &settings.issuers["corp"];
+    let IssuerSettings::OAuth(oauth) = &settings.issuers["corp"] else { panic!("not oauth") };
     assert_eq!((oauth.pins.document, oauth.pins.on_change), (Some([0xab; 32]), OnChange::Strict));
     Desk::with(&with("endpoint_pins = { token_endpoint = \"https://idp.example.com/token\" }"))
         .load(&[])

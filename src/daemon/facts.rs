@@ -10,6 +10,7 @@ use crate::{
 pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidence>) -> Facts {
     let url = |issuer: &IssuerSettings| match issuer {
         IssuerSettings::OAuth(oauth) => oauth.issuer.clone(),
+        IssuerSettings::StepCa(step) => step.url.clone(),
     };
     let mut warnings = Vec::new();
     for identity in settings.policy.identities() {
@@ -27,11 +28,16 @@ pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidenc
             }
         }
     }
-    let known = |name: &str| settings.policy.identities().any(|identity| *identity.name == *name);
+    let known = |name: &str, credential: Option<&str>| {
+        let known = settings.policy.identities().find(|identity| *identity.name == *name);
+        known.is_some_and(|known| {
+            credential.is_none_or(|credential| known.credentials.contains_key(credential))
+        })
+    };
     // Where it cannot be looked, keys could not be made either, and that is told elsewhere.
     for name in remains(&settings.kept.keys, known).unwrap_or_default().keys() {
         warnings.push(format!(
-            "{name} is no identity any more, but its keys are there: keybearer keys destroy {name}"
+            "{name} is in the settings no more, but its keys are there: keybearer keys destroy {name}"
         ));
     }
     Facts {

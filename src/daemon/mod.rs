@@ -26,7 +26,13 @@ use crate::{
     broker::{self, Books, Broker, Keeper, News, PendingFile, Rotor},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Settings},
-    issuer::{Issuer, Order, Scope, http::HttpError, oauth::OAuth, terms::Wants},
+    issuer::{
+        Issuer, Order, Scope,
+        http::HttpError,
+        oauth::OAuth,
+        terms::Wants,
+        x509::{Unbuilt, step},
+    },
     journey::{Journey, Rules},
     keys::{CertificateError, Certificates, FileError, KeyError, Keyring, Now, SealingKey},
     policy::{Door, Identity, Per},
@@ -48,6 +54,9 @@ pub enum BuildError {
     /// Client certificates cannot be had.
     #[error("{}", lines(.0))]
     Certificates(Vec<CertificateError>),
+    /// An issuer that is a CA cannot be reached or doubted.
+    #[error("issuers.{0}: {1}")]
+    Authority(String, Unbuilt),
     /// An issuer's client cannot be made.
     #[error("issuers.{0}: {1}")]
     Issuer(String, HttpError),
@@ -346,6 +355,11 @@ fn books(
                 let made = OAuth::new(oauth.clone(), Arc::clone(clock), Arc::clone(dice))
                     .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
                 issuers.insert(Arc::clone(name), Arc::new(made));
+            }
+            IssuerSettings::StepCa(ca) => {
+                let made = step::issuer(ca.clone(), Arc::clone(clock), Arc::clone(dice))
+                    .map_err(|error| BuildError::Authority(name.to_string(), error))?;
+                issuers.insert(Arc::clone(name), made);
             }
         }
     }

@@ -38,7 +38,12 @@ impl Contact {
     /// # Errors
     /// [`HttpError::CaFile`] or [`HttpError::NoRoots`].
     pub(super) fn new(settings: HttpSettings, clock: Arc<dyn Clock>) -> Result<Self, HttpError> {
-        Ok(Self { http: Http::new(settings)?, pools: Pools::default(), clock, skew: Mutex::default() })
+        Ok(Self::over(Http::new(settings)?, clock))
+    }
+
+    /// The same with a client that is there already.
+    pub(super) fn over(http: Http, clock: Arc<dyn Clock>) -> Self {
+        Self { http, pools: Pools::default(), clock, skew: Mutex::default() }
     }
 
     /// Sends once, over a connection that shows a certificate or over one that shows none, and notes what the answer tells beside
@@ -71,6 +76,13 @@ impl Contact {
             facts.date_skew_ms = ahead.and_then(|ahead| i64::try_from(ahead.as_millis()).ok());
         }
         Ok(response)
+    }
+
+    /// Ends the connections that show `certificate`: it was shown for the last time, and its key goes with the last credential
+    /// that needs it (MT-08).
+    pub(super) fn let_go(&self, certificate: &Arc<ClientCertificate>) {
+        let mut pools = self.pools.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| !Arc::ptr_eq(&pool.certificate, certificate));
     }
 
     /// What to add to the wall clock for what is signed now.

@@ -14,7 +14,7 @@ use hyper_util::{
     client::legacy::Client,
     rt::{TokioExecutor, TokioTimer},
 };
-use rustls::{AlertDescription, ClientConfig, RootCertStore};
+use rustls::{AlertDescription, ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -144,12 +144,24 @@ impl Http {
     /// # Errors
     /// [`HttpError::CaFile`] or [`HttpError::NoRoots`]; [`HttpError::Protocol`] if the user agent is no header.
     pub fn new(settings: HttpSettings) -> Result<Self, HttpError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring speaks TLS 1.2 and 1.3")
-            .with_root_certificates(roots(&settings)?)
-            .with_no_client_auth();
+        let roots = roots(&settings)?;
+        Self::speaking(settings, speech().with_root_certificates(roots).with_no_client_auth())
+    }
+
+    /// The same, for a server that `roots` and nobody else vouch for, whatever the settings say.
+    ///
+    /// # Errors
+    /// [`HttpError::Tls`] for what is no root, [`HttpError::Protocol`] if the user agent is no header.
+    pub fn trusting(settings: HttpSettings, roots: &[CertificateDer<'static>]) -> Result<Self, HttpError> {
+        let mut store = RootCertStore::empty();
+        for root in roots {
+            store.add(root.clone()).map_err(|error| HttpError::Tls(printable(&error.to_string(), 200)))?;
+        }
+        Self::speaking(settings, speech().with_root_certificates(store).with_no_client_auth())
+    }
+
+    /// A client that speaks TLS in this way.
+    pub(super) fn speaking(settings: HttpSettings, tls: ClientConfig) -> Result<Self, HttpError> {
         let door = Door::new(Route::from_environment(), tls);
         Ok(Self {
             client: client(door.clone()),
@@ -275,6 +287,14 @@ pub enum HttpError {
     /// The answer is longer than we read.
     #[error("the issuer's answer is too large: see whether the URL is that of an issuer")]
     TooLarge,
+}
+
+/// How TLS is spoken, before it is said who is trusted.
+pub(super) fn speech() -> ConfigBuilder<ClientConfig, WantsVerifier> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring speaks TLS 1.2 and 1.3")
 }
 
 fn client(door: Door) -> Client<Door, Full<Bytes>> {

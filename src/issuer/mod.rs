@@ -4,6 +4,7 @@
 
 mod answer;
 mod assertion;
+mod bootstrap;
 pub mod conditions;
 mod contact;
 mod door;
@@ -20,9 +21,9 @@ pub mod token_file;
 pub mod token_type;
 pub mod x509;
 
-use std::{fmt, future::Future, hash, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, hash, path::Path, pin::Pin, sync::Arc, time::Duration};
 
-use self::terms::{Terms, Wants};
+use self::terms::{CertificateTerms, Terms, Wants};
 use crate::{
     credential::{Binding, Credential},
     jose::Signer,
@@ -109,6 +110,23 @@ impl Order {
 }
 
 impl Order {
+    /// The same order, for a credential of its own that is kept nowhere and takes the place of none.
+    #[must_use]
+    pub fn apart(self) -> Self {
+        let Wants::Certificate(certificate) = &self.terms.wants else { return self };
+        let certificate = CertificateTerms { path: None, same_key: false, ..certificate.clone() };
+        let terms = Terms { wants: Wants::Certificate(certificate), ..Terms::clone(&self.terms) };
+        Self { terms: Arc::new(terms), ..self }
+    }
+
+    /// Where what comes is kept for the next start; nowhere, if it is for one process.
+    pub fn kept_at(&self) -> Option<&Path> {
+        match &self.terms.wants {
+            Wants::Certificate(certificate) if self.instance.is_none() => certificate.path.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Whether it is placed over a connection that shows the identity's certificate.
     pub fn shows_certificate(&self) -> bool {
         self.terms.client_auth.is_mtls() || self.binding == Binding::Mtls && self.terms.wants == Wants::Token

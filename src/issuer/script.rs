@@ -33,6 +33,8 @@ pub(super) enum Answer {
     KeptOpen { body: String },
     /// Another answer, after something has happened in the world.
     After(Box<dyn FnOnce() + Send>, Box<Self>),
+    /// What is made of the request.
+    Made(Box<dyn FnOnce(&Seen) -> Self + Send>),
 }
 
 impl Answer {
@@ -256,8 +258,12 @@ async fn serve(
         let seen = Seen { certificate: certificate.clone(), connection, ..seen };
         let answer = {
             let mut book = book.lock().unwrap();
-            book.diary.push(seen);
+            book.diary.push(seen.clone());
             book.script.pop_front().unwrap_or(Answer::HangUp)
+        };
+        let answer = match answer {
+            Answer::Made(make) => make(&seen),
+            answer => answer,
         };
         let answer = match answer {
             Answer::After(happens, then) => {
@@ -282,7 +288,7 @@ async fn serve(
                 let _ = stream.flush().await;
                 std::future::pending().await
             }
-            Answer::After(..) | Answer::HangUp => return,
+            Answer::After(..) | Answer::Made(_) | Answer::HangUp => return,
             Answer::KeptOpen { body } => format!(
                 "HTTP/1.1 200 X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
                 body.len(),

@@ -1,5 +1,5 @@
-//! Keys of identities that are no more. In goes the directory where keys are made; out come the files there that no identity's
-//! are, and their end. A reload destroys nothing by itself: a drop-in that is missing for a moment would cost a key.
+//! Keys of identities and credentials that are no more. In goes the directory where keys are made; out come the files there that
+//! nobody's are, and their end. A reload destroys nothing by itself: a drop-in that is missing for a moment would cost a key.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,13 +21,14 @@ pub struct Workshop {
     pub named: BTreeSet<PathBuf>,
 }
 
-/// The files in `workshop` that belong to nobody whom `is_known` knows, by the name they were made for.
+/// The files in `workshop` that belong to nobody whom `is_known` knows, by the name they were made for: that of an identity, or
+/// IDENTITY.CREDENTIAL where only that one of its certificates is no more.
 ///
 /// # Errors
 /// What the file system says, but for a directory that is not there: nothing was made yet.
 pub fn remains(
     workshop: &Workshop,
-    is_known: impl Fn(&str) -> bool,
+    is_known: impl Fn(&str, Option<&str>) -> bool,
 ) -> io::Result<BTreeMap<String, Vec<PathBuf>>> {
     let mut remains: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     let entries = match fs::read_dir(&workshop.directory) {
@@ -43,13 +44,21 @@ pub fn remains(
             rest.is_some_and(|rest| BESIDE.iter().any(|beside| beside.as_bytes() == rest))
         });
         let name = file_name.to_string_lossy().into_owned();
-        // NAME.PURPOSE.pem, and beside it what a rotation makes. Names hold no dots.
-        let mut parts = name.split('.');
-        if let (Some(identity), Some(_), Some("pem")) = (parts.next(), parts.next(), parts.next())
-            && !is_in_use
-            && !is_known(identity)
-        {
-            remains.entry(identity.to_owned()).or_default().push(path);
+        // IDENTITY.PURPOSE.pem or IDENTITY.CREDENTIAL.certificate.pem, and beside it what a rotation makes. Names hold no dots.
+        let parts: Vec<&str> = name.split('.').collect();
+        let whose = match parts.as_slice() {
+            [identity, _, "pem", ..] | [identity, _, "certificate", "pem", ..]
+                if !is_known(identity, None) =>
+            {
+                (*identity).to_owned()
+            }
+            [identity, credential, "certificate", "pem", ..] if !is_known(identity, Some(credential)) => {
+                format!("{identity}.{credential}")
+            }
+            _ => continue,
+        };
+        if !is_in_use {
+            remains.entry(whose).or_default().push(path);
         }
     }
     Ok(remains)
@@ -93,20 +102,28 @@ mod tests {
             "gone.client-auth.pem",
             "gone.client-auth.pem.next",
             "gone.tls-client.pem",
+            "gone.tls.certificate.pem",
+            "shop.tls.certificate.pem",
+            "shop.old.certificate.pem",
+            "shop.old.certificate.pem.next",
             "sealing.pem",
             "notes.txt",
         ];
         files.iter().for_each(|name| fs::write(dir.path().join(name), "x").unwrap());
         let workshop = Workshop { directory: dir.path().into(), named: BTreeSet::new() };
-        let found = remains(&workshop, |name| name == "shop").unwrap();
+        let known = |name: &str, credential: Option<&str>| {
+            name == "shop" && credential.is_none_or(|credential| credential == "tls")
+        };
+        let found = remains(&workshop, known).unwrap();
         assert_eq!(
             found.iter().map(|(name, files)| (name.as_str(), files.len())).collect::<Vec<_>>(),
-            [("gone", 3)]
+            [("gone", 4), ("shop.old", 2)]
         );
         destroy(&found["gone"]).unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        destroy(&found["shop.old"]).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
         let none = Workshop { directory: dir.path().join("none"), ..workshop };
-        assert!(remains(&none, |_| false).unwrap().is_empty());
+        assert!(remains(&none, |_, _| false).unwrap().is_empty());
     }
 
     #[test]
@@ -121,12 +138,12 @@ mod tests {
         for way in ["keys", "link", "keys/../keys"] {
             let way_there = dir.path().join(way);
             let named = BTreeSet::from([way_there.join("old.payments.pem"), way_there.join("old")]);
-            let found = remains(&Workshop { directory: keys.clone(), named }, |_| false).unwrap();
+            let found = remains(&Workshop { directory: keys.clone(), named }, |_, _| false).unwrap();
             assert_eq!(found, BTreeMap::from([("old".into(), vec![keys.join("old.shop.pem")])]), "{way}");
         }
         // The same name elsewhere is another file.
         let named = BTreeSet::from([dir.path().join("old.payments.pem")]);
-        let found = remains(&Workshop { directory: keys, named }, |_| false).unwrap();
+        let found = remains(&Workshop { directory: keys, named }, |_, _| false).unwrap();
         assert_eq!(found["old"].len(), 4);
     }
 }

@@ -79,7 +79,7 @@ impl Dev {
         let other = api(&handle, clock)?;
         let other_url = format!("{}/orders", other.url());
 
-        let more = if self.drill { drill::settings(&**clock)? } else { String::new() };
+        let more = if self.drill { drill::settings(&**clock)? } else { story::settings(&handle) };
         let settings = stage.write_settings(handle.url(), &api_origin, &more, &**clock)?;
         let origin = Origin { path: stage.file("agent.toml"), environment: environment() };
         let daemon = Daemon::build(settings, origin, Arc::clone(clock), Arc::clone(dice)).map_err(unbuilt)?;
@@ -89,6 +89,7 @@ impl Dev {
             keys: shops.map(|(_, key)| (key.public().clone(), key.algorithm())).collect(),
             scope: vec!["orders:read".into(), "orders:write".into()],
             resources: vec![ORDERS.into()],
+            certificate_names: vec![story::NAME.into()],
             ..Client::default()
         };
         handle.register(client.clone()).map_err(|error| Exit::new(Exit::SOFTWARE, error.to_string()))?;

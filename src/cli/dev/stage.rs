@@ -135,6 +135,16 @@ origins = ["{api}"]
         let found = read(&directory, 0)?.filter(|record| record.entry.event.kind == kind).last();
         found.ok_or_else(|| Exit::new(Exit::SOFTWARE, format!("the ledger should hold a record of {kind:?}")))
     }
+
+    /// The last record of the credential of this name, fetched for whoever got it or not.
+    pub(super) fn find_of(&self, journey: &Journey, name: &str) -> Result<Record, Exit> {
+        let directory = journey.ledger().health().directory;
+        let is_of = |record: &Record| {
+            record.entry.credential.as_ref().is_some_and(|what| what.name.as_deref() == Some(name))
+        };
+        let found = read(&directory, 0)?.filter(is_of).last();
+        found.ok_or_else(|| Exit::new(Exit::SOFTWARE, format!("the ledger should hold a record of {name}")))
+    }
 }
 
 /// A program that came on. It is ended when it is dropped.

@@ -10,8 +10,31 @@ use super::{
 use crate::{
     audit::{EventType, verify},
     cli::{Exit, paint},
+    dev::Handle,
     journey::Journey,
 };
+
+/// Whom the certificate of the story is for.
+pub(super) const NAME: &str = "spiffe://dev.example/demo-shop";
+
+/// What the story needs beside a token: a certificate, from the CA that the issuer is too.
+pub(super) fn settings(issuer: &Handle) -> String {
+    let (url, sum) = (issuer.url(), issuer.root_sum());
+    format!(
+        r#"
+[identities.demo-shop.credentials.tls]
+issuer = "ca"
+client_id = "demo-shop"
+certificate = {{ uri = ["{NAME}"] }}
+
+[issuers.ca]
+kind = "step-ca"
+url = "{url}"
+root_sha256 = "{sum}"
+dev = true
+"#
+    )
+}
 
 impl Stage {
     pub(super) async fn tell(&self, journey: &Journey, issuer: &str, api: &str) -> Result<(), Exit> {
@@ -93,6 +116,23 @@ impl Stage {
                 shop["api_body"].as_str().unwrap_or_default()
             ),
         )?;
+        let certified = workload.ask("get tls").await?;
+        let chain = certified["chain"].as_str().unwrap_or_default();
+        expect(
+            chain.contains("BEGIN CERTIFICATE") && certified["key"] == "",
+            "the workload should have got a certificate and no key",
+            &certified,
+        )?;
+        let certificate = self.find_of(journey, "tls")?;
+        let what = certificate.entry.credential.clone().unwrap_or_default();
+        scene(
+            "and",
+            format!(
+                "a certificate for {NAME}, whose key never left the agent, until {}, on record as {}",
+                what.not_after.unwrap_or_default(),
+                certificate.seq
+            ),
+        )?;
         let mut refusals = vec![];
         for scheme in ["DPoP", "Bearer"] {
             let authorization = format!("{scheme} {}", shop["token"].as_str().unwrap_or_default());
@@ -143,6 +183,7 @@ impl Stage {
             "\nIt stays up until Ctrl-C. Try, in another terminal:\n\
              \x20 {program} whoami --socket {directory}/agent.sock\n\
              \x20 {program} get orders --json --socket {directory}/agent.sock\n\
+             \x20 {program} get tls --socket {directory}/agent.sock   # a certificate, whose key stays in the agent\n\
              \x20 {program} prove orders GET {api} --socket {directory}/agent.sock | curl -i -H @- {api}   # after 5 minutes: again, with --nonce\n\
              \x20 curl -i -H \"$({program} get orders --header --socket {directory}/agent.sock)\" {api}   # refused: no proof\n\
              \x20 curl --unix-socket {directory}/http.sock -H 'keybearer: v1' http://localhost/v1/credentials/orders   # refused: not that program\n\

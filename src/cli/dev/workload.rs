@@ -127,11 +127,14 @@ fn shown(credential: &Credential) -> Value {
         Some(Kind::AccessToken(token)) => token.clone(),
         _ => Default::default(),
     };
+    let shown = credential.client_certificate.clone().unwrap_or_default();
     json!({
         "token": token.token,
         "token_type": token.token_type,
         "fingerprint": credential.fingerprint,
         "left": credential.expires_in.map(|left| left.seconds),
+        "chain": shown.chain_pem,
+        "key": shown.key_pem,
     })
 }
 

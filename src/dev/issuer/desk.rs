@@ -13,6 +13,7 @@ use tokio::time::sleep;
 
 use super::{
     DevIssuerSettings,
+    authority::{Authority, Certified},
     diary::Diary,
     faults::{Fault, Knob},
     register::{Client, MAX_CLIENTS, RegisterError},
@@ -33,14 +34,26 @@ use crate::{
 /// Where a request goes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Endpoint {
+    /// The beginning of a certificate.
+    Certify,
+    /// The end of a certificate.
+    Decertify,
     /// What a resource server asks.
     Introspect,
     /// The keys.
     Jwks,
     /// RFC 8414.
     Metadata,
+    /// A certificate for another key, by the one that is held.
+    Rekey,
+    /// Another certificate, by the one that is held.
+    Renew,
     /// The end of a token.
     Revoke,
+    /// The root of the CA, by its sum.
+    Root,
+    /// The roots of the CA.
+    Roots,
     /// The beginning of a token.
     Token,
 }
@@ -48,17 +61,35 @@ pub(super) enum Endpoint {
 impl Endpoint {
     pub(super) fn path(self) -> &'static str {
         match self {
+            Self::Certify => "/1.0/sign",
+            Self::Decertify => "/1.0/revoke",
             Self::Introspect => "/introspect",
             Self::Jwks => "/jwks",
             Self::Metadata => "/.well-known/oauth-authorization-server",
+            Self::Rekey => "/1.0/rekey",
+            Self::Renew => "/1.0/renew",
             Self::Revoke => "/revoke",
+            Self::Root => "/root/",
+            Self::Roots => "/roots",
             Self::Token => "/token",
         }
     }
 
     fn at(path: &str) -> Option<Self> {
-        let all = [Self::Introspect, Self::Jwks, Self::Metadata, Self::Revoke, Self::Token];
-        all.into_iter().find(|endpoint| endpoint.path() == path)
+        let all = [
+            Self::Certify,
+            Self::Decertify,
+            Self::Introspect,
+            Self::Jwks,
+            Self::Metadata,
+            Self::Rekey,
+            Self::Renew,
+            Self::Revoke,
+            Self::Roots,
+            Self::Token,
+        ];
+        let found = all.into_iter().find(|endpoint| endpoint.path() == path);
+        found.or_else(|| path.starts_with(Self::Root.path()).then_some(Self::Root))
     }
 }
 
@@ -66,6 +97,7 @@ impl Endpoint {
 pub(super) struct Desk {
     pub(super) url: String,
     pub(super) key: Key,
+    pub(super) authority: Authority,
     pub(super) settings: DevIssuerSettings,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) dice: Arc<dyn Dice>,
@@ -79,6 +111,7 @@ pub(super) struct Books {
     pub(super) used: Once,
     pub(super) possession: Possession,
     pub(super) revoked: Revoked,
+    pub(super) certified: Certified,
     pub(super) knob: Knob,
     pub(super) diary: Diary,
 }
@@ -87,6 +120,7 @@ impl Desk {
     pub(super) fn new(
         url: String,
         key: Key,
+        authority: Authority,
         settings: DevIssuerSettings,
         clock: Arc<dyn Clock>,
         dice: Arc<dyn Dice>,
@@ -97,10 +131,11 @@ impl Desk {
             used: Once::default(),
             possession: Possession::new(settings.dpop_nonces),
             revoked: Revoked::default(),
+            certified: Certified::default(),
             knob: Knob::off(),
             diary: Diary::default(),
         });
-        Self { url, key, settings, clock, dice, books }
+        Self { url, key, authority, settings, clock, dice, books }
     }
 
     pub(super) async fn answer(&self, ask: Ask) -> Answer {
@@ -115,7 +150,9 @@ impl Desk {
                 let answer = refuse(StatusCode::NOT_FOUND, "see /.well-known/oauth-authorization-server");
                 (answer, "not_found".into(), None)
             }
-            Some(Endpoint::Jwks | Endpoint::Metadata) if ask.method() != Method::GET => {
+            Some(Endpoint::Jwks | Endpoint::Metadata | Endpoint::Root | Endpoint::Roots)
+                if ask.method() != Method::GET =>
+            {
                 (allow("GET"), "invalid_request".into(), None)
             }
             Some(Endpoint::Jwks) => (public(&self.jwks()), "ok".into(), None),
@@ -123,8 +160,14 @@ impl Desk {
                 let fault = self.books().knob.bite(Endpoint::Metadata);
                 (public(&self.metadata(&fault)), outcome_of(&fault), None)
             }
+            Some(endpoint @ (Endpoint::Root | Endpoint::Roots)) => {
+                self.authority(endpoint, &ask, number).await
+            }
             Some(_) if ask.method() != Method::POST => (allow("POST"), "invalid_request".into(), None),
-            Some(endpoint) => self.oauth(endpoint, &ask, number).await,
+            Some(endpoint @ (Endpoint::Introspect | Endpoint::Revoke | Endpoint::Token)) => {
+                self.oauth(endpoint, &ask, number).await
+            }
+            Some(endpoint) => self.authority(endpoint, &ask, number).await,
         };
         self.books().diary.close(number, answer.status().as_u16(), outcome, detail);
         answer
@@ -207,7 +250,7 @@ impl fmt::Debug for Desk {
     }
 }
 
-fn outcome_of(fault: &Fault) -> String {
+pub(super) fn outcome_of(fault: &Fault) -> String {
     match fault {
         Fault::None => "ok".into(),
         fault => format!("fault:{}", fault.as_str()),

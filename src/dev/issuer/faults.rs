@@ -200,7 +200,14 @@ impl Fault {
             | Self::RateLimited { .. }
             | Self::Slow { .. }
             | Self::Unavailable => {
-                matches!(endpoint, Endpoint::Introspect | Endpoint::Revoke | Endpoint::Token)
+                matches!(
+                    endpoint,
+                    Endpoint::Certify
+                        | Endpoint::Decertify
+                        | Endpoint::Introspect
+                        | Endpoint::Revoke
+                        | Endpoint::Token
+                )
             }
         }
     }

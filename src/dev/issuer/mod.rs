@@ -8,11 +8,12 @@
 //!  GET  /jwks                                     RFC 7517      POST /dev/trust     believe another issuer
 //!  POST /token                                    RFC 6749      POST /dev/fault     behave badly
 //!  POST /revoke                                   RFC 7009      GET  /dev/diary     what was asked
-//!  POST /introspect                               RFC 7662
+//!  POST /introspect                               RFC 7662      ... /1.0/*, /root*  a small CA
 //! ```
 
 mod afterwards;
 mod assertion;
+mod authority;
 mod binding;
 mod chaining;
 mod desk;
@@ -42,7 +43,7 @@ pub use register::{Client, Federated, RegisterError};
 
 pub(in crate::dev) use register::is_scope_token;
 
-use self::desk::Desk;
+use self::{authority::Authority, desk::Desk};
 use crate::{
     clock::{Clock, Dice},
     dev::{
@@ -66,6 +67,8 @@ pub struct DevIssuerSettings {
     pub environment: String,
     /// Whether a DPoP proof needs a nonce of the issuer's (RFC 9449 8); it does by default (DPOP-07).
     pub dpop_nonces: bool,
+    /// How long its certificates live at most, and if nobody says; in whole seconds, 24 hours by default.
+    pub certificate_life: Duration,
 }
 
 impl Default for DevIssuerSettings {
@@ -76,6 +79,7 @@ impl Default for DevIssuerSettings {
             assertion_life: Duration::from_secs(60),
             environment: "dev".into(),
             dpop_nonces: true,
+            certificate_life: Duration::from_secs(24 * 60 * 60),
         }
     }
 }
@@ -108,9 +112,13 @@ impl DevIssuer {
         if !(1..=3600).contains(&settings.assertion_life.as_secs()) {
             return Err(DevError::Setting { key: "assertion_life", what: "write 1 s to 3600 s" });
         }
+        if !(10..=7 * 24 * 60 * 60).contains(&settings.certificate_life.as_secs()) {
+            return Err(DevError::Setting { key: "certificate_life", what: "write 10 s to 7 days" });
+        }
         let key = Key::generate(Algorithm::Es256).map_err(|_| DevError::Key)?;
         let door = Door::bind(settings.port)?;
-        let desk = Desk::new(door.url(), key, settings, clock, dice);
+        let authority = Authority::new(clock.wall())?;
+        let desk = Desk::new(door.url(), key, authority, settings, clock, dice);
         Ok(Self { door, handle: Handle(Arc::new(desk)) })
     }
 
@@ -197,6 +205,18 @@ impl Handle {
     /// The public keys of its tokens, each with its algorithm.
     pub fn keys(&self) -> Vec<(PublicKey, Algorithm)> {
         vec![(self.0.key.public().clone(), self.0.key.algorithm())]
+    }
+
+    /// The SHA-256 of the root of its CA, in hexadecimal digits.
+    pub fn root_sum(&self) -> String {
+        self.0.authority.root_sum().to_owned()
+    }
+
+    /// The certificates that it made for a client, by serial number in decimal digits, and whether each was revoked.
+    pub fn certificates(&self, client_id: &str) -> Vec<(String, bool)> {
+        let books = self.0.books();
+        let theirs = books.certified.iter().filter(|(_, (owner, _))| owner == client_id);
+        theirs.map(|(serial, (_, revoked))| (serial.clone(), *revoked)).collect()
     }
 
     /// The dice it was given.

@@ -34,6 +34,8 @@ pub struct Client {
     pub spiffe_id: Option<String>,
     /// The `type` values it may ask for in `authorization_details` (RFC 9396 10).
     pub authorization_details_types: Vec<String>,
+    /// The names that its certificates may say, to the letter: URIs, hosts, addresses.
+    pub certificate_names: Vec<String>,
 }
 
 /// A subject of another issuer, both to the letter.
@@ -48,7 +50,7 @@ pub struct Federated {
 
 impl Client {
     /// Reads `{client_id, jwks: {keys: [..]}, scope, resources, dpop_bound_access_tokens, federated: {issuer, subject},
-    /// spiffe_id, authorization_details_types}`; `scope` is one string as in RFC 7591, or a list. A JWK without `alg` gets the algorithm of its kind (RSA: PS256).
+    /// spiffe_id, authorization_details_types, certificate_names}`; `scope` is one string as in RFC 7591, or a list. A JWK without `alg` gets the algorithm of its kind (RSA: PS256).
     ///
     /// # Errors
     /// [`RegisterError::Json`] or [`RegisterError::Key`]; the rest is [`Client::checked`].
@@ -68,6 +70,7 @@ impl Client {
             federated: written.federated,
             spiffe_id: written.spiffe_id,
             authorization_details_types: written.authorization_details_types,
+            certificate_names: written.certificate_names,
         })
     }
 
@@ -128,7 +131,7 @@ pub enum RegisterError {
     /// Not the JSON that was expected.
     #[error(
         "send JSON {{client_id, jwks: {{keys: [..]}}, scope, resources}} and, if wanted, dpop_bound_access_tokens, \
-         federated: {{issuer, subject}}, spiffe_id and authorization_details_types, and nothing else"
+         federated: {{issuer, subject}}, spiffe_id, authorization_details_types and certificate_names, and nothing else"
     )]
     Json,
     /// A key that cannot be used, or a private one.
@@ -181,6 +184,8 @@ struct Written {
     spiffe_id: Option<String>,
     #[serde(default)]
     authorization_details_types: Vec<String>,
+    #[serde(default)]
+    certificate_names: Vec<String>,
 }
 
 #[derive(Default, Deserialize)]

@@ -1,6 +1,7 @@
 //! Both servers from outside, over a socket: a client that is as good or as bad as a test wants it.
 
 mod api;
+mod authority;
 mod bound_api;
 mod details;
 mod faults;
@@ -297,6 +298,8 @@ async fn a_taken_port_and_senseless_settings_are_refused() {
     assert!(matches!(dead, Some(DevError::Setting { key: "token_life", .. })), "{dead:?}");
     let long = bind(DevIssuerSettings { assertion_life: Duration::MAX, ..DevIssuerSettings::default() });
     assert!(matches!(long, Some(DevError::Setting { key: "assertion_life", .. })), "{long:?}");
+    let short = bind(DevIssuerSettings { certificate_life: Duration::ZERO, ..DevIssuerSettings::default() });
+    assert!(matches!(short, Some(DevError::Setting { key: "certificate_life", .. })), "{short:?}");
     let bind = |audience: &str, scope: &str| {
         let settings =
             DemoApiSettings { audience: audience.into(), scope: scope.into(), ..DemoApiSettings::default() };

@@ -257,7 +257,7 @@ pub(super) fn life(headers: &HeaderMap) -> Duration {
 }
 
 /// What is wrong with `url` as an issuer of these settings, or as a pinned endpoint; `None` if nothing is.
-pub(super) fn fault_of(url: &str, dev: bool) -> Option<&'static str> {
+pub(in crate::issuer) fn fault_of(url: &str, dev: bool) -> Option<&'static str> {
     // http::Uri drops a fragment in silence, so it is looked for first.
     if url.contains('#') {
         return Some("it has a fragment: leave the # and what follows out");

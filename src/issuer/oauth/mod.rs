@@ -32,6 +32,7 @@ use std::{
 use arc_swap::ArcSwap;
 use http::{HeaderName, header};
 
+pub(in crate::issuer) use self::metadata::fault_of as fault_of_url;
 use self::{
     dpop::{Heard, Prover},
     metadata::Metadata,

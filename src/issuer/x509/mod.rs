@@ -1,10 +1,11 @@
 //! Certificates from a CA (RFC 5280): a request out, a chain in, and the chain doubted. One engine for every kind of CA; what
-//! differs between them is behind [`Authority`], at the edge. In goes an [`Order`] and the certificate that is held; out comes
+//! differs between them is behind `Authority`, at the edge. In goes an [`Order`] and the certificate that is held; out comes
 //! a certificate with its key, or why there is none. When to renew, how often to try and whom to spare is the broker's, as
 //! for every other credential; what is held stays good until it ends, whatever comes of a renewal (X5-03).
 
 mod accept;
 mod roots;
+pub mod step;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +20,8 @@ use rustls_pki_types::CertificateDer;
 
 pub use self::roots::{RootSource, Roots, RootsError};
 use super::{
-    IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Rejected, Signers,
+    Instance, IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Rejected, Signers,
+    http::HttpError,
     terms::{CertificateTerms, Wants},
 };
 use crate::{
@@ -32,6 +34,17 @@ use crate::{
 
 /// A certificate that begins so soon is waited for (X5-04): the CA's clock is a little ahead of ours.
 const SOON: SignedDuration = SignedDuration::from_secs(60);
+
+/// Why there is no issuer of a kind of CA.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Unbuilt {
+    /// Its client cannot be made.
+    #[error("{0}")]
+    Http(#[from] HttpError),
+    /// Its roots cannot be used.
+    #[error("roots: {0}")]
+    Roots(#[from] RootsError),
+}
 
 /// A kind of CA.
 pub(super) trait Authority: std::fmt::Debug + Send + Sync {
@@ -83,8 +96,8 @@ pub(super) enum Signed {
 pub(super) struct X509<A> {
     authority: A,
     clock: Arc<dyn Clock>,
-    /// Requests that the CA has not decided yet, by identity and credential: sent again with the same key.
-    undecided: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<Enrolment>>>,
+    /// Requests that the CA has not decided yet, by whose they are: sent again with the same key.
+    undecided: Mutex<HashMap<Slot, Arc<Enrolment>>>,
 }
 
 impl<A: Authority> X509<A> {
@@ -92,6 +105,7 @@ impl<A: Authority> X509<A> {
         Self { authority, clock, undecided: Mutex::default() }
     }
 
+    #[cfg(test)]
     pub(super) fn authority(&self) -> &A {
         &self.authority
     }
@@ -114,7 +128,7 @@ impl<A: Authority> X509<A> {
         let held = match held.and_then(Credential::certificate) {
             Some(held) => Some(Arc::clone(held)),
             // The agent has just been started.
-            None => match self.kept(terms, &roots, order.max_ttl)? {
+            None => match self.kept(order, terms, &roots)? {
                 Some(kept) if self.clock.wall() < renewal(&kept) => return Ok(self.credential(kept, &roots)),
                 kept => kept,
             },
@@ -145,7 +159,7 @@ impl<A: Authority> X509<A> {
         };
         accept::check(&chain, terms, &roots, order.max_ttl, self.clock.wall())?;
         let certificate =
-            request.finish(chain, terms.export, terms.path.as_deref()).map_err(|error| unusable(&error))?;
+            request.finish(chain, terms.export, order.kept_at()).map_err(|error| unusable(&error))?;
         self.until_good(&certificate).await?;
         Ok(self.credential(Arc::new(certificate), &roots))
     }
@@ -160,7 +174,7 @@ impl<A: Authority> X509<A> {
         if let Some(sent) = self.undecided().remove(&slot(order)) {
             return Ok(sent);
         }
-        let made = match (&terms.path, held) {
+        let made = match (order.kept_at(), held) {
             (Some(path), Some(_)) if terms.same_key => Enrolment::again(&terms.subject, path),
             _ => Enrolment::begin(&terms.subject, terms.key),
         };
@@ -170,14 +184,14 @@ impl<A: Authority> X509<A> {
     /// What an agent before this one kept, if it is still what the settings want.
     fn kept(
         &self,
+        order: &Order,
         terms: &CertificateTerms,
         roots: &Roots,
-        longest: Duration,
     ) -> Result<Option<Arc<ClientCertificate>>, IssueError> {
-        let Some(path) = &terms.path else { return Ok(None) };
+        let Some(path) = order.kept_at() else { return Ok(None) };
         let kept = keys::pair(path, terms.export).map_err(|error| unusable(&error))?;
         Ok(kept.map(Arc::new).filter(|kept| {
-            match accept::check(kept.chain(), terms, roots, longest, self.clock.wall()) {
+            match accept::check(kept.chain(), terms, roots, order.max_ttl, self.clock.wall()) {
                 Ok(()) => true,
                 Err(error) => {
                     tracing::info!(path = %path.display(), %error, "what is kept is not what is wanted now: asked for anew");
@@ -215,7 +229,7 @@ impl<A: Authority> X509<A> {
         }
     }
 
-    fn undecided(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Arc<Enrolment>>> {
+    fn undecided(&self) -> MutexGuard<'_, HashMap<Slot, Arc<Enrolment>>> {
         self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -258,8 +272,11 @@ impl<A: Authority> Issuer for X509<A> {
     }
 }
 
-fn slot(order: &Order) -> (Arc<str>, Arc<str>) {
-    (Arc::clone(&order.identity), Arc::clone(&order.credential))
+/// Whose request: the identity's by the name of the credential, or one process's.
+type Slot = (Arc<str>, Arc<str>, Option<Instance>);
+
+fn slot(order: &Order) -> Slot {
+    (Arc::clone(&order.identity), Arc::clone(&order.credential), order.instance)
 }
 
 /// When a certificate that was kept over a restart is renewed before it is used: past two thirds of its life (X5-03).

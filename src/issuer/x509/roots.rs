@@ -28,6 +28,7 @@ pub enum RootSource {
 /// A set of roots.
 pub struct Roots {
     verifier: Arc<dyn ClientCertVerifier>,
+    all: Vec<CertificateDer<'static>>,
     pem: Arc<str>,
 }
 
@@ -78,14 +79,14 @@ impl Roots {
         let pem: Arc<str> =
             all.iter().map(|one| crate::keys::certificate_pem(one)).collect::<String>().into();
         let mut store = RootCertStore::empty();
-        for one in all {
-            store.add(one).map_err(|error| unusable(error.to_string()))?;
+        for one in &all {
+            store.add(one.clone()).map_err(|error| unusable(error.to_string()))?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider)
             .build()
             .map_err(|error| unusable(error.to_string()))?;
-        Ok(Self { verifier, pem })
+        Ok(Self { verifier, all, pem })
     }
 
     /// The one of `sent` that the pin is for, and nothing else (CA-03).
@@ -99,6 +100,16 @@ impl Roots {
             Some(root) => Self::of(vec![root]),
             None => Err(RootsError::Pin { got, wanted: hex(pin) }),
         }
+    }
+
+    /// They, in DER.
+    pub(super) fn all(&self) -> &[CertificateDer<'static>] {
+        &self.all
+    }
+
+    /// The SHA-256 of the first of them, in hexadecimal digits.
+    pub(super) fn sum(&self) -> String {
+        self.all.first().map(|one| hex(digest::digest(&digest::SHA256, one).as_ref())).unwrap_or_default()
     }
 
     /// They, in PEM.

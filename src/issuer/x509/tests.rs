@@ -365,6 +365,37 @@ async fn a_restart_asks_for_nothing_that_is_kept() {
 }
 
 #[tokio::test]
+async fn what_has_to_die_is_not_taken_up_by_the_next_start() {
+    // X5-07
+    let stage = Stage::new(true);
+    let path = stage.directory.path().join("pair.pem");
+    let leaf = |credential: &Credential| credential.certificate().unwrap().chain()[0].clone();
+    let first = stage.issue(None).await.unwrap();
+    let second = stage.issue(Some(&first)).await.unwrap();
+    assert!(!keys::forget(&path, &leaf(&first)).unwrap(), "another one is kept by now");
+    assert!(keys::forget(&path, &leaf(&second)).unwrap());
+    assert!(!path.exists() && !keys::forget(&path, &leaf(&second)).unwrap());
+    let third = stage.issue(None).await.unwrap();
+    assert_ne!(second.bound.thumbprint(), third.bound.thumbprint());
+}
+
+#[tokio::test]
+async fn one_for_a_trial_or_for_one_process_is_kept_nowhere_and_takes_the_place_of_none() {
+    // KEY-06, X5-06
+    let mut stage = Stage::new(true);
+    let path = stage.directory.path().join("pair.pem");
+    let lives = stage.issue(None).await.unwrap();
+    let of_process = Order { instance: Some(Instance { pid: 7, start: 7 }), ..stage.order.clone() };
+    for order in [stage.order.clone().apart(), of_process] {
+        stage.order = order;
+        let other = stage.issue(None).await.unwrap();
+        assert_ne!(lives.bound.thumbprint(), other.bound.thumbprint(), "the CA was asked");
+        let kept = keys::pair(&path, false).unwrap().unwrap();
+        assert_eq!(lives.bound.thumbprint(), Some(kept.thumbprint()));
+    }
+}
+
+#[tokio::test]
 async fn what_may_not_be_renewed_is_asked_for_anew_once() {
     // CA-02
     let stage = Stage::new(false);

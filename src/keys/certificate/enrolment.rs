@@ -132,16 +132,38 @@ pub fn pair(path: &Path, keep_private: bool) -> Result<Option<ClientCertificate>
     }
 }
 
+/// Destroys the pair that is kept at `path`, if it is that of `leaf`: one that has to die is not taken up again by the next start.
+/// Whether there was one.
+///
+/// # Errors
+/// [`FileError`].
+pub fn forget(path: &Path, leaf: &[u8]) -> Result<bool, FileError> {
+    match pair(path, false)? {
+        Some(kept) if kept.chain().first().is_some_and(|kept| kept.as_ref() == leaf) => {
+            file::destroy(&file::beside(path, ".next"))?;
+            file::destroy(path)?;
+            // A power cut does not bring it back.
+            sync_directory(path)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
 /// Puts `made` in the place of what is at `path`, in one step.
 fn replace(path: &Path, made: &Made) -> Result<(), FileError> {
     let next: PathBuf = file::beside(path, ".next");
     // Whoever made it was killed before it counted.
     file::destroy(&next)?;
     made.write(&next)?;
-    let io = |error| FileError::Io { path: path.into(), error };
-    fs::rename(&next, path).map_err(io)?;
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)
+    fs::rename(&next, path).map_err(|error| FileError::Io { path: path.into(), error })?;
+    sync_directory(path)
+}
+
+fn sync_directory(of: &Path) -> Result<(), FileError> {
+    let directory = of.parent().unwrap_or(Path::new("/"));
+    let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| FileError::Io { path: of.into(), error })
 }
 
 fn request(subject: &Subject, pair: &KeyPair) -> Result<Vec<u8>, FileError> {
