@@ -220,7 +220,11 @@ impl Keeper {
                     if let Some(topic) = self.topics.get(&order) {
                         topic.send_if_modified(|now| {
                             let same = match (&now.live, &live) {
-                                (Some(now), Some(live)) => Arc::ptr_eq(&now.credential, &live.credential),
+                                // Whoever has a lease need not be told that it goes on.
+                                (Some(now), Some(live)) => {
+                                    Arc::ptr_eq(&now.credential, &live.credential)
+                                        || now.credential.goes_on_as(&live.credential)
+                                }
                                 (None, None) => true,
                                 _ => false,
                             };
