@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::{pins::pins, reader::Reader};
+use super::{openbao::openbao_issuer, pins::pins, reader::Reader};
 use crate::{
     issuer::{
         oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
+        openbao::{self, OpenBaoSettings},
         terms::{ClientAuth, Wants},
     },
     policy::CredentialRule,
@@ -16,6 +17,8 @@ use crate::{
 pub enum IssuerSettings {
     /// `kind = "oauth"`.
     OAuth(OAuthSettings),
+    /// `kind = "openbao"`: OpenBao, and HashiCorp Vault.
+    OpenBao(OpenBaoSettings),
 }
 
 impl IssuerSettings {
@@ -36,6 +39,7 @@ impl IssuerSettings {
                 )),
                 (Wants::Token, _) => None,
             },
+            Self::OpenBao(server) => openbao::misfit(server, &rule.terms),
         }
     }
 }
@@ -56,7 +60,12 @@ pub(super) fn issuers(top: &mut Reader<'_>, environment: &str) -> BTreeMap<Arc<s
                 issuers.insert(name, IssuerSettings::OAuth(settings));
                 reader.finish();
             }
-            Some(_) => reader.wrong("kind", "this version knows the kind \"oauth\""),
+            Some("openbao") => {
+                let settings = openbao_issuer(&mut reader, &name, environment);
+                issuers.insert(name, IssuerSettings::OpenBao(settings));
+                reader.finish();
+            }
+            Some(_) => reader.wrong("kind", "this version knows the kinds \"oauth\" and \"openbao\""),
             None => reader.finish(),
         }
     }

@@ -10,6 +10,7 @@ use crate::{
 pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidence>) -> Facts {
     let url = |issuer: &IssuerSettings| match issuer {
         IssuerSettings::OAuth(oauth) => oauth.issuer.clone(),
+        IssuerSettings::OpenBao(server) => server.url.clone(),
     };
     let mut warnings = Vec::new();
     for identity in settings.policy.identities() {

@@ -26,7 +26,7 @@ use crate::{
     broker::{self, Books, Broker, Keeper, News, PendingFile, Rotor},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Settings},
-    issuer::{Issuer, Order, Scope, http::HttpError, oauth::OAuth, terms::Wants},
+    issuer::{Issuer, Order, Scope, http::HttpError, oauth::OAuth, openbao::OpenBao, terms::Wants},
     journey::{Journey, Rules},
     keys::{CertificateError, Certificates, FileError, KeyError, Keyring, Now, SealingKey},
     policy::{Door, Identity, Per},
@@ -344,6 +344,11 @@ fn books(
         match issuer {
             IssuerSettings::OAuth(oauth) => {
                 let made = OAuth::new(oauth.clone(), Arc::clone(clock), Arc::clone(dice))
+                    .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
+                issuers.insert(Arc::clone(name), Arc::new(made));
+            }
+            IssuerSettings::OpenBao(server) => {
+                let made = OpenBao::new(server.clone(), Arc::clone(clock), Arc::clone(dice))
                     .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
                 issuers.insert(Arc::clone(name), Arc::new(made));
             }

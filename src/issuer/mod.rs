@@ -10,6 +10,7 @@ mod door;
 pub mod http;
 pub mod json;
 pub mod oauth;
+pub mod openbao;
 mod route;
 #[cfg(test)]
 mod script;
@@ -187,6 +188,8 @@ pub struct IssueFacts {
     pub one_time_reuse: bool,
     /// Whether its metadata are not those that are pinned (OA-05).
     pub metadata_changed: bool,
+    /// Whether a lease that was held could not be renewed for as long as before, so that there is another one.
+    pub lease_replaced: bool,
 }
 
 /// Why there is no credential, sorted by what to do next.
