@@ -67,6 +67,7 @@ enum KeptWants {
     Token,
     Certificate {
         at: Option<String>,
+        path: Option<PathBuf>,
     },
     Lease(LeaseTerms),
 }
@@ -94,7 +95,9 @@ impl PendingFile {
                 client_auth: revocation.order.terms.client_auth.clone(),
                 wants: match &revocation.order.terms.wants {
                     Wants::Token => KeptWants::Token,
-                    Wants::Certificate(terms) => KeptWants::Certificate { at: terms.at.clone() },
+                    Wants::Certificate(terms) => {
+                        KeptWants::Certificate { at: terms.at.clone(), path: terms.path.clone() }
+                    }
                     Wants::Lease(terms) => KeptWants::Lease(terms.clone()),
                 },
                 fingerprint: revocation.credential.fingerprint.to_string(),
@@ -163,8 +166,9 @@ fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credentia
     let token = Secret::new(kept.token.as_str());
     let wants = match &kept.wants {
         KeptWants::Token => Wants::Token,
-        KeptWants::Certificate { at } => {
-            Wants::Certificate(CertificateTerms { at: at.clone(), ..CertificateTerms::default() })
+        KeptWants::Certificate { at, path } => {
+            let (at, path) = (at.clone(), path.clone());
+            Wants::Certificate(CertificateTerms { at, path, ..CertificateTerms::default() })
         }
         KeptWants::Lease(terms) => Wants::Lease(terms.clone()),
     };
@@ -245,7 +249,8 @@ mod tests {
         let lease =
             Wants::Lease(LeaseTerms { at: "database/creds/a".into(), fields: vec!["username".into()] });
         let at = Some("pki/sign/a".to_owned());
-        let certificate = Wants::Certificate(CertificateTerms { at, ..CertificateTerms::default() });
+        let path = Some("/state/keys/a.pem".into());
+        let certificate = Wants::Certificate(CertificateTerms { at, path, ..CertificateTerms::default() });
         let waiting: Vec<Revocation> = [lease.clone(), certificate.clone()]
             .into_iter()
             .map(|wants| {

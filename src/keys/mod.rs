@@ -19,7 +19,7 @@ use std::{
 
 pub use certificate::{
     CertificateError, CertificateSettings, Certificates, ClientCertificate, Enrolment, KeyKind, Name,
-    NotShown, Showing, SignedBy, Subject, certificate_pem, pair,
+    NotShown, Showing, SignedBy, Subject, certificate_pem, forget_pair, pair,
 };
 pub use file::FileError;
 pub use memory::Key;

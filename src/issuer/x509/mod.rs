@@ -85,11 +85,13 @@ pub(super) struct X509<A> {
     clock: Arc<dyn Clock>,
     /// Requests that the CA has not decided yet, by identity and credential: sent again with the same key.
     undecided: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<Enrolment>>>,
+    /// The last that was given of each: what is kept of it in a file is for the next agent.
+    given: Mutex<HashMap<(Arc<str>, Arc<str>), Fingerprint>>,
 }
 
 impl<A: Authority> X509<A> {
     pub(super) fn new(authority: A, clock: Arc<dyn Clock>) -> Self {
-        Self { authority, clock, undecided: Mutex::default() }
+        Self { authority, clock, undecided: Mutex::default(), given: Mutex::default() }
     }
 
     pub(super) fn authority(&self) -> &A {
@@ -114,8 +116,8 @@ impl<A: Authority> X509<A> {
         let held = match held.and_then(Credential::certificate) {
             Some(held) => Some(Arc::clone(held)),
             // The agent has just been started.
-            None => match self.kept(terms, &roots, order.max_ttl)? {
-                Some(kept) if self.clock.wall() < renewal(&kept) => return Ok(self.credential(kept, &roots)),
+            None => match self.kept(order, terms, &roots)? {
+                Some(kept) if self.clock.wall() < renewal(&kept) => return Ok(self.give(order, kept, &roots)),
                 kept => kept,
             },
         };
@@ -147,7 +149,7 @@ impl<A: Authority> X509<A> {
         let certificate =
             request.finish(chain, terms.export, terms.path.as_deref()).map_err(|error| unusable(&error))?;
         self.until_good(&certificate).await?;
-        Ok(self.credential(Arc::new(certificate), &roots))
+        Ok(self.give(order, Arc::new(certificate), &roots))
     }
 
     /// What to send: what was sent before, while the CA decides; or a request for a fresh key, or for the one that is held.
@@ -170,14 +172,17 @@ impl<A: Authority> X509<A> {
     /// What an agent before this one kept, if it is still what the settings want.
     fn kept(
         &self,
+        order: &Order,
         terms: &CertificateTerms,
         roots: &Roots,
-        longest: Duration,
     ) -> Result<Option<Arc<ClientCertificate>>, IssueError> {
         let Some(path) = &terms.path else { return Ok(None) };
         let kept = keys::pair(path, terms.export).map_err(|error| unusable(&error))?;
-        Ok(kept.map(Arc::new).filter(|kept| {
-            match accept::check(kept.chain(), terms, roots, longest, self.clock.wall()) {
+        // One that this agent gave and does not hold any more was given up on purpose.
+        let given = self.given().get(&slot(order)).copied();
+        let kept = kept.map(Arc::new).filter(|kept| given != Some(fingerprint(kept)));
+        Ok(kept.filter(|kept| {
+            match accept::check(kept.chain(), terms, roots, order.max_ttl, self.clock.wall()) {
                 Ok(()) => true,
                 Err(error) => {
                     tracing::info!(path = %path.display(), %error, "what is kept is not what is wanted now: asked for anew");
@@ -200,11 +205,12 @@ impl<A: Authority> X509<A> {
         }
     }
 
-    fn credential(&self, certificate: Arc<ClientCertificate>, roots: &Roots) -> Credential {
+    fn give(&self, order: &Order, certificate: Arc<ClientCertificate>, roots: &Roots) -> Credential {
+        self.given().insert(slot(order), fingerprint(&certificate));
         let (boot, wall) = (self.clock.boot(), self.clock.wall());
         let left = Duration::try_from(certificate.until().duration_since(wall)).unwrap_or_default();
         Credential {
-            fingerprint: Fingerprint::of(certificate.chain().first().map_or(&[][..], |leaf| leaf)),
+            fingerprint: fingerprint(&certificate),
             window: Window::opening(boot, wall, left),
             bound: Bound::Mtls(Arc::clone(&certificate)),
             payload: Payload::Certificate { certificate, bundle: roots.pem() },
@@ -213,6 +219,10 @@ impl<A: Authority> X509<A> {
             jti: None,
             form: Form::default(),
         }
+    }
+
+    fn given(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Fingerprint>> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn undecided(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Arc<Enrolment>>> {
@@ -249,6 +259,7 @@ impl<A: Authority> Issuer for X509<A> {
                     reason: Reason::AgentBugRequest,
                     detail: "what is kept of this certificate is none: it ends by itself".into(),
                 })?;
+            forget(order, &certificate);
             self.authority.revoke(order, signers, &certificate).await
         })
     }
@@ -260,6 +271,22 @@ impl<A: Authority> Issuer for X509<A> {
 
 fn slot(order: &Order) -> (Arc<str>, Arc<str>) {
     (Arc::clone(&order.identity), Arc::clone(&order.credential))
+}
+
+/// Over the certificate, which is public.
+fn fingerprint(of: &ClientCertificate) -> Fingerprint {
+    Fingerprint::of(of.chain().first().map_or(&[][..], |leaf| leaf))
+}
+
+/// Takes away what is kept of a certificate that has to die: the next agent is not to begin with it (X5-07).
+fn forget(order: &Order, certificate: &[u8]) {
+    let Wants::Certificate(CertificateTerms { path: Some(path), .. }) = &order.terms.wants else { return };
+    let is_it = |kept: &ClientCertificate| fingerprint(kept) == Fingerprint::of(certificate);
+    if keys::pair(path, false).is_ok_and(|kept| kept.as_ref().is_some_and(is_it))
+        && let Err(error) = keys::forget_pair(path)
+    {
+        tracing::error!(%error, path = %path.display(), "a certificate that has to die stays here: take it away");
+    }
 }
 
 /// When a certificate that was kept over a restart is renewed before it is used: past two thirds of its life (X5-03).

@@ -178,6 +178,11 @@ impl Stage {
         self.engine.issue(&self.order, &signers, held).await.result
     }
 
+    /// The next agent knows nothing of what this one gave.
+    fn restart(&self) {
+        self.engine.given().clear();
+    }
+
     fn counts(&self) -> (usize, usize) {
         let authority = self.engine.authority();
         (authority.asked.load(Ordering::SeqCst), authority.renewed.load(Ordering::SeqCst))
@@ -345,11 +350,13 @@ async fn a_restart_asks_for_nothing_that_is_kept() {
     // X5-03
     let mut stage = Stage::new(true);
     let first = stage.issue(None).await.unwrap();
+    stage.restart();
     let again = stage.issue(None).await.unwrap();
     assert_eq!(first.bound.thumbprint(), again.bound.thumbprint());
     assert_eq!(stage.counts(), (1, 0));
     // Past two thirds it is renewed by what is kept, and when it has ended it is asked for anew (CA-02).
     stage.clock.advance(Duration::from_secs(60_000));
+    stage.restart();
     let renewed = stage.issue(None).await.unwrap();
     assert_ne!(first.bound.thumbprint(), renewed.bound.thumbprint());
     assert_eq!(stage.counts(), (2, 1));
@@ -357,6 +364,7 @@ async fn a_restart_asks_for_nothing_that_is_kept() {
     stage.issue(Some(&renewed)).await.unwrap();
     assert_eq!(stage.counts(), (3, 1), "one that has ended proves nothing");
     // What is kept under other settings is not what is wanted now.
+    stage.restart();
     stage.terms(|terms| terms.subject.uris = vec!["spiffe://example.org/other".into()]);
     assert_eq!(
         stage.issue(None).await.unwrap().certificate().unwrap().name().value,
@@ -440,4 +448,23 @@ fn a_root_is_taken_by_its_sum_or_not_at_all() {
     let wrong = Roots::pinned(vec![other], &sum(&one)).unwrap_err();
     assert!(wrong.to_string().contains("nothing is trusted on first use"), "{wrong}");
     assert!(matches!(Roots::read(std::path::Path::new("/nowhere")), Err(RootsError::File { .. })));
+}
+
+#[tokio::test]
+async fn what_was_given_up_does_not_come_back() {
+    // X5-07
+    let stage = Stage::new(true);
+    let path = stage.directory.path().join("pair.pem");
+    let first = stage.issue(None).await.unwrap();
+    // The shelf has nothing any more, and the order to revoke it is only on its way.
+    stage.will([Will::Down]);
+    assert_eq!(reason(stage.issue(None).await), "ISSUER_UNAVAILABLE");
+    let signers = Signers { client: None, before: None, dpop: None, certificates: vec![] };
+    stage.engine.revoke(&stage.order, &signers, &first).await.unwrap();
+    assert!(!path.exists(), "nor does the next agent begin with it");
+    let second = stage.issue(None).await.unwrap();
+    assert_ne!(second.fingerprint, first.fingerprint);
+    // One that took its place meanwhile stays.
+    stage.engine.revoke(&stage.order, &signers, &first).await.unwrap();
+    assert_eq!(keys::pair(&path, false).unwrap().unwrap().thumbprint(), second.bound.thumbprint().unwrap());
 }

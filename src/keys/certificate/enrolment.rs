@@ -132,6 +132,14 @@ pub fn pair(path: &Path, keep_private: bool) -> Result<Option<ClientCertificate>
     }
 }
 
+/// Destroys the pair that is kept at `path`.
+///
+/// # Errors
+/// [`FileError`] if it is still there.
+pub fn forget_pair(path: &Path) -> Result<(), FileError> {
+    file::destroy(path)
+}
+
 /// Puts `made` in the place of what is at `path`, in one step.
 fn replace(path: &Path, made: &Made) -> Result<(), FileError> {
     let next: PathBuf = file::beside(path, ".next");

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 pub use custody::{CertificateError, CertificateSettings, Certificates, SignedBy};
-pub use enrolment::{Enrolment, KeyKind, Subject, pair};
+pub use enrolment::{Enrolment, KeyKind, Subject, forget_pair, pair};
 pub use name::Name;
 pub use shown::{NotShown, Showing};
 
