@@ -273,6 +273,10 @@ impl Keeper {
     }
 
     fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {
+        // Nothing of it is at its issuer, as of an entry that was only read: to drop it is all.
+        if credential.handle().is_empty() {
+            return;
+        }
         let now = self.shared.clock.boot();
         let placed = match books {
             Some(books) => self.shared.placed(books, &order),

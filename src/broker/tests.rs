@@ -115,7 +115,15 @@ impl Issuer for FakeIssuer {
                     let minted = minted(&token, self.clock.boot(), self.clock.wall(), self.life);
                     Ok(match order.terms.wants {
                         Wants::Lease(_) => Credential {
-                            payload: Payload::Values { values: vec![], handle: Secret::new(token) },
+                            payload: Payload::Values {
+                                values: vec![],
+                                // What is only read hangs on nothing.
+                                handle: Secret::new(if order.credential == "app".into() {
+                                    ""
+                                } else {
+                                    &token
+                                }),
+                            },
                             ..minted
                         },
                         _ => minted,
@@ -747,4 +755,20 @@ async fn a_lease_lives_as_long_as_the_process_that_asked_for_it_once() {
     let after = house.corp.diary().len();
     sleep(Duration::from_secs(3000)).await;
     assert_eq!(house.corp.diary().len(), after, "and no other comes after it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_only_read_is_dropped_and_nobody_says_that_it_was_revoked() {
+    // S37
+    let mut house = house();
+    let process = Instance { pid: 7, start: 1 };
+    for credential in ["app", "database"] {
+        let order = Order { credential: credential.into(), ..leased(Some(process)) };
+        house.broker.fetch_order(order, Duration::ZERO, Duration::from_secs(5)).await.unwrap();
+    }
+    assert_eq!(house.broker.retire(Which::Instance(process), Cause::Exited).await.unwrap(), 2);
+    assert_eq!(&*next_revoked(&mut house.told).await.order.credential, "database");
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(house.corp.revoked.load(Ordering::Relaxed), 1);
+    assert!(house.told.try_recv().is_err());
 }

@@ -188,8 +188,8 @@ pub struct IssueFacts {
     pub one_time_reuse: bool,
     /// Whether its metadata are not those that are pinned (OA-05).
     pub metadata_changed: bool,
-    /// Whether a lease that was held could not be renewed for as long as before, so that there is another one.
-    pub lease_replaced: bool,
+    /// Why a lease that was held goes on no longer, where there is another one instead.
+    pub lease_replaced: Option<&'static str>,
 }
 
 /// Why there is no credential, sorted by what to do next.

@@ -4,29 +4,39 @@
 //! gives enough; then another one is had, and what is held stays good until it ends (S36, S37). What has no lease, such as a KV
 //! entry, is read anew.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    super::{
-        IssueError, IssueFacts, Order, Reason, Signers,
-        http::printable,
-        terms::{LeaseTerms, Wants},
-    },
-    login::{Answered, Caller, Login, Server, Wish, is_one_word, text},
+    ask::{Answered, Wish},
+    login::Login,
     reply::{Document, Step},
+    server::{Caller, Server, is_one_word, text},
 };
 use crate::{
     clock::Boot,
     credential::{Bound, Credential, Form, Payload, Window},
+    issuer::{
+        IssueError, IssueFacts, Order, Reason, Signers,
+        http::printable,
+        terms::{LeaseTerms, Wants},
+    },
+    keys::ClientCertificate,
     secret::{Fingerprint, Secret},
 };
 
-/// Ends a login and all that hangs on it; renews it; renews a lease of it.
+/// Where a login and a lease of it are renewed. The lease is named in the body: a URL stands in logs.
 const RENEW_LOGIN: &str = "auth/token/renew-self";
 const RENEW_LEASE: &str = "sys/leases/renew";
+
+/// By name.
+type Values = Vec<(String, Secret)>;
 
 /// The leases of a server.
 #[derive(Debug)]
@@ -35,14 +45,14 @@ pub(super) struct Leases {
     /// Drawn anew at each start: what has no lease may be guessed, and its fingerprint must not tell.
     salt: [u8; 32],
     /// Paths that were seen to lease something: no login goes with a request for one.
-    leasing: std::sync::Mutex<std::collections::HashSet<String>>,
+    leasing: Mutex<HashSet<String>>,
 }
 
 impl Leases {
     pub(super) fn new(server: Arc<Server>) -> Self {
         let mut salt = [0; 32];
         server.dice.fill(&mut salt);
-        Self { server, salt, leasing: std::sync::Mutex::default() }
+        Self { server, salt, leasing: Mutex::default() }
     }
 
     /// The values of `order`: those that are held, for longer, or others.
@@ -67,24 +77,31 @@ impl Leases {
         let held = held.filter(|held| now < held.window.until);
         let held = held.and_then(|held| Some((held, Handle::of(held)?)));
         let Some((held, handle)) = held else { return self.lease(caller, terms, facts).await };
-        let (short, why) = match self.renew(caller, held, handle, facts).await {
+        let (why, short, said) = match self.renew(caller, held, handle, facts).await {
             Ok((renewed, true)) => return Ok(renewed),
             Ok((renewed, false)) => {
-                (Some(renewed), "the server gives it no more time, as its max_ttl is near".to_owned())
+                ("MAX_TTL_NEAR", Some(renewed), "the server gives it no more time".to_owned())
             }
-            Err(error @ (IssueError::Retry { .. } | IssueError::Later { .. })) => return Err(error),
-            Err(error) => (None, error.to_string()),
+            // Whoever is in trouble may be out of it before what is held ends.
+            Err(Unrenewed {
+                error: error @ (IssueError::Retry { .. } | IssueError::Later { .. }), ..
+            }) => {
+                return Err(error);
+            }
+            Err(Unrenewed { why, error }) => (why, None, error.to_string()),
         };
-        facts.lease_replaced = true;
-        tracing::info!(identity = %order.identity, credential = %order.credential, %why,
-            "LEASE_REPLACED: another lease is had; this one stays good until it ends");
+        tracing::info!(identity = %order.identity, credential = %order.credential, why, %said,
+            "LEASE_REPLACED: another lease is asked for; this one stays good until it ends");
         match (self.lease(caller, terms, facts).await, short) {
             // A little more of the old is better than none.
             (Err(error), Some(short)) if short.window.until > held.window.until => {
                 tracing::warn!(identity = %order.identity, credential = %order.credential, %error, "no other lease can be had yet");
                 Ok(short)
             }
-            (made, _) => made,
+            (made, _) => {
+                facts.lease_replaced = made.is_ok().then_some(why);
+                made
+            }
         }
     }
 
@@ -143,8 +160,7 @@ impl Leases {
         let (Some(lease), Some(login)) = (lease, login) else {
             // A KV entry may say how often to look at it.
             let life = if given.is_zero() { longest } else { given.min(longest) };
-            let payload = Payload::Values { values, handle: Secret::new([]) };
-            return self.credential(payload, &self.salt, (sent, life));
+            return self.credential((values, Secret::new([])), &self.salt, (sent, life));
         };
         if !is_one_word(&lease) {
             return Err(garbled("the server's answer names a lease that could not be renewed".into()));
@@ -166,14 +182,16 @@ impl Leases {
         if handle.asked > 0 && (given > life || login.life_or(given) > life) {
             match self.extend(caller, handle, &mut IssueFacts::default()).await {
                 Ok(left) => life = life.min(left),
-                Err(error) => {
-                    tracing::warn!(issuer = %self.server.settings.name, %error, "a lease that cannot be renewed: each time another one is had");
-                    handle.asked = 0;
+                Err(Unrenewed { error, .. }) => {
+                    tracing::warn!(issuer = %self.server.settings.name, %error, "a lease could not be cut to what policy allows");
+                    // What may not be renewed now will not be later: another one is had each time.
+                    if !matches!(error, IssueError::Retry { .. }) {
+                        handle.asked = 0;
+                    }
                 }
             }
         }
-        let payload = Payload::Values { values, handle: handle.written() };
-        self.credential(payload, &[], (sent, life))
+        self.credential((values, handle.written()), &[], (sent, life))
     }
 
     /// The same values for longer, and whether that is long enough to be of use.
@@ -183,20 +201,19 @@ impl Leases {
         held: &Credential,
         handle: Handle<'_>,
         facts: &mut IssueFacts,
-    ) -> Result<(Credential, bool), IssueError> {
+    ) -> Result<(Credential, bool), Unrenewed> {
         let Payload::Values { values, handle: kept } = &held.payload else {
-            return Err(cannot("it is no lease"));
+            return Err(cannot("NOT_RENEWABLE", "it is no lease"));
         };
         if handle.asked == 0 {
-            return Err(cannot("the server says that it cannot be renewed"));
+            return Err(cannot("NOT_RENEWABLE", "the server does not let it be renewed"));
         }
         let sent = self.server.clock.boot();
         let left = self.extend(caller, handle, facts).await?;
         let life = left.min(caller.order.max_ttl);
         let copy = |secret: &Secret| Secret::new(secret.expose());
         let values = values.iter().map(|(name, value)| (name.clone(), copy(value))).collect();
-        let payload = Payload::Values { values, handle: copy(kept) };
-        let renewed = self.credential(payload, &[], (sent, life))?;
+        let renewed = self.credential((values, copy(kept)), &[], (sent, life))?;
         Ok((renewed, life.as_secs() * 2 >= handle.asked))
     }
 
@@ -206,13 +223,15 @@ impl Leases {
         caller: Caller<'_>,
         handle: Handle<'_>,
         facts: &mut IssueFacts,
-    ) -> Result<Duration, IssueError> {
+    ) -> Result<Duration, Unrenewed> {
         let certificate = match handle.shown {
             "-" => None,
             thumbprint => {
                 let mut all = caller.signers.certificates.iter();
                 let same = all.find(|certificate| certificate.thumbprint() == thumbprint);
-                Some(same.ok_or_else(|| cannot("the certificate that it was had with is shown no more"))?)
+                Some(same.ok_or_else(|| {
+                    cannot("CERTIFICATE_ROTATED", "the certificate that it was had with is shown no more")
+                })?)
             }
         };
         let increment = handle.asked;
@@ -227,7 +246,7 @@ impl Leases {
     async fn extended(
         &self,
         caller: Caller<'_>,
-        certificate: Option<&Arc<crate::keys::ClientCertificate>>,
+        certificate: Option<&Arc<ClientCertificate>>,
         token: &str,
         what: (&str, &str),
         facts: &mut IssueFacts,
@@ -238,7 +257,7 @@ impl Leases {
 
     fn credential(
         &self,
-        payload: Payload,
+        (values, handle): (Values, Secret),
         salt: &[u8],
         (sent, life): (Boot, Duration),
     ) -> Result<Credential, IssueError> {
@@ -247,10 +266,9 @@ impl Leases {
         if left.is_zero() {
             return Err(garbled("the server's answer took longer than its lease lasts".into()));
         }
-        let Payload::Values { values, .. } = &payload else { return Err(cannot("it is no lease")) };
         Ok(Credential {
-            fingerprint: fingerprint(values, salt),
-            payload,
+            fingerprint: fingerprint(&values, salt),
+            payload: Payload::Values { values, handle },
             window: Window::opening(now, wall, left),
             bound: Bound::Bearer,
             scope: Vec::new(),
@@ -260,8 +278,8 @@ impl Leases {
         })
     }
 
-    fn leasing(&self) -> std::sync::MutexGuard<'_, std::collections::HashSet<String>> {
-        self.leasing.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn leasing(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.leasing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -269,6 +287,20 @@ impl Login {
     /// A token without an end lives as long as whatever hangs on it.
     fn life_or(&self, other: Duration) -> Duration {
         if self.life.is_zero() { other } else { self.life }
+    }
+}
+
+/// Why a lease goes on no longer.
+struct Unrenewed {
+    /// As the ledger has it.
+    why: &'static str,
+    /// What happened.
+    error: IssueError,
+}
+
+impl From<IssueError> for Unrenewed {
+    fn from(error: IssueError) -> Self {
+        Self { why: "RENEWAL_REFUSED", error }
     }
 }
 
@@ -304,11 +336,7 @@ impl<'a> Handle<'a> {
 }
 
 /// The values that were asked for, in the order of their names; all of them if none was named.
-fn values(
-    document: &mut Document,
-    terms: &LeaseTerms,
-    unleased: bool,
-) -> Result<Vec<(String, Secret)>, IssueError> {
+fn values(document: &mut Document, terms: &LeaseTerms, unleased: bool) -> Result<Values, IssueError> {
     // A KV entry of version 2 wraps its values once more, beside what it says of itself.
     let wrapped = unleased
         && document.value().pointer("/data/data").is_some_and(Value::is_object)
@@ -362,8 +390,8 @@ fn missing(at: &str, what: &str) -> IssueError {
     IssueError::Misconfigured { reason: Reason::IssuerConfig, detail: format!("{at}: {what}") }
 }
 
-fn cannot(why: &str) -> IssueError {
-    IssueError::Refused { reason: Reason::GrantRejected, detail: why.into() }
+fn cannot(why: &'static str, detail: &str) -> Unrenewed {
+    Unrenewed { why, error: IssueError::Refused { reason: Reason::GrantRejected, detail: detail.into() } }
 }
 
 fn garbled(detail: String) -> IssueError {

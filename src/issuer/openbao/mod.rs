@@ -2,10 +2,12 @@
 //! the server gives, doubted, or the next move. It is logged in for each request anew and for no longer than needed; what is
 //! left of a login is in memory, wiped, and ended at the server where nothing hangs on it.
 
+mod ask;
 mod lease;
 mod login;
 mod pki;
 mod reply;
+mod server;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -13,7 +15,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use self::settings::{OpenBaoSettings, misfit, problems};
-use self::{lease::Leases, login::Server, pki::Pki};
+use self::{lease::Leases, pki::Pki, server::Server};
 use super::{
     IssueError, IssueFacts, Issued, Issuer, Order, Pending, Signers, http::HttpError, terms::Wants,
     x509::X509,

@@ -9,16 +9,19 @@ use serde_json::{Value, json};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 use super::{
-    super::{
+    ask::{Answered, Wish},
+    reply::Document,
+    server::{Caller, Server},
+    settings::mount_of,
+};
+use crate::{
+    issuer::{
         IssueError, IssueFacts, Order, Pending, Reason, Rejected, Signers,
         terms::{CertificateTerms, Wants},
         x509::{Ask, Authority, Roots, Signed, rejected},
     },
-    login::{Answered, Caller, Server, Wish},
-    reply::Document,
-    settings::mount_of,
+    proof::Target,
 };
-use crate::proof::Target;
 
 /// The PKI engines of a server.
 #[derive(Debug)]

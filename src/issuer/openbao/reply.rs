@@ -8,13 +8,15 @@ use jiff::Timestamp;
 use serde_json::Value;
 use zeroize::Zeroize as _;
 
-use super::super::{
-    IssueError, Reason,
-    answer::{clean, is_json, retry_after},
-    http::Response,
-    json,
+use crate::{
+    issuer::{
+        IssueError, Reason,
+        answer::{clean, is_json, retry_after},
+        http::Response,
+        json,
+    },
+    secret::Secret,
 };
-use crate::secret::Secret;
 
 /// How much of the server's own words is kept (ER-13).
 const LONGEST_QUOTE: usize = 200;

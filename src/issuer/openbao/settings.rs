@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use super::super::{
+use crate::issuer::{
     route::is_loopback,
     terms::{ClientAuth, Terms, Wants},
 };

@@ -78,15 +78,18 @@ pub(super) enum Signed {
     Later(Duration),
 }
 
+/// What is one certificate after another: an identity's credential.
+type Slot = (Arc<str>, Arc<str>);
+
 /// One CA and its certificates.
 #[derive(Debug)]
 pub(super) struct X509<A> {
     authority: A,
     clock: Arc<dyn Clock>,
     /// Requests that the CA has not decided yet, by identity and credential: sent again with the same key.
-    undecided: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<Enrolment>>>,
+    undecided: Mutex<HashMap<Slot, Arc<Enrolment>>>,
     /// The last that was given of each: what is kept of it in a file is for the next agent.
-    given: Mutex<HashMap<(Arc<str>, Arc<str>), Fingerprint>>,
+    given: Mutex<HashMap<Slot, Fingerprint>>,
 }
 
 impl<A: Authority> X509<A> {
@@ -221,11 +224,11 @@ impl<A: Authority> X509<A> {
         }
     }
 
-    fn given(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Fingerprint>> {
+    fn given(&self) -> MutexGuard<'_, HashMap<Slot, Fingerprint>> {
         self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn undecided(&self) -> MutexGuard<'_, HashMap<(Arc<str>, Arc<str>), Arc<Enrolment>>> {
+    fn undecided(&self) -> MutexGuard<'_, HashMap<Slot, Arc<Enrolment>>> {
         self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -269,7 +272,7 @@ impl<A: Authority> Issuer for X509<A> {
     }
 }
 
-fn slot(order: &Order) -> (Arc<str>, Arc<str>) {
+fn slot(order: &Order) -> Slot {
     (Arc::clone(&order.identity), Arc::clone(&order.credential))
 }
 
