@@ -366,6 +366,7 @@ impl Broker {
             Err(Failure::Issue { error, .. }) => return Err(error),
             Err(_) => return Err(absent(identity, "issuer")),
         };
+        let order = Order { terms: Arc::new(order.terms.on_trial()), ..order };
         let (issuer, signers) = self.shared.placed(&books, &order)?;
         let signers = Signers { client: Some(Arc::clone(next)), before: None, ..signers };
         let credential = issuer.issue(&order, &signers, None).await.result?;

@@ -25,6 +25,17 @@ pub struct Terms {
     pub introspect: bool,
 }
 
+impl Terms {
+    /// The same for a trial, which is given back at once: nothing that is kept in a file is touched by it.
+    pub fn on_trial(&self) -> Self {
+        let mut terms = self.clone();
+        if let Wants::Certificate(wanted) = &mut terms.wants {
+            (wanted.path, wanted.same_key) = (None, false);
+        }
+        terms
+    }
+}
+
 /// What an order is for.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub enum Wants {
@@ -355,6 +366,20 @@ mod tests {
         let terms = Terms { introspect: true, ..Terms::default() };
         assert_eq!(problems(&terms, true), []);
         assert_eq!(problems(&terms, false)[0].0, "introspect");
+    }
+
+    #[test]
+    fn a_trial_leaves_what_is_kept_alone() {
+        // KEY-06, X5-06
+        let wanted =
+            CertificateTerms { path: Some("/k".into()), same_key: true, ..CertificateTerms::default() };
+        let terms = Terms { wants: Wants::Certificate(wanted), introspect: true, ..Terms::default() };
+        let trial = terms.on_trial();
+        assert_eq!(
+            (&trial.wants, trial.introspect),
+            (&Wants::Certificate(CertificateTerms::default()), true)
+        );
+        assert_eq!(Terms::default().on_trial(), Terms::default());
     }
 
     #[test]

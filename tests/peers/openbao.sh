@@ -153,6 +153,7 @@ cat > "$mtls/by-bao.json" <<'JSON'
   "token_endpoint_auth_method": "tls_client_auth", "tls_client_auth_san_uri": "spiffe://example.test/payments",
   "tls_client_certificate_bound_access_tokens": true }
 JSON
+: > "$vault/op.out"; : > "$vault/api.out"
 (cd "$tools/node" && exec node mtls-issuer.mjs "$vault/certs" ca "$mtls/by-bao.json") > "$vault/op.out" 2> "$vault/op.err" &
 other_pids="$other_pids $!"
 bao_op=$(timeout 30 tail -n +1 -f --pid="$!" "$vault/op.out" | head -n 1) || true

@@ -209,7 +209,9 @@ impl<A: Authority> X509<A> {
     }
 
     fn give(&self, order: &Order, certificate: Arc<ClientCertificate>, roots: &Roots) -> Credential {
-        self.given().insert(slot(order), fingerprint(&certificate));
+        if matches!(&order.terms.wants, Wants::Certificate(terms) if terms.path.is_some()) {
+            self.given().insert(slot(order), fingerprint(&certificate));
+        }
         let (boot, wall) = (self.clock.boot(), self.clock.wall());
         let left = Duration::try_from(certificate.until().duration_since(wall)).unwrap_or_default();
         Credential {

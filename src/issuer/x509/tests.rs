@@ -468,3 +468,17 @@ async fn what_was_given_up_does_not_come_back() {
     stage.engine.revoke(&stage.order, &signers, &first).await.unwrap();
     assert_eq!(keys::pair(&path, false).unwrap().unwrap().thumbprint(), second.bound.thumbprint().unwrap());
 }
+
+#[tokio::test]
+async fn a_trial_of_another_key_is_a_certificate_of_its_own() {
+    // KEY-06: what is revoked after it is the trial's, and never what is in use.
+    let stage = Stage::new(true);
+    let path = stage.directory.path().join("pair.pem");
+    let live = stage.issue(None).await.unwrap();
+    let order = Order { terms: Arc::new(stage.order.terms.on_trial()), ..stage.order.clone() };
+    let signers = Signers { client: None, before: None, dpop: None, certificates: vec![] };
+    let trial = stage.engine.issue(&order, &signers, None).await.result.unwrap();
+    assert_ne!(trial.fingerprint, live.fingerprint);
+    stage.engine.revoke(&order, &signers, &trial).await.unwrap();
+    assert_eq!(keys::pair(&path, false).unwrap().unwrap().thumbprint(), live.bound.thumbprint().unwrap());
+}
