@@ -408,11 +408,32 @@ start_agent "$stage/db.toml" bao
 sock=$stage/run-bao/agent.sock
 if soon 20 shut_out "$user" "$password"; then ok "until the next agent has it revoked"; else no "until the next agent has it revoked" "$user"; fi
 stop_agent
+
+# By a login with a certificate, which is renewed over the same certificate only.
+b delete auth/cert/certs/payments
+b write auth/cert/certs/payments certificate=@"$certs/ca.pem" allowed_uri_sans='spiffe://example.test/payments' token_policies=agent token_ttl=1h
+{
+  identity db-cert
+  bao_issuer bao ''
+  printf '[identities.payments.certificate]\n%s\n' "$by_ca"
+  database bao 'client_auth = "tls_client_auth"' | sed 's#creds/payments#creds/short#'
+} > "$stage/db-cert.toml"
+chmod 600 "$stage/db-cert.toml"
+start_agent "$stage/db-cert.toml" db-cert
+http=$stage/run-db-cert/http.sock
+hold by-cert database
+expired_at=$(( $(date +%s) + 6 ))
+later() { [ "$(date +%s)" -gt $(( expired_at + 3 )) ]; }
+soon 20 later || true
+same "a lease by a login with a certificate is renewed" "$user" "$(logs_in "$user" "$password")"
+end TERM "$held_pid"
+if soon 2 shut_out "$user" "$password"; then ok "and ends with its process"; else no "and ends with its process" "$user"; fi
+stop_agent
 found=no
 for secret in "$password" "$exits_password" "$kept_password" of-the-app "$BAO_TOKEN"; do
-  grep -rqaF -- "$secret" "$stage/bao/audit" "$stage"/agent-bao*.log && found=yes
+  grep -rqaF -- "$secret" "$stage"/{bao,db-cert}/audit "$stage"/agent-{bao,db}*.log && found=yes
 done
-grep -qaE '\b[sb]\.[A-Za-z0-9_-]{24,}' "$stage/bao/audit"/* "$stage"/agent-bao*.log && found=yes
+grep -qaE '\b[sb]\.[A-Za-z0-9_-]{24,}' "$stage"/{bao,db-cert}/audit/* "$stage"/agent-{bao,db}*.log && found=yes
 same "none of these secrets is in the ledger or in the log" no "$found"
 end_postgres
 kill "$bao_pid"; wait "$bao_pid" 2>/dev/null || true
