@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::issuer::terms::{CertificateTerms, LeaseTerms};
 
-    pub(crate) fn settings(url: &str) -> OpenBaoSettings {
+    fn settings(url: &str) -> OpenBaoSettings {
         OpenBaoSettings {
             name: "bao".into(),
             url: url.into(),

@@ -1,5 +1,5 @@
 //! Certificates from a CA (RFC 5280): a request out, a chain in, and the chain doubted. One engine for every kind of CA; what
-//! differs between them is behind [`Authority`], at the edge. In goes an [`Order`] and the certificate that is held; out comes
+//! differs between them is behind `Authority`, at the edge. In goes an [`Order`] and the certificate that is held; out comes
 //! a certificate with its key, or why there is none. When to renew, how often to try and whom to spare is the broker's, as
 //! for every other credential; what is held stays good until it ends, whatever comes of a renewal (X5-03).
 
