@@ -215,6 +215,12 @@ impl Credential {
         }
     }
 
+    /// Whether `next` is the same for longer: a lease that was renewed, and no other credential.
+    pub fn goes_on_as(&self, next: &Self) -> bool {
+        let leased = |one: &Self| matches!(one.payload, Payload::Values { .. });
+        leased(self) && leased(next) && self.fingerprint == next.fingerprint
+    }
+
     /// What its issuer is told to end it before its time: the token itself, the certificate (base64url of its DER), or what leased
     /// values hang on.
     pub fn handle(&self) -> &Secret {

@@ -377,6 +377,9 @@ pub struct IssuerPart {
     /// Whether its metadata are not those that are pinned (OA-05).
     #[serde(default)]
     pub metadata_changed: bool,
+    /// Why a lease that was held goes on no longer, where there is another one instead.
+    #[serde(default)]
+    pub lease_replaced: Option<String>,
 }
 
 impl Record {

@@ -223,7 +223,11 @@ impl Keeper {
                     if let Some(topic) = self.topics.get(&order) {
                         topic.send_if_modified(|now| {
                             let same = match (&now.live, &live) {
-                                (Some(now), Some(live)) => Arc::ptr_eq(&now.credential, &live.credential),
+                                // Whoever has a lease need not be told that it goes on.
+                                (Some(now), Some(live)) => {
+                                    Arc::ptr_eq(&now.credential, &live.credential)
+                                        || now.credential.goes_on_as(&live.credential)
+                                }
                                 (None, None) => true,
                                 _ => false,
                             };
@@ -274,6 +278,10 @@ impl Keeper {
     fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {
         // Before another is fetched: whatever its issuer comes to say, it is not handed out again.
         forget(&order, &credential);
+        // Nothing of it is at its issuer, as of an entry that was only read: to drop it is all.
+        if credential.handle().is_empty() {
+            return;
+        }
         let now = self.shared.clock.boot();
         let placed = match books {
             Some(books) => self.shared.placed(books, &order),

@@ -21,7 +21,7 @@ use crate::{
     credential::{Binding, Bound, Credential, Form, Payload, Window},
     issuer::{
         Order,
-        terms::{ClientAuth, Terms},
+        terms::{CertificateTerms, ClientAuth, LeaseTerms, Terms, Wants},
     },
     keys::SealingKey,
     secret::Secret,
@@ -46,12 +46,30 @@ struct Kept {
     issuer: String,
     client_id: String,
     token: String,
+    /// What it is to its issuer.
+    #[serde(default)]
+    wants: KeptWants,
+    /// As records have it.
+    #[serde(default)]
+    fingerprint: String,
     /// How its issuer learns who asks.
     #[serde(default)]
     client_auth: ClientAuth,
     /// By the wall clock, in seconds.
     until: i64,
     cause: String,
+}
+
+/// As much of [`Wants`] as its issuer has to be told.
+#[derive(Default, Deserialize, Serialize)]
+enum KeptWants {
+    #[default]
+    Token,
+    Certificate {
+        at: Option<String>,
+        path: Option<PathBuf>,
+    },
+    Lease(LeaseTerms),
 }
 
 impl Drop for Kept {
@@ -75,6 +93,14 @@ impl PendingFile {
                 issuer: revocation.order.issuer.to_string(),
                 client_id: revocation.order.client_id.to_string(),
                 client_auth: revocation.order.terms.client_auth.clone(),
+                wants: match &revocation.order.terms.wants {
+                    Wants::Token => KeptWants::Token,
+                    Wants::Certificate(terms) => {
+                        KeptWants::Certificate { at: terms.at.clone(), path: terms.path.clone() }
+                    }
+                    Wants::Lease(terms) => KeptWants::Lease(terms.clone()),
+                },
+                fingerprint: revocation.credential.fingerprint.to_string(),
                 token: revocation.credential.handle().expose_str().unwrap_or_default().to_owned(),
                 until: revocation.credential.window.until_wall.as_second(),
                 cause: revocation.cause.as_str().into(),
@@ -138,6 +164,15 @@ fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credentia
     let left = u64::try_from(kept.until - wall.as_second()).ok().filter(|left| *left > 0)?;
     let left = Duration::from_secs(left);
     let token = Secret::new(kept.token.as_str());
+    let wants = match &kept.wants {
+        KeptWants::Token => Wants::Token,
+        KeptWants::Certificate { at, path } => {
+            let (at, path) = (at.clone(), path.clone());
+            Wants::Certificate(CertificateTerms { at, path, ..CertificateTerms::default() })
+        }
+        KeptWants::Lease(terms) => Wants::Lease(terms.clone()),
+    };
+    let fingerprint = kept.fingerprint.parse().unwrap_or_else(|()| token.fingerprint());
     let order = Order {
         identity: kept.identity.as_str().into(),
         credential: kept.credential.as_str().into(),
@@ -150,11 +185,15 @@ fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credentia
         binding: Binding::Bearer,
         max_uses: None,
         instance: None,
-        terms: Arc::new(Terms { client_auth: kept.client_auth.clone(), ..Terms::default() }),
+        terms: Arc::new(Terms { client_auth: kept.client_auth.clone(), wants, ..Terms::default() }),
     };
     let credential = Credential {
-        fingerprint: token.fingerprint(),
-        payload: Payload::Token(token),
+        fingerprint,
+        payload: match &kept.wants {
+            // What it hangs on is enough to end it.
+            KeptWants::Lease(_) => Payload::Values { values: vec![], handle: token },
+            KeptWants::Token | KeptWants::Certificate { .. } => Payload::Token(token),
+        },
         window: Window::opening(boot, wall, left),
         bound: Bound::Bearer,
         scope: vec![],
@@ -198,5 +237,50 @@ mod tests {
         let left = file.left_behind(&*clock);
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].0.terms.client_auth, client_auth);
+    }
+
+    #[test]
+    fn what_it_was_is_remembered_as_far_as_its_issuer_has_to_know() {
+        // X5-07, S37: a certificate is revoked where it was made, and a lease by what it hangs on.
+        let dir = tempfile::tempdir().unwrap();
+        let key = SealingKey::of(&Secret::new("seed"));
+        let file = PendingFile::new(dir.path().join("revocations"), key, SeededDice::from_seed(1));
+        let clock = ManualClock::at(Timestamp::from_second(1_700_000_000).unwrap());
+        let lease =
+            Wants::Lease(LeaseTerms { at: "database/creds/a".into(), fields: vec!["username".into()] });
+        let at = Some("pki/sign/a".to_owned());
+        let path = Some("/state/keys/a.pem".into());
+        let certificate = Wants::Certificate(CertificateTerms { at, path, ..CertificateTerms::default() });
+        let waiting: Vec<Revocation> = [lease.clone(), certificate.clone()]
+            .into_iter()
+            .map(|wants| {
+                let mut waits = credential(clock.boot(), Duration::from_secs(300));
+                waits.window = Window::opening(clock.boot(), clock.wall(), Duration::from_secs(300));
+                waits.fingerprint = crate::secret::Fingerprint::of(b"values");
+                if let Wants::Lease(_) = wants {
+                    let values = vec![("username".to_owned(), Secret::new("canary"))];
+                    waits.payload = Payload::Values { values, handle: Secret::new("token lease 300 -") };
+                }
+                let terms = Arc::new(Terms { wants, ..Terms::default() });
+                let error = IssueError::Refused { reason: Reason::IssuerConfig, detail: "none here".into() };
+                Revocation {
+                    order: Order { terms, ..order("bao", "database") },
+                    credential: Arc::new(waits),
+                    cause: Cause::Exited,
+                    placed: Err(error),
+                    since: clock.boot(),
+                }
+            })
+            .collect();
+        file.keep(waiting.iter());
+        let [(leased, one, _), (signed, two, _)] = &file.left_behind(&*clock)[..] else { panic!("both") };
+        assert_eq!((&leased.terms.wants, &signed.terms.wants), (&lease, &certificate));
+        assert_eq!(one.handle().expose_str(), Some("token lease 300 -"));
+        assert_eq!(one.payload.as_str(), "leased_values");
+        assert!(
+            matches!(&one.payload, Payload::Values { values, .. } if values.is_empty()),
+            "values are not kept"
+        );
+        assert_eq!([one.fingerprint, two.fingerprint], [crate::secret::Fingerprint::of(b"values"); 2]);
     }
 }

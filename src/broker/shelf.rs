@@ -21,7 +21,7 @@ use super::{
 use crate::{
     clock::Boot,
     credential::Credential,
-    issuer::{Instance, IssueError, IssueFacts, Issued, Order, Reason},
+    issuer::{Instance, IssueError, IssueFacts, Issued, Order, Reason, terms::Wants},
     keys::ClientCertificate,
 };
 
@@ -462,12 +462,19 @@ impl Shelf {
                 *health = Health { last_ok: Some(now), skew_ms: health.skew_ms, ..Health::default() };
                 (slot.refused, slot.last_error, slot.refusals) = (None, None, 0);
                 let window = credential.window;
+                // What is leased for longer is what its process has, which may never ask for it again (S37).
+                let goes_on = dies_with_its_process(&order)
+                    && slot.live.as_ref().is_some_and(|live| {
+                        live.credential.goes_on_as(&credential) && live.asked.load(Ordering::Relaxed)
+                    });
+                let mut before = slot.live.as_ref().map_or_else(Vec::new, |live| live.still_held(now));
+                before.retain(|before| !before.goes_on_as(&credential));
                 let live = Arc::new(Live {
                     refresh_at: refresh_at(&window, chance.0),
                     serve_until: window.until - margin(window.life()),
+                    before,
+                    asked: (goes_on || !slot.waiters.is_empty()).into(),
                     credential: Arc::new(credential),
-                    before: slot.live.as_ref().map_or_else(Vec::new, |live| live.still_held(now)),
-                    asked: (!slot.waiters.is_empty()).into(),
                     uses_left: order.max_uses.map(AtomicU32::new),
                 });
                 let mut more = Vec::new();
@@ -612,6 +619,11 @@ fn wanted(slot: &Slot) -> bool {
     // One that is used up is replaced when it is asked for, not before; so is one that lapsed, unless somebody listens.
     let asked = |live: &Arc<Live>| live.uses_left.is_none() && live.asked.load(Ordering::Relaxed);
     !slot.lapsed && (slot.watchers > 0 || slot.tended.is_some() || slot.live.as_ref().is_some_and(asked))
+}
+
+/// Whether it is leased for one process: until that exits, somebody uses it.
+fn dies_with_its_process(order: &Order) -> bool {
+    order.instance.is_some() && matches!(order.terms.wants, Wants::Lease(_))
 }
 
 /// The end of an order: of those who wait for it, of what is live under it, of those who listen.

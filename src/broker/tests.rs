@@ -13,9 +13,13 @@ use super::*;
 use crate::{
     clock::SeededDice,
     credential::{Binding, Bound, Form, Payload, Window},
-    issuer::{Instance, Issued, Pending},
+    issuer::{
+        Instance, Issued, Pending,
+        terms::{LeaseTerms, Terms, Wants},
+    },
     jose::Algorithm,
     keys::{Custody, KeySettings, Now},
+    secret::Secret,
 };
 
 /// Time since boot that is tokio's paused time. The wall goes where it is pushed.
@@ -55,6 +59,8 @@ struct FakeIssuer {
     always: Mutex<Option<IssueError>>,
     diary: Mutex<Vec<f64>>,
     revoked: AtomicUsize,
+    /// Whether it gives the same again, as for a lease that is renewed.
+    same: Mutex<bool>,
     /// Whether it does not even take tokens back.
     deaf: std::sync::atomic::AtomicBool,
     serial: AtomicUsize,
@@ -71,6 +77,7 @@ impl FakeIssuer {
             always: Mutex::default(),
             diary: Mutex::default(),
             revoked: AtomicUsize::new(0),
+            same: Mutex::default(),
             deaf: false.into(),
             endpoints: Arc::default(),
             serial: AtomicUsize::new(0),
@@ -87,9 +94,14 @@ impl FakeIssuer {
 }
 
 impl Issuer for FakeIssuer {
-    fn issue<'a>(&'a self, _: &'a Order, _: &'a Signers, _: Option<&'a Credential>) -> Pending<'a, Issued> {
+    fn issue<'a>(
+        &'a self,
+        order: &'a Order,
+        _: &'a Signers,
+        _: Option<&'a Credential>,
+    ) -> Pending<'a, Issued> {
         self.diary.lock().unwrap().push(self.clock.seconds());
-        Box::pin(async {
+        Box::pin(async move {
             sleep(self.latency).await;
             let mut fails = self.fails.lock().unwrap();
             let failed =
@@ -97,9 +109,25 @@ impl Issuer for FakeIssuer {
             let result = match failed {
                 Some(error) => Err(error),
                 None => {
-                    let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+                    let next = usize::from(!*self.same.lock().unwrap());
+                    let serial = self.serial.fetch_add(next, Ordering::Relaxed);
                     let token = format!("token-{serial}");
-                    Ok(minted(&token, self.clock.boot(), self.clock.wall(), self.life))
+                    let minted = minted(&token, self.clock.boot(), self.clock.wall(), self.life);
+                    Ok(match order.terms.wants {
+                        Wants::Lease(_) => Credential {
+                            payload: Payload::Values {
+                                values: vec![],
+                                // What is only read hangs on nothing.
+                                handle: Secret::new(if order.credential == "app".into() {
+                                    ""
+                                } else {
+                                    &token
+                                }),
+                            },
+                            ..minted
+                        },
+                        _ => minted,
+                    })
                 }
             };
             Issued { result, facts: IssueFacts::default() }
@@ -673,4 +701,74 @@ async fn the_keeper_ends_with_the_last_broker() {
     let House { broker, keeper, told: _told, .. } = house();
     drop(broker);
     timeout(Duration::from_secs(1), keeper).await.unwrap().unwrap();
+}
+
+/// A lease, for one process or for all of an identity.
+fn leased(instance: Option<Instance>) -> Order {
+    let wants = Wants::Lease(LeaseTerms { at: "database/creds/a".into(), fields: vec![] });
+    let terms = Arc::new(Terms { wants, ..Terms::default() });
+    Order { instance, terms, ..order("corp", "database") }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_lives_as_long_as_the_process_that_asked_for_it_once() {
+    // S37
+    let house = house();
+    *house.corp.same.lock().unwrap() = true;
+    let (clock, process) = (&house.clock, Instance { pid: 7, start: 1 });
+    let get = |order: Order| house.broker.fetch_order(order, Duration::ZERO, Duration::from_secs(5));
+    let first = get(leased(Some(process))).await.unwrap();
+    let shared = get(leased(None)).await.unwrap();
+    let mut listening = house.broker.watch_order(leased(Some(process))).await.unwrap();
+    drop(house.broker.watch_order(leased(Some(process))).await.unwrap());
+    listening.catch_up();
+    let heard = tokio::spawn(async move { listening.changed().await });
+    sleep(Duration::from_secs(3000)).await;
+    let asked = house.corp.diary().len();
+    assert!(
+        (12..=20).contains(&asked),
+        "ten lives of one, and two of what nobody asks for any more: {asked}"
+    );
+    let live = house.broker.shared.live.load();
+    let kept = &live[&leased(Some(process))];
+    assert_eq!(kept.credential.fingerprint, first.credential.fingerprint);
+    assert!(clock.boot() < kept.serve_until && kept.before.is_empty(), "it is one and the same");
+    assert!(!live.contains_key(&leased(None)), "what all share lapses when nobody asks");
+    assert!(!heard.is_finished(), "a lease that goes on is no news");
+    heard.abort();
+    drop((live, shared));
+
+    // Other values are news, kept from then on only if somebody asks for them.
+    sleep(Duration::from_secs(1)).await;
+    *house.corp.same.lock().unwrap() = false;
+    sleep(Duration::from_secs(300)).await;
+    let after = house.corp.diary().len();
+    sleep(Duration::from_secs(1200)).await;
+    assert_eq!(house.corp.diary().len(), after, "nobody has them");
+    let again = get(leased(Some(process))).await.unwrap();
+    assert_ne!(again.credential.fingerprint, first.credential.fingerprint);
+    *house.corp.same.lock().unwrap() = true;
+    let ended = house.broker.retire(Which::Instance(process), Cause::Exited).await.unwrap();
+    assert_eq!(ended, 1);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(house.corp.revoked.load(Ordering::Relaxed), 1);
+    let after = house.corp.diary().len();
+    sleep(Duration::from_secs(3000)).await;
+    assert_eq!(house.corp.diary().len(), after, "and no other comes after it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_only_read_is_dropped_and_nobody_says_that_it_was_revoked() {
+    // S37
+    let mut house = house();
+    let process = Instance { pid: 7, start: 1 };
+    for credential in ["app", "database"] {
+        let order = Order { credential: credential.into(), ..leased(Some(process)) };
+        house.broker.fetch_order(order, Duration::ZERO, Duration::from_secs(5)).await.unwrap();
+    }
+    assert_eq!(house.broker.retire(Which::Instance(process), Cause::Exited).await.unwrap(), 2);
+    assert_eq!(&*next_revoked(&mut house.told).await.order.credential, "database");
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(house.corp.revoked.load(Ordering::Relaxed), 1);
+    assert!(house.told.try_recv().is_err());
 }

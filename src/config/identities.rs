@@ -186,6 +186,9 @@ fn credential(
     if kind == Kind::Certificate && reader.has("max_uses") {
         reader.wrong("max_uses", "a certificate is used without being asked for: its life is what limits it");
     }
+    if kind == Kind::Lease && reader.has("max_uses") {
+        reader.wrong("max_uses", "a lease is one and the same for as long as it is renewed: leave it out");
+    }
     // What is leased dies with whom it was leased for.
     let usual = if kind == Kind::Lease { Per::Process } else { Per::Identity };
     let per = reader.word("per", usual, &[("identity", Per::Identity), ("process", Per::Process)]);

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use super::{pins::pins, reader::Reader, step};
+use super::{openbao::openbao_issuer, pins::pins, reader::Reader, step};
 use crate::{
     issuer::{
         oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
+        openbao::{self, OpenBaoSettings},
         terms::{ClientAuth, Wants},
         x509::step::StepSettings,
     },
@@ -19,6 +20,8 @@ pub enum IssuerSettings {
     OAuth(OAuthSettings),
     /// `kind = "step-ca"`.
     StepCa(StepSettings),
+    /// `kind = "openbao"`: OpenBao, and HashiCorp Vault.
+    OpenBao(OpenBaoSettings),
 }
 
 impl IssuerSettings {
@@ -40,6 +43,7 @@ impl IssuerSettings {
                 (Wants::Token, _) => None,
             },
             Self::StepCa(_) => step::misfit(rule),
+            Self::OpenBao(server) => openbao::misfit(server, &rule.terms),
         }
     }
 }
@@ -70,7 +74,14 @@ pub(super) fn issuers(
                 issuers.insert(name, IssuerSettings::StepCa(settings));
                 reader.finish();
             }
-            Some(_) => reader.wrong("kind", "this version knows the kinds \"oauth\" and \"step-ca\""),
+            Some("openbao") => {
+                let settings = openbao_issuer(&mut reader, &name, environment);
+                issuers.insert(name, IssuerSettings::OpenBao(settings));
+                reader.finish();
+            }
+            Some(_) => {
+                reader.wrong("kind", "this version knows the kinds \"oauth\", \"openbao\" and \"step-ca\"")
+            }
             None => reader.finish(),
         }
     }

@@ -6,6 +6,7 @@ mod certificate;
 mod file;
 mod identities;
 mod issuers;
+mod openbao;
 mod pins;
 mod reader;
 mod settings;

@@ -458,6 +458,81 @@ fn a_certificate_or_a_lease_is_wanted_in_its_own_words() {
     );
 }
 
+#[test]
+fn the_commented_example_of_openbao_loads_and_its_mistakes_are_told() {
+    // CA-04, S36
+    let example =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("agent.toml.example")).unwrap();
+    let is_written = |line: &&str| {
+        line.starts_with('[') || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
+    };
+    let uncommented = |from: &str| -> String {
+        let lines =
+            example.lines().skip_while(|line| *line != from).take_while(|line| line.starts_with("# "));
+        lines
+            .filter_map(|line| line.strip_prefix("# "))
+            .filter(is_written)
+            .map(|line| format!("{line}\n"))
+            .collect()
+    };
+    let issuer = uncommented("# [issuers.bao]");
+    let database = uncommented("# [identities.payments.credentials.database]");
+    let all =
+        format!("{GOOD}{issuer}{database}{}", uncommented("# [identities.payments.credentials.bao-tls]"));
+    let settings = Desk::with(&all).load(&[]).unwrap();
+    let IssuerSettings::OpenBao(server) = &settings.issuers["bao"] else { panic!("it is OpenBao") };
+    // What the example calls a default is one.
+    let keys = ["kind", "url", "namespace", "ca_file", "roots"].map(|key| format!("{key} = "));
+    let kept = |line: &&str| line.starts_with('[') || keys.iter().any(|key| line.starts_with(key));
+    let short: String = issuer.lines().filter(kept).map(|line| format!("{line}\n")).collect();
+    assert!(short.len() < issuer.len());
+    let plain = Desk::with(&format!("{GOOD}{short}{database}")).load(&[]).unwrap();
+    let IssuerSettings::OpenBao(plain) = &plain.issuers["bao"] else { panic!("it is OpenBao") };
+    let named = Some("jwt".to_owned());
+    let spelled = crate::issuer::openbao::OpenBaoSettings {
+        auth_mount: named,
+        audience: Some(plain.url.clone()),
+        ..plain.clone()
+    };
+    assert_eq!(*server, spelled);
+    let identity = settings.policy.identities().next().unwrap();
+    let (leased, signed) = (&identity.credentials["database"], &identity.credentials["bao-tls"]);
+    assert_eq!((leased.per, leased.binding), (crate::policy::Per::Process, Binding::Bearer));
+    assert_eq!(signed.max_ttl.as_secs(), 24 * 3600);
+    for (was, is, told) in [
+        (
+            "url = \"https://bao.example.com:8200\"",
+            "url = \"http://bao\"",
+            "issuers.bao.url: it is not https",
+        ),
+        ("dev = false", "dev = true", "issuers.bao.dev: a development issuer is never used in production"),
+        ("namespace = \"team/payments\"", "namespace = \"/a\"", "issuers.bao.namespace: write it as"),
+        ("timeout = \"10s\"", "timeout = \"2m\"", "issuers.bao.timeout: it is not between"),
+        ("roots = ", "# roots = ", "bao-tls.certificate: set roots for this issuer first"),
+        ("at = \"pki/sign/payments\"", "at = \"pki/issue/payments\"", "bao-tls.certificate.at: say where"),
+        ("at = \"database/creds/payments\"", "at = \"../sys/seal\"", "database.lease.at: write the path"),
+        (
+            "lease = { at",
+            "# lease = { at",
+            "database.issuer: an \"openbao\" issuer gives certificates and leases",
+        ),
+        ("per = \"process\"", "max_uses = 2", "database.max_uses: a lease is one and the same"),
+        (
+            "per = \"process\"",
+            "client_auth = \"bootstrap\"\nbootstrap = \"/x\"",
+            "database.client_auth: an \"openbao\" issuer",
+        ),
+        (
+            "inline_auth = false",
+            "token = \"canary\"",
+            "issuers.bao.token: there is no such key, and no shared secret",
+        ),
+    ] {
+        let all = mistakes(&all.replace(was, is));
+        assert!(all.iter().any(|it| it.contains(told)), "{told}\n{all:#?}");
+    }
+}
+
 /// The terms of the one credential of [`GOOD`] with these lines more.
 fn terms(more: &str) -> (Terms, bool) {
     let settings = Desk::with(&GOOD.replace("scope =", &format!("{more}\nscope ="))).load(&[]).unwrap();

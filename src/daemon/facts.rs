@@ -11,6 +11,7 @@ pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidenc
     let url = |issuer: &IssuerSettings| match issuer {
         IssuerSettings::OAuth(oauth) => oauth.issuer.clone(),
         IssuerSettings::StepCa(step) => step.url.clone(),
+        IssuerSettings::OpenBao(server) => server.url.clone(),
     };
     let mut warnings = Vec::new();
     for identity in settings.policy.identities() {

@@ -30,6 +30,7 @@ use crate::{
         Issuer, Order, Scope,
         http::HttpError,
         oauth::OAuth,
+        openbao::OpenBao,
         terms::Wants,
         x509::{Unbuilt, step},
     },
@@ -360,6 +361,11 @@ fn books(
                 let made = step::issuer(ca.clone(), Arc::clone(clock), Arc::clone(dice))
                     .map_err(|error| BuildError::Authority(name.to_string(), error))?;
                 issuers.insert(Arc::clone(name), made);
+            }
+            IssuerSettings::OpenBao(server) => {
+                let made = OpenBao::new(server.clone(), Arc::clone(clock), Arc::clone(dice))
+                    .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
+                issuers.insert(Arc::clone(name), Arc::new(made));
             }
         }
     }

@@ -11,6 +11,7 @@ mod door;
 pub mod http;
 pub mod json;
 pub mod oauth;
+pub mod openbao;
 mod route;
 #[cfg(test)]
 mod script;
@@ -205,6 +206,8 @@ pub struct IssueFacts {
     pub one_time_reuse: bool,
     /// Whether its metadata are not those that are pinned (OA-05).
     pub metadata_changed: bool,
+    /// Why a lease that was held goes on no longer, where there is another one instead.
+    pub lease_replaced: Option<&'static str>,
 }
 
 /// Why there is no credential, sorted by what to do next.

@@ -379,5 +379,6 @@ fn issuer(facts: &IssueFacts, attempts: Option<u32>) -> IssuerPart {
         refresh_token_ignored: facts.refresh_token_ignored,
         one_time_reuse: facts.one_time_reuse,
         metadata_changed: facts.metadata_changed,
+        lease_replaced: facts.lease_replaced.map(str::to_owned),
     }
 }

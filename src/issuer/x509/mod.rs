@@ -285,7 +285,7 @@ fn renewal(of: &ClientCertificate) -> Timestamp {
     of.from().saturating_add(SignedDuration::from_secs(life / 3 * 2)).unwrap_or(of.until())
 }
 
-fn rejected(by: Rejected, detail: impl Into<String>) -> IssueError {
+pub(super) fn rejected(by: Rejected, detail: impl Into<String>) -> IssueError {
     IssueError::Refused { reason: Reason::CertRejected(by), detail: detail.into() }
 }
 
