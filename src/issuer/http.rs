@@ -8,7 +8,7 @@
 use std::{error::Error, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::{
     client::legacy::Client,
@@ -16,6 +16,7 @@ use hyper_util::{
 };
 use rustls::{AlertDescription, ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::{
@@ -51,15 +52,54 @@ pub struct HttpSettings {
     pub user_agent: String,
 }
 
-/// One request: a GET, or a POST if it has a form.
+/// One request.
 #[derive(Debug)]
 pub struct Request {
     /// Where to.
     pub url: String,
-    /// The form, encoded: it holds an assertion, so it is wiped after sending.
-    pub form: Option<Secret>,
-    /// The proof that goes with it, as the `DPoP` header has it (RFC 9449).
-    pub proof: Option<Secret>,
+    /// How.
+    pub method: Method,
+    /// What goes with it.
+    pub body: Option<Body>,
+    /// Headers of its own. Their values may be secret: none is shown, and all are wiped.
+    pub headers: Vec<(HeaderName, Secret)>,
+}
+
+/// What goes with a request. It may hold an assertion, so it is wiped after sending.
+#[derive(Debug)]
+pub struct Body {
+    /// What it is.
+    pub media_type: &'static str,
+    /// It.
+    pub content: Secret,
+}
+
+impl Request {
+    /// A GET.
+    pub fn get(url: impl Into<String>) -> Self {
+        Self { url: url.into(), method: Method::GET, body: None, headers: Vec::new() }
+    }
+
+    /// A POST of an encoded form.
+    pub fn form(url: impl Into<String>, content: Secret) -> Self {
+        Self::post(url, Body { media_type: "application/x-www-form-urlencoded", content })
+    }
+
+    /// A POST of a JSON document.
+    pub fn json(url: impl Into<String>, document: &Value) -> Self {
+        Self::post(url, Body { media_type: "application/json", content: Secret::new(document.to_string()) })
+    }
+
+    /// A POST.
+    pub fn post(url: impl Into<String>, body: Body) -> Self {
+        Self { method: Method::POST, body: Some(body), ..Self::get(url) }
+    }
+
+    /// The same with one header more, which takes the place of what is sent otherwise.
+    pub fn with(mut self, name: HeaderName, value: Secret) -> Self {
+        self.headers.push((name, value));
+        self
+    }
 }
 
 /// A whole answer that is not a redirect.
@@ -141,23 +181,23 @@ impl Http {
         if self.door.shows_certificate() && target.scheme_str() == Some("http") {
             return Err(HttpError::CertNotAccepted("the endpoint is plain http, which carries none".into()));
         }
-        let mut builder = http::Request::builder()
-            .uri(target)
-            .header(header::ACCEPT, "application/json")
-            .header(header::USER_AGENT, &self.user_agent);
-        if let Some(proof) = &request.proof {
-            let mut proof = HeaderValue::from_bytes(proof.expose()).map_err(|_| HttpError::Protocol)?;
-            proof.set_sensitive(true);
-            builder = builder.header("DPoP", proof);
-        }
-        let built = match request.form {
-            None => builder.method(Method::GET).body(Full::default()),
-            Some(form) => builder
-                .method(Method::POST)
-                .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(Full::new(Bytes::from_owner(Wiped(form)))),
+        let builder = http::Request::builder().uri(target).method(request.method);
+        let (body, media_type) = match request.body {
+            None => (Full::default(), None),
+            Some(body) => (Full::new(Bytes::from_owner(Wiped(body.content))), Some(body.media_type)),
         };
-        let built = built.map_err(|_| HttpError::Protocol)?;
+        let mut built = builder.body(body).map_err(|_| HttpError::Protocol)?;
+        let headers = built.headers_mut();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(header::USER_AGENT, self.user_agent.clone());
+        headers.extend(
+            media_type.map(|media_type| (header::CONTENT_TYPE, HeaderValue::from_static(media_type))),
+        );
+        for (name, value) in &request.headers {
+            let mut value = HeaderValue::from_bytes(value.expose()).map_err(|_| HttpError::Protocol)?;
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
         match tokio::time::timeout(self.timeout, self.exchange(built)).await {
             Ok(done) => done,
             Err(_) => Err(HttpError::Timeout),
@@ -367,11 +407,11 @@ mod tests {
     }
 
     fn get(url: &str) -> Request {
-        Request { url: url.into(), form: None, proof: None }
+        Request::get(url)
     }
 
     fn post(url: &str) -> Request {
-        Request { url: url.into(), form: Some(Secret::new("a=b")), proof: None }
+        Request::form(url, Secret::new("a=b"))
     }
 
     #[tokio::test]

@@ -31,7 +31,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use http::header;
+use http::{HeaderName, header};
 use jiff::{SignedDuration, Timestamp};
 
 use self::{
@@ -56,6 +56,9 @@ use crate::{
     jose::SignError,
     proof::Target,
 };
+
+/// The header of a proof (RFC 9449 4.1).
+const DPOP: HeaderName = HeaderName::from_static("dpop");
 
 /// A document that seems wrong is fetched anew at most this often (OA-07).
 const REFETCH: Duration = Duration::from_secs(60);
@@ -306,7 +309,10 @@ impl OAuth {
             fields.extend([("client_assertion_type", *kind), ("client_assertion", shown)]);
         }
         let proof = self.prover.prove(bound, endpoint, correction)?;
-        let request = Request { url: endpoint.to_owned(), form: Some(request::encode(&fields)), proof };
+        let mut request = Request::form(endpoint, request::encode(&fields));
+        if let Some(proof) = proof {
+            request = request.with(DPOP, proof);
+        }
         let response = match &way.certificate {
             Some(certificate) => {
                 let http = self.pools.of(certificate, order, signers, &self.http);
@@ -411,8 +417,7 @@ impl OAuth {
     async fn fetch(&self, facts: &mut IssueFacts) -> Result<(Metadata, Duration), IssueError> {
         let mut missing = String::new();
         for url in metadata::addresses(&self.settings) {
-            let response =
-                self.exchange(Request { url: url.clone(), form: None, proof: None }, facts).await?;
+            let response = self.exchange(Request::get(&url), facts).await?;
             match response.status {
                 200 if refusal::is_json(&response) => {
                     let metadata = Metadata::read(response.body.expose(), &self.settings)?;
