@@ -15,6 +15,7 @@ mod pins;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod refusal;
+mod registration;
 mod reply;
 mod request;
 mod settings;
@@ -43,7 +44,7 @@ use self::{
 };
 pub use self::{
     pins::{OnChange, Pins},
-    settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, problems},
+    settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, misplaced, problems},
 };
 use crate::{
     clock::{Boot, Clock, Dice},
@@ -51,6 +52,7 @@ use crate::{
     issuer::{
         IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
         http::{Http, HttpError, HttpSettings, Request, Response},
+        registration::{Access, Ask, Registration},
         skew::{Estimate, Skew},
     },
     jose::SignError,
@@ -490,6 +492,14 @@ impl Issuer for OAuth {
 
     fn endpoints(&self) -> Arc<Vec<Target>> {
         self.endpoints.load_full()
+    }
+
+    fn registration<'a>(
+        &'a self,
+        access: &'a Access,
+        ask: Ask,
+    ) -> Pending<'a, Result<Registration, IssueError>> {
+        Box::pin(OAuth::registration(self, access, ask))
     }
 }
 
