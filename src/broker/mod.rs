@@ -3,6 +3,7 @@
 
 mod keeper;
 mod pending;
+mod registrar;
 mod revocations;
 mod rotor;
 mod shelf;
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use keeper::Keeper;
 pub use pending::PendingFile;
+pub use registrar::{Registrar, RegistrationSettings, Vault};
 use revocations::Placed;
 pub use revocations::{Cause, Revoked};
 pub use rotor::{Rotor, Turn, Turned};
@@ -45,6 +47,8 @@ pub struct Books {
     pub keys: Keyring,
     /// By identity.
     pub certificates: Certificates,
+    /// The registrations that are kept true.
+    pub registrations: Vec<Arc<RegistrationSettings>>,
 }
 
 impl Books {

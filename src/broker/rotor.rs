@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{task::JoinSet, time::sleep};
 
-use super::Broker;
+use super::{Broker, Registrar};
 use crate::{
     clock::{Boot, Clock},
     issuer::IssueError,
@@ -56,6 +56,26 @@ pub enum Turned {
     },
     /// The one before is destroyed.
     Destroyed,
+    /// An issuer has these keys on its books and no others (KEY-09).
+    Registered {
+        /// Which issuer.
+        issuer: Arc<str>,
+        /// Of which client.
+        client_id: Arc<str>,
+        /// What they are recognised by.
+        kids: Vec<String>,
+        /// Those that were there and are not ours, or not ours any more.
+        removed: Vec<String>,
+    },
+    /// It has not, and what signed before goes on. It is tried again.
+    NotRegistered {
+        /// Which issuer.
+        issuer: Arc<str>,
+        /// Of which client.
+        client_id: Arc<str>,
+        /// What happened.
+        why: String,
+    },
     /// What is bound from now on is bound by another key.
     Proofs,
     /// It could not be done.
@@ -75,6 +95,8 @@ pub struct Rotor {
     broker: Broker,
     clock: Arc<dyn Clock>,
     trials: JoinSet<Trial>,
+    /// Who tells issuers of keys, where there is somebody.
+    registrar: Option<Registrar>,
     trying: HashSet<Arc<str>>,
     /// Whose keys are left alone until then: an issuer did not take one, or something could not be done.
     not_before: HashMap<Arc<str>, Boot>,
@@ -91,7 +113,31 @@ impl Rotor {
     /// Takes charge of `keys`.
     pub fn new(keys: Keyring, policy: Arc<Policy>, broker: Broker, clock: Arc<dyn Clock>) -> Self {
         let (trials, trying, not_before) = (JoinSet::new(), HashSet::new(), HashMap::new());
-        Self { keys, policy, broker, clock, trials, trying, not_before }
+        Self { keys, policy, broker, clock, trials, registrar: None, trying, not_before }
+    }
+
+    /// The same, which has issuers told of keys where the settings name a registration (KEY-09).
+    #[must_use]
+    pub fn telling(self, registrar: Registrar) -> Self {
+        Self { registrar: Some(registrar), ..self }
+    }
+
+    /// What is wrong with registrations, for an operator.
+    pub fn troubles(&self) -> impl Iterator<Item = String> {
+        self.registrar.iter().flat_map(Registrar::troubles)
+    }
+
+    /// Lets what is under way at issuers end where it must not be broken off.
+    pub async fn finish(&mut self) {
+        if let Some(registrar) = &mut self.registrar {
+            registrar.finish().await;
+        }
+    }
+
+    /// Whether an issuer is told of the keys of `identity` without anybody's doing.
+    pub fn registers(&self, identity: &Arc<str>) -> bool {
+        let books = self.broker.shared.books.load();
+        self.registrar.is_some() && books.registrations.iter().any(|one| one.identity == *identity)
     }
 
     /// The keys as they are.
@@ -102,6 +148,10 @@ impl Rotor {
     /// From now on, these keys and this policy: the settings were read again.
     pub fn follow(&mut self, keys: Keyring, policy: Arc<Policy>) {
         (self.keys, self.policy) = (keys, policy);
+        if let Some(registrar) = &mut self.registrar {
+            // What was wrong may be mended.
+            registrar.hurry(None);
+        }
     }
 
     /// Waits until something was due, and does it. Whoever stops waiting loses nothing: between what is done
@@ -120,6 +170,13 @@ impl Rotor {
                     // A trial that panicked is one that is tried again.
                     Err(_) => self.trying.clear(),
                 },
+                Some(turn) = ended(&mut self.registrar, &*self.clock) => if let Some(turn) = turn {
+                    if matches!(turn.what, Turned::Registered { .. }) {
+                        // What was not taken before may be now.
+                        self.not_before.remove(&turn.identity);
+                    }
+                    return vec![turn];
+                },
                 () = sleep(LOOK) => {}
             }
         }
@@ -130,6 +187,7 @@ impl Rotor {
         let mut turns = Vec::new();
         // An operator does not wait.
         self.not_before.remove(identity);
+        self.hurry(identity);
         match self.keys.next(identity) {
             None if !self.signs(identity) => turns.push(self.no_key(identity)),
             None => turns.push(self.begin(identity)),
@@ -146,6 +204,7 @@ impl Rotor {
     pub fn replace(&mut self, identity: &Arc<str>) -> Vec<Turn> {
         let mut turns = Vec::new();
         self.not_before.remove(identity);
+        self.hurry(identity);
         if self.signs(identity) {
             let replaced = self.keys.replace(identity, Now::by(&*self.clock));
             turns.push(self.turned(identity, replaced, |kid| Turned::Signs { kid }));
@@ -156,6 +215,19 @@ impl Rotor {
             turns.push(self.renew_proofs(identity));
         }
         turns
+    }
+
+    fn hurry(&mut self, identity: &Arc<str>) {
+        if let Some(registrar) = &mut self.registrar {
+            registrar.hurry(Some(identity));
+        }
+    }
+
+    /// Whether it is too early to try the next key of `identity`.
+    fn is_telling(&self, identity: &Arc<str>, now: Boot) -> bool {
+        let Some(registrar) = &self.registrar else { return false };
+        let propagation = self.keys.propagation(identity).unwrap_or_default();
+        registrar.is_telling(&self.broker.shared.books.load(), identity, propagation, now)
     }
 
     /// Whether `identity` has a key that signs assertions.
@@ -198,6 +270,9 @@ impl Rotor {
     fn look(&mut self) -> Vec<Turn> {
         let now = self.clock.boot();
         let mut turns = Vec::new();
+        if let Some(registrar) = &mut self.registrar {
+            registrar.look(&self.broker.shared.books.load(), now);
+        }
         // Before anything is done: what fails now makes nothing else of the same identity wait.
         self.not_before.retain(|_, then| now < *then);
         let waiting: HashSet<Arc<str>> = self.not_before.keys().cloned().collect();
@@ -209,6 +284,7 @@ impl Rotor {
                     let finished = self.keys.finish(&identity);
                     turns.push(self.turned(&identity, finished, |_| Turned::Destroyed));
                 }
+                Due::Try if self.is_telling(&identity, now) => {}
                 Due::Try => {
                     if let Some(next) = self.keys.next(&identity) {
                         self.try_out(&identity, next);
@@ -302,6 +378,11 @@ impl Rotor {
         };
         Turn { identity: Arc::clone(identity), what }
     }
+}
+
+/// What [`Registrar::ended`] says, if there is one.
+async fn ended(registrar: &mut Option<Registrar>, clock: &dyn Clock) -> Option<Option<Turn>> {
+    registrar.as_mut()?.ended(clock).await
 }
 
 #[cfg(test)]
@@ -446,7 +527,7 @@ mod tests {
         let issuers = [("corp".into(), Arc::clone(&issuer) as Arc<dyn Issuer>)].into();
         let (telling, told) = mpsc::unbounded_channel();
         let dice = SeededDice::from_seed(3);
-        let books = Books { issuers, keys: keys.clone(), certificates: Default::default() };
+        let books = Books { issuers, keys: keys.clone(), ..Books::default() };
         let (broker, keeper) = crate::broker::new(books, Arc::clone(&clock) as _, dice, telling, None);
         tokio::spawn(keeper.run());
         let rotor = Rotor::new(keys, policy, broker.clone(), Arc::clone(&clock) as _);

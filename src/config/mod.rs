@@ -8,6 +8,7 @@ mod identities;
 mod issuers;
 mod pins;
 mod reader;
+mod registrations;
 mod settings;
 mod terms;
 

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::{
     attest::{Attestor, Hold, Interests, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
-    broker::{self, Books, Keeper, PendingFile, Revoked, Rotor},
+    broker::{self, Books, Keeper, PendingFile, Registrar, Revoked, Rotor, Vault},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Settings},
     issuer::{Issuer, http::HttpError, oauth::OAuth},
@@ -98,6 +98,7 @@ pub struct Daemon {
     settings: Settings,
     keys: Keyring,
     certificates: Certificates,
+    registrar: Registrar,
     origin: Origin,
     facts: Arc<ArcSwap<Facts>>,
     clock: Arc<dyn Clock>,
@@ -137,6 +138,8 @@ impl Daemon {
         )?;
         let (told, revoked) = mpsc::unbounded_channel();
         let sealing = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
+        let sealing_too = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
+        let registrar = Registrar::new(Vault::new(sealing_too, Arc::clone(&dice)), Arc::clone(&dice));
         let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
@@ -163,6 +166,7 @@ impl Daemon {
             settings,
             keys,
             certificates,
+            registrar,
             origin,
             clock,
             dice,
@@ -197,6 +201,7 @@ impl Daemon {
             settings,
             keys,
             certificates,
+            registrar,
             origin,
             facts,
             clock,
@@ -267,7 +272,8 @@ impl Daemon {
         faces.spawn(serve_on(http, Door::Own, Speaks::Http, Arc::clone(&journey), answer, stopped, drain));
 
         let rotor =
-            Rotor::new(keys, Arc::clone(&settings.policy), journey.broker().clone(), Arc::clone(&clock));
+            Rotor::new(keys, Arc::clone(&settings.policy), journey.broker().clone(), Arc::clone(&clock))
+                .telling(registrar);
         let journey_kept = Arc::clone(&journey);
         let told = HashSet::new();
         let next_look = clock.boot() + steward::LOOK;
@@ -305,6 +311,11 @@ impl Daemon {
         tracing::info!("stopping: calls under way may finish");
         let _ = stop.send(true);
         while faces.join_next().await.is_some() {}
+        if timeout(drain, steward.rotor.finish()).await.is_err() {
+            tracing::error!(
+                "an issuer is silent that was being told of keys: its registration may have to be renewed"
+            );
+        }
         let last = record(&journey, EventType::AgentStop, "asked to stop".into()).await;
         drop((journey, steward, ordered));
         keeper.abort();
@@ -348,7 +359,12 @@ fn books(
             }
         }
     }
-    Ok(Books { issuers, keys: keys.clone(), certificates: certificates.clone() })
+    Ok(Books {
+        issuers,
+        keys: keys.clone(),
+        certificates: certificates.clone(),
+        registrations: settings.registrations.clone(),
+    })
 }
 
 fn rules(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>) -> Rules {

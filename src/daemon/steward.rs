@@ -174,7 +174,13 @@ impl Steward {
             let kept = turns.iter().any(|turn| matches!(turn.what, Turned::Failed(_)));
             noted = self.note(turns).await;
             if signs {
-                noted.said.push("register the new key at the issuer: keybearer keys export".into());
+                let told = self.rotor.registers(&identity);
+                noted.said.push(match told {
+                    true => "the issuers whose registration the settings name are told of the new key; register it at \
+                             the others: keybearer keys export"
+                        .into(),
+                    false => "register the new key at the issuer: keybearer keys export".into(),
+                });
             }
             if kept {
                 noted.failed.push(format!(
@@ -205,6 +211,10 @@ impl Steward {
     async fn note(&self, turns: Vec<Turn>) -> Noted {
         let mut noted = Noted::default();
         for Turn { identity, what } in turns {
+            let kind = match &what {
+                Turned::Registered { .. } | Turned::NotRegistered { .. } => EventType::KeyRegister,
+                _ => EventType::KeyRotate,
+            };
             let (outcome, words) = match &what {
                 Turned::Published { kid } => (
                     Outcome::Success,
@@ -221,6 +231,23 @@ impl Steward {
                     format!("{identity}: the next key {kid} is not taken yet, the one before goes on: {why}"),
                 ),
                 Turned::Destroyed => (Outcome::Success, format!("{identity}: the key before is destroyed")),
+                Turned::Registered { issuer, client_id, kids, removed } => {
+                    let mut words = format!(
+                        "{identity}: {issuer} knows the keys of client {client_id}: {}",
+                        kids.join(", ")
+                    );
+                    if !removed.is_empty() {
+                        words.push_str(&format!("; taken out there: {}", removed.join(", ")));
+                    }
+                    (Outcome::Success, words)
+                }
+                Turned::NotRegistered { issuer, client_id, why } => (
+                    Outcome::Failed,
+                    format!(
+                        "{identity}: {issuer} could not be told of the keys of client {client_id}, and is again later; \
+                         what signed before goes on: {why}"
+                    ),
+                ),
                 Turned::Proofs => {
                     (Outcome::Success, format!("{identity}: another key for what is bound from now on"))
                 }
@@ -237,7 +264,7 @@ impl Steward {
             } else {
                 noted.said.push(words.clone())
             }
-            self.record(self.entry(EventType::KeyRotate, outcome).detail(words)).await;
+            self.record(self.entry(kind, outcome).detail(words)).await;
         }
         self.refresh_facts();
         noted
@@ -322,6 +349,7 @@ impl Steward {
 
     fn refresh_facts(&self) {
         let mut facts = facts(&self.settings, self.rotor.keys(), None);
+        facts.warnings.extend(self.rotor.troubles());
         let before = self.facts.load();
         facts.max_level = before.max_level.clone();
         facts.disabled =
