@@ -16,6 +16,7 @@ use super::{
     diary::Diary,
     faults::{Fault, Knob},
     register::{Client, MAX_CLIENTS, RegisterError},
+    registration::Rights,
     token::Revoked,
     trust::Trust,
 };
@@ -39,6 +40,8 @@ pub(super) enum Endpoint {
     Jwks,
     /// RFC 8414.
     Metadata,
+    /// RFC 7592, with a client behind it.
+    Register,
     /// The end of a token.
     Revoke,
     /// The beginning of a token.
@@ -51,6 +54,7 @@ impl Endpoint {
             Self::Introspect => "/introspect",
             Self::Jwks => "/jwks",
             Self::Metadata => "/.well-known/oauth-authorization-server",
+            Self::Register => "/register",
             Self::Revoke => "/revoke",
             Self::Token => "/token",
         }
@@ -58,7 +62,8 @@ impl Endpoint {
 
     fn at(path: &str) -> Option<Self> {
         let all = [Self::Introspect, Self::Jwks, Self::Metadata, Self::Revoke, Self::Token];
-        all.into_iter().find(|endpoint| endpoint.path() == path)
+        let register = path.strip_prefix("/register/").map(|_| Self::Register);
+        all.into_iter().find(|endpoint| endpoint.path() == path).or(register)
     }
 }
 
@@ -79,6 +84,7 @@ pub(super) struct Books {
     pub(super) used: Once,
     pub(super) possession: Possession,
     pub(super) revoked: Revoked,
+    pub(super) rights: Rights,
     pub(super) knob: Knob,
     pub(super) diary: Diary,
 }
@@ -97,6 +103,7 @@ impl Desk {
             used: Once::default(),
             possession: Possession::new(settings.dpop_nonces),
             revoked: Revoked::default(),
+            rights: Rights::default(),
             knob: Knob::off(),
             diary: Diary::default(),
         });
@@ -123,6 +130,10 @@ impl Desk {
                 let fault = self.books().knob.bite(Endpoint::Metadata);
                 (public(&self.metadata(&fault)), outcome_of(&fault), None)
             }
+            Some(Endpoint::Register) if ![Method::GET, Method::PUT].contains(ask.method()) => {
+                (allow("GET, PUT"), "invalid_request".into(), None)
+            }
+            Some(Endpoint::Register) => self.registration(&ask),
             Some(_) if ask.method() != Method::POST => (allow("POST"), "invalid_request".into(), None),
             Some(endpoint) => self.oauth(endpoint, &ask, number).await,
         };
