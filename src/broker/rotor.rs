@@ -106,6 +106,7 @@ pub struct Rotor {
 struct Trial {
     identity: Arc<str>,
     kid: String,
+    began: Boot,
     result: Result<(), IssueError>,
 }
 
@@ -325,6 +326,7 @@ impl Rotor {
             .cloned()
             .collect();
         let (broker, identity) = (self.broker.clone(), Arc::clone(identity));
+        let began = self.clock.boot();
         self.trials.spawn(async move {
             let mut result = Ok(());
             for rule in rules {
@@ -333,12 +335,12 @@ impl Rotor {
                     break;
                 }
             }
-            Trial { identity, kid: next.kid().to_owned(), result }
+            Trial { identity, kid: next.kid().to_owned(), began, result }
         });
     }
 
     fn tried(&mut self, trial: Trial) -> Option<Turn> {
-        let Trial { identity, kid, result } = trial;
+        let Trial { identity, kid, began, result } = trial;
         self.trying.remove(&identity);
         // The keys were replaced meanwhile: what was found out says nothing of the one that is next now.
         if self.keys.next(&identity).is_none_or(|next| next.kid() != kid) {
@@ -346,7 +348,11 @@ impl Rotor {
         }
         Some(match result {
             Err(why) => {
-                self.not_before.insert(Arc::clone(&identity), self.clock.boot() + RETRY);
+                // One that its issuer was told of meanwhile may be taken now.
+                let told = self.registrar.as_ref().and_then(|registrar| registrar.told(&identity));
+                if told.is_none_or(|told| told < began) {
+                    self.not_before.insert(Arc::clone(&identity), self.clock.boot() + RETRY);
+                }
                 Turn { identity, what: Turned::NotTaken { kid, why: why.to_string() } }
             }
             Ok(()) => {

@@ -170,6 +170,12 @@ impl Registrar {
         })
     }
 
+    /// When an issuer last confirmed the keys of `identity`, if one did.
+    pub(super) fn told(&self, identity: &str) -> Option<Boot> {
+        let theirs = self.slots.values().filter(|slot| *slot.settings.identity == *identity);
+        theirs.filter_map(|slot| slot.confirmed).max()
+    }
+
     /// What is wrong, for an operator.
     pub(super) fn troubles(&self) -> impl Iterator<Item = String> {
         self.slots.values().filter_map(|slot| {
