@@ -235,7 +235,8 @@ async fn a_right_that_is_good_no_more_is_told_with_its_remedy_and_another_is_tak
     give(&file, &right);
     let mode = |mode| fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
     mode(0o644);
-    assert!(said(&agent, &["reload"]).0);
+    let (done, words) = said(&agent, &["reload"]);
+    assert!(!done && words.contains("identities.shop.registrations: KEY_PERM"), "{words}");
     assert!(said(&agent, &["rotate", "shop"]).0);
     recorded(&agent, EventType::KeyRegister, Outcome::Failed, "KEY_PERM", 1).await;
     mode(0o600);
@@ -243,4 +244,31 @@ async fn a_right_that_is_good_no_more_is_told_with_its_remedy_and_another_is_tak
     recorded(&agent, EventType::KeyRegister, Outcome::Success, "dev knows", 2).await;
     recorded(&agent, EventType::KeyRotate, Outcome::Success, "signs from now on", 1).await;
     assert!(!leaks(&agent.dir.path().join("state/audit")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_stops_waits_for_the_right_that_is_on_its_way() {
+    // KEY-09: what the issuer has done is done, and its answer is the only right that there is.
+    let issuer = issuer(300);
+    let agent = start(&issuer);
+    recorded(&agent, EventType::KeyRegister, Outcome::Success, "dev knows", 1).await;
+    let asked = || issuer.handle.diary().entries.iter().filter(|entry| entry.path == "/register").count();
+    let before = asked();
+    issuer.handle.set_fault(Fault::Slow { delay: Duration::from_secs(1) }, Some(1));
+    assert!(said(&agent, &["rotate", "shop"]).0);
+    while asked() == before {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let dir = agent.dir.clone();
+    let (code, log) = agent.stop();
+    assert_eq!(code, Some(0), "{log}");
+    let agent = TestAgent::start(dir);
+    recorded(&agent, EventType::KeyRotate, Outcome::Success, "signs from now on", 1).await;
+    let failed = agent.records().into_iter().map(|record| record.entry.event);
+    let failed =
+        failed.filter(|event| event.kind == EventType::KeyRegister && event.outcome == Outcome::Failed);
+    assert_eq!(failed.count(), 0);
+    let both = exported(&agent);
+    drop(agent);
+    assert_eq!(known(&issuer.handle), both);
 }

@@ -400,19 +400,21 @@ mod tests {
     use super::*;
     use crate::{
         broker::{
-            Books, Cause,
+            Books, Cause, RegistrationSettings, Vault,
             tests::{PausedClock, minted, order},
         },
         clock::SeededDice,
         credential::{Binding, Bound, Credential},
         issuer::{
             IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
+            registration::{Access, Ask, Registration},
             terms::{ClientAuth, SvidSource, Terms},
         },
         jose::Algorithm,
-        keys::{Custody, KeySettings, RotationSettings, rotation::PROPAGATION},
+        keys::{Custody, KeySettings, RotationSettings, SealingKey, rotation::PROPAGATION},
         policy::{Assurance, Identity, Per, Proofs, Selectors},
         proof::Target,
+        secret::Secret,
     };
 
     /// An issuer that keeps the set of keys it fetched for ten minutes.
@@ -420,6 +422,7 @@ mod tests {
     struct Caching {
         clock: Arc<PausedClock>,
         published: Mutex<HashSet<String>>,
+        document: Mutex<serde_json::Value>,
         cache: Mutex<(Boot, HashSet<String>)>,
         refused: Mutex<u32>,
     }
@@ -458,6 +461,29 @@ mod tests {
 
         fn endpoints(&self) -> Arc<Vec<Target>> {
             Arc::default()
+        }
+
+        /// As one whose registrations are down for an hour.
+        fn registration<'a>(
+            &'a self,
+            _: &'a Access,
+            ask: Ask,
+        ) -> Pending<'a, Result<Registration, IssueError>> {
+            Box::pin(async move {
+                if self.clock.seconds() < 3600.0 {
+                    let detail = "503".into();
+                    return Err(IssueError::Retry { reason: Reason::IssuerUnavailable, detail, after: None });
+                }
+                let mut published = self.published.lock().unwrap();
+                let mut document = self.document.lock().unwrap();
+                if let Ask::Replace(sent) = ask {
+                    let keys = sent["jwks"]["keys"].as_array().unwrap();
+                    *published = keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect();
+                    *document = sent;
+                }
+                let metadata = document.as_object().unwrap().clone();
+                Ok(Registration { metadata, renewed: None, misplaced: None })
+            })
         }
     }
 
@@ -527,6 +553,7 @@ mod tests {
         let issuer = Arc::new(Caching {
             clock: Arc::clone(&clock),
             published: Mutex::default(),
+            document: Mutex::new(serde_json::json!({"client_id": "payments"})),
             cache: Mutex::new((clock.boot(), HashSet::new())),
             refused: Mutex::default(),
         });
@@ -614,6 +641,60 @@ mod tests {
         stage.rotor.rotate(&"payments".into());
         let turns = stage.rotor.turn().await;
         assert!(matches!(&turns[..], [Turn { what: Turned::Signs { .. }, .. }]), "{turns:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_registers_itself_signs_when_caches_have_heard_of_it_and_not_before() {
+        // KEY-05, KEY-09: the issuer cannot be told for an hour, then it can, and keeps sets for ten minutes.
+        let stage = stage();
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let token_file = dir.path().join("token");
+        fs::write(&token_file, "canary").unwrap();
+        fs::set_permissions(&token_file, fs::Permissions::from_mode(0o600)).unwrap();
+        let of = RegistrationSettings {
+            identity: "payments".into(),
+            issuer: "corp".into(),
+            client_id: "payments".into(),
+            client_auth: ClientAuth::PrivateKeyJwt,
+            grants: BTreeSet::new(),
+            uri: "https://idp.example/r".into(),
+            token_file,
+            kept: dir.path().join("sealed"),
+        };
+        let books =
+            Books { registrations: vec![Arc::new(of)], ..Books::clone(&stage.broker.shared.books.load()) };
+        stage.broker.replace(books, HashSet::new());
+        let dice = SeededDice::from_seed(4);
+        let vault = Vault::new(SealingKey::of(&Secret::new("seed")), Arc::clone(&dice) as _);
+        let Stage { rotor, clock, issuer, .. } = stage;
+        let mut rotor = rotor.telling(Registrar::new(vault, dice));
+        let payments: Arc<str> = "payments".into();
+        let first = rotor.keys().signer(&payments, Purpose::ClientAuth).unwrap();
+        rotor.rotate(&payments);
+        let mut told = None;
+        loop {
+            for turn in rotor.turn().await {
+                match turn.what {
+                    Turned::NotRegistered { .. } | Turned::NotTaken { .. } => {
+                        assert!(told.is_none(), "once it was told, the issuer takes it: {turn:?}");
+                        let signs = rotor.keys().signer(&payments, Purpose::ClientAuth).unwrap();
+                        assert_eq!(signs.kid(), first.kid(), "and until then the one before goes on");
+                    }
+                    Turned::Registered { kids, .. } if told.is_none() => {
+                        assert_eq!(kids.len(), 2);
+                        told = Some(clock.boot());
+                    }
+                    Turned::Signs { .. } => {
+                        assert!(clock.boot().since(told.unwrap()) >= PROPAGATION);
+                        assert_eq!(issuer.published.lock().unwrap().len(), 2);
+                        // Nobody is asked before it is known.
+                        return;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -62,6 +62,9 @@ pub enum BuildError {
         "{0} names the identities that are disabled, and cannot be read: {1}: mend it, or take it away on purpose"
     )]
     Disabled(PathBuf, std::io::Error),
+    /// The right to a registration lies open.
+    #[error("{}", lines(.0))]
+    Registrations(Vec<String>),
     /// The sealing key cannot be had.
     #[error("the key that seals what is kept for the next start: {0}")]
     Sealing(FileError),
@@ -138,6 +141,7 @@ impl Daemon {
         )?;
         let (told, revoked) = mpsc::unbounded_channel();
         let sealing = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
+        registrable(&settings).map_err(BuildError::Registrations)?;
         let sealing_too = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
         let registrar = Registrar::new(Vault::new(sealing_too, Arc::clone(&dice)), Arc::clone(&dice));
         let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
@@ -365,6 +369,16 @@ fn books(
         certificates: certificates.clone(),
         registrations: settings.registrations.clone(),
     })
+}
+
+/// Whether the right to each registration is where only we can read it (KEY-09, KEY-11).
+fn registrable(settings: &Settings) -> Result<(), Vec<String>> {
+    let wrong: Vec<String> = settings
+        .registrations
+        .iter()
+        .filter_map(|one| Some(format!("identities.{}.registrations: {}", one.identity, one.check().err()?)))
+        .collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 
 fn rules(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>) -> Rules {

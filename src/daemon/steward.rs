@@ -15,7 +15,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time::sleep;
 
-use super::{Origin, books, facts::facts, rules, tell_manager};
+use super::{Origin, books, facts::facts, registrable, rules, tell_manager};
 use crate::{
     audit::{Entry, EventType, Outcome},
     broker::{Books, Broker, Cause, Rotor, Turn, Turned, Which},
@@ -216,13 +216,16 @@ impl Steward {
                 _ => EventType::KeyRotate,
             };
             let (outcome, words) = match &what {
-                Turned::Published { kid } => (
-                    Outcome::Success,
-                    format!(
-                        "{identity}: the next key {kid} is published (keybearer keys export); it signs once every \
-                         issuer takes it"
-                    ),
-                ),
+                Turned::Published { kid } => {
+                    let told = match self.rotor.registers(&identity) {
+                        true => "where a registration is named, the issuer is told of it",
+                        false => "keybearer keys export",
+                    };
+                    let words = format!(
+                        "{identity}: the next key {kid} is published ({told}); it signs once every issuer takes it"
+                    );
+                    (Outcome::Success, words)
+                }
                 Turned::Signs { kid } => {
                     (Outcome::Success, format!("{identity}: key {kid} signs from now on"))
                 }
@@ -329,6 +332,8 @@ impl Steward {
                 .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let books = books(&settings, &keys, &certificates, &self.clock, &self.dice)
             .map_err(|error| vec![error.to_string()])?;
+
+        registrable(&settings)?;
 
         // From here on nothing can fail.
         let mut changes = changes(&self.settings.policy, &settings.policy);

@@ -8,6 +8,7 @@ mod vault;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -27,7 +28,7 @@ use crate::{
         registration::{Ask, Registration, Wanted},
         terms::ClientAuth,
     },
-    keys::rotation::RETRY,
+    keys::{FileError, read_secret, rotation::RETRY},
     secret::scrubbed,
 };
 
@@ -50,6 +51,20 @@ pub struct RegistrationSettings {
     pub token_file: PathBuf,
     /// Where the one is kept that the issuer gave, sealed.
     pub kept: PathBuf,
+}
+
+impl RegistrationSettings {
+    /// Whether the file with the right to it, if it is there, is one that only we can read and replace: an agent with another does
+    /// not start, as with a key (KEY-11).
+    ///
+    /// # Errors
+    /// [`FileError`] as for every key file.
+    pub fn check(&self) -> Result<(), FileError> {
+        match read_secret(&self.token_file) {
+            Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            checked => checked.map(drop),
+        }
+    }
 }
 
 /// What is known of one registration.

@@ -9,11 +9,11 @@ use serde_json::{Map, json};
 
 use super::*;
 use crate::{
-    clock::SeededDice,
+    clock::{ManualClock, SeededDice},
     credential::Credential,
     issuer::{Issued, Order, Pending, Signers, registration::Access},
     jose::Algorithm,
-    keys::{Custody, KeySettings, Keyring, Now, SealingKey},
+    keys::{CertificateSettings, Certificates, Custody, KeySettings, Keyring, Now, SealingKey, SignedBy},
     proof::Target,
     secret::Secret,
 };
@@ -126,7 +126,7 @@ struct House {
     issuer: Arc<Books592>,
     books: Books,
     registrar: Registrar,
-    clock: Arc<crate::clock::ManualClock>,
+    clock: Arc<ManualClock>,
 }
 
 fn registrar() -> Registrar {
@@ -138,7 +138,7 @@ fn registrar() -> Registrar {
 fn house() -> House {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    let clock = crate::clock::ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap());
+    let clock = ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap());
     clock.advance(Duration::from_secs(3600));
     let of = RegistrationSettings {
         token_file: dir.path().join("given"),
@@ -334,6 +334,41 @@ async fn what_is_under_way_is_let_end_whatever_the_settings_say_since() {
     // And what it was given is there for the next agent.
     (house.registrar, house.books.registrations) = (registrar(), before);
     assert!(house.look().await.is_none());
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_registered_itself_is_told_of_with_its_chain() {
+    // KEY-09, MT-05
+    let mut house = house();
+    let certificate = CertificateSettings {
+        custody: Custody::Memory,
+        signed_by: SignedBy::Itself,
+        san_uri: None,
+        lifetime: Duration::from_secs(30 * 86_400),
+        export: false,
+    };
+    let wanted = [("payments".into(), certificate)].into();
+    let none = Certificates::default();
+    house.books.certificates =
+        Certificates::open(&wanted, &none, &house.books.keys, house.clock.wall()).unwrap();
+    let of = RegistrationSettings {
+        client_auth: ClientAuth::SelfSignedTlsClientAuth,
+        ..RegistrationSettings::clone(&house.books.registrations[0])
+    };
+    house.books.registrations = vec![Arc::new(of)];
+    house.issuer.document.lock().unwrap()["token_endpoint_auth_method"] =
+        json!("self_signed_tls_client_auth");
+    let turned = house.look().await.unwrap().unwrap();
+    let Turned::Registered { kids, .. } = turned else { panic!("{turned:?}") };
+    let theirs = house.issuer.document.lock().unwrap()["jwks"].clone();
+    assert_eq!((kids.len(), theirs["keys"][0]["x5t#S256"].as_str()), (1, Some(kids[0].as_str())));
+    assert_eq!(theirs["keys"][0]["x5c"].as_array().unwrap().len(), 1);
+    // The next one is made at two thirds of its life, and told of before it is shown.
+    house.clock.advance(Duration::from_secs(21 * 86_400));
+    house.books.certificates.tend(&"payments".into(), Now::by(&*house.clock));
+    house.look().await.unwrap();
+    let theirs = house.issuer.document.lock().unwrap()["jwks"].clone();
+    assert_eq!(theirs["keys"].as_array().unwrap().len(), 2);
 }
 
 #[tokio::test]

@@ -133,7 +133,7 @@ impl Desk {
             Some(Endpoint::Register) if ![Method::GET, Method::PUT].contains(ask.method()) => {
                 (allow("GET, PUT"), "invalid_request".into(), None)
             }
-            Some(Endpoint::Register) => self.registration(&ask),
+            Some(Endpoint::Register) => self.registration(&ask).await,
             Some(_) if ask.method() != Method::POST => (allow("POST"), "invalid_request".into(), None),
             Some(endpoint) => self.oauth(endpoint, &ask, number).await,
         };

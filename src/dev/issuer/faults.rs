@@ -12,7 +12,8 @@ use super::desk::Endpoint;
 use crate::dev::http::{Answer, NOTE, json, typed};
 
 /// A way to behave badly. Faults of the answer bite `/token`, `/revoke` and `/introspect`; faults of the token
-/// and of the nonce bite `/token` only; that of a registration bites `/register`.
+/// and of the nonce bite `/token` only; that of a registration
+/// bites `/register`, and so does slowness.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Fault {
     /// `DPoP-Nonce` with characters that no nonce has (RFC 9449 8.1).
@@ -186,6 +187,7 @@ impl Fault {
         match self {
             Self::None => false,
             Self::InvalidMetadata => endpoint == Endpoint::Register,
+            Self::Slow { .. } => !matches!(endpoint, Endpoint::Jwks | Endpoint::Metadata),
             Self::WrongIssuer => matches!(endpoint, Endpoint::Metadata | Endpoint::Token),
             Self::BadNonce
             | Self::ForeignCnf
@@ -204,7 +206,6 @@ impl Fault {
             | Self::Html
             | Self::InvalidClient
             | Self::RateLimited { .. }
-            | Self::Slow { .. }
             | Self::Unavailable => {
                 matches!(endpoint, Endpoint::Introspect | Endpoint::Revoke | Endpoint::Token)
             }

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 
 use http::{HeaderValue, Method, StatusCode, header};
 use serde_json::{Map, Value, json};
+use tokio::time::sleep;
 
 use super::{
     desk::{Desk, Endpoint},
+    faults::Fault,
     grants::GRANTS,
     refusal::Refusal,
     register::{Client, RegisterError},
@@ -54,8 +56,14 @@ impl Desk {
         Some((format!("{}{}", self.url, place(client_id)), right))
     }
 
-    pub(super) fn registration(&self, ask: &Ask) -> (Answer, String, Option<String>) {
-        match self.registered(ask) {
+    pub(super) async fn registration(&self, ask: &Ask) -> (Answer, String, Option<String>) {
+        let fault = self.books().knob.bite(Endpoint::Register);
+        let registered = self.registered(ask, &fault);
+        // What was asked for is done by now, and the right before is good no more.
+        if let Fault::Slow { delay } = fault {
+            sleep(delay).await;
+        }
+        match registered {
             Ok((answer, outcome)) => (answer, outcome, None),
             Err(refusal) => {
                 let mut answer = refusal.answer();
@@ -68,10 +76,9 @@ impl Desk {
         }
     }
 
-    fn registered(&self, ask: &Ask) -> Result<(Answer, String), Refusal> {
+    fn registered(&self, ask: &Ask, fault: &Fault) -> Result<(Answer, String), Refusal> {
         let client_id = self.holder(ask)?;
         if ask.method() == Method::PUT {
-            let fault = self.books().knob.bite(Endpoint::Register);
             if let Some(answer) = fault.answer() {
                 return Ok((answer, format!("fault:{}", fault.as_str())));
             }
