@@ -140,11 +140,10 @@ impl Daemon {
             Arc::clone(&dice),
         )?;
         let (told, revoked) = mpsc::unbounded_channel();
-        let sealing = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
         registrable(&settings).map_err(BuildError::Registrations)?;
-        let sealing_too = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
-        let registrar = Registrar::new(Vault::new(sealing_too, Arc::clone(&dice)), Arc::clone(&dice));
-        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
+        let sealing = || SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing);
+        let registrar = Registrar::new(Vault::new(sealing()?, Arc::clone(&dice)), Arc::clone(&dice));
+        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing()?, Arc::clone(&dice));
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let probed = attestor.evidence(std::process::id(), Hold::Socket, &Interests::default()).ok();

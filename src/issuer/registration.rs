@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// What only the issuer says: a client that sends it back is refused (RFC 7592 2.2).
-const ISSUERS_OWN: [&str; 4] = [
+pub(super) const ISSUERS_OWN: [&str; 4] = [
     "client_id_issued_at",
     "client_secret_expires_at",
     "registration_access_token",

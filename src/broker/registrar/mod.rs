@@ -32,6 +32,9 @@ use crate::{
     secret::scrubbed,
 };
 
+/// So many are under way at once: an agent that starts with many is no flood.
+const AT_ONCE: usize = 16;
+
 /// One client's registration, as the settings name it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RegistrationSettings {
@@ -123,7 +126,8 @@ impl Registrar {
             let ids: BTreeSet<String> = keys.iter().map(|(id, _)| id.clone()).collect();
             let waits = slot.not_before.is_some_and(|then| now < then);
             // Where there is none, there is nothing to say: an empty set would lock the client out.
-            if slot.under_way || waits || ids.is_empty() || slot.known.as_ref() == Some(&ids) {
+            let busy = self.updates.len() >= AT_ONCE;
+            if busy || slot.under_way || waits || ids.is_empty() || slot.known.as_ref() == Some(&ids) {
                 continue;
             }
             slot.under_way = true;

@@ -6,7 +6,7 @@ use http::{Method, header};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
-use super::{OAuth, refusal, settings::misplaced};
+use super::{OAuth, OAuthSettings, refusal, settings::misplaced};
 use crate::{
     issuer::{
         IssueError, IssueFacts, Reason,
@@ -43,51 +43,7 @@ impl OAuth {
         if response.status != 200 {
             return Err(self.no_registration(&response));
         }
-        if !refusal::is_json(&response) {
-            return Err(broken("it is no JSON"));
-        }
-        let document = json::parse(response.body.expose()).map_err(|error| broken(&error.to_string()))?;
-        let Value::Object(mut metadata) = document else { return Err(broken("it is no JSON object")) };
-        let (renewed, misplaced) = self.renewed(access, &mut metadata)?;
-        Ok(Registration { metadata, renewed, misplaced })
-    }
-
-    /// The place and the right from now on, if the answer names others (RFC 7592 3). A place that is not the issuer's is not gone
-    /// to; the right counts all the same.
-    fn renewed(
-        &self,
-        used: &Access,
-        metadata: &mut Map<String, Value>,
-    ) -> Result<(Option<Access>, Option<IssueError>), IssueError> {
-        let mut take = |name: &str, longest: usize| match metadata.remove(name) {
-            None | Some(Value::Null) => Ok(None),
-            // The text is moved: it is wiped with the secret.
-            Some(Value::String(text)) => {
-                let text = Secret::new(text.into_bytes());
-                let fits = !text.is_empty() && text.len() <= longest;
-                match fits && text.expose().iter().all(u8::is_ascii_graphic) {
-                    true => Ok(Some(text)),
-                    false => Err(broken(&format!("its {name} cannot be one"))),
-                }
-            }
-            Some(_) => Err(broken(&format!("its {name} is not text"))),
-        };
-        let token = take("registration_access_token", LONGEST_TOKEN)?;
-        let uri = take("registration_client_uri", LONGEST_URI)?;
-        let token = token.filter(|token| token.expose() != used.token.expose());
-        let mut uri = uri.and_then(|uri| uri.expose_str().map(str::to_owned)).filter(|uri| *uri != used.uri);
-        let mut fault = None;
-        if let Some(named) = &uri
-            && let Some(what) = misplaced(named, &self.settings)
-        {
-            fault = Some(foreign(named, &what));
-            uri = None;
-        }
-        let renewed = (token.is_some() || uri.is_some()).then(|| Access {
-            uri: uri.unwrap_or_else(|| used.uri.clone()),
-            token: token.unwrap_or_else(|| Secret::new(used.token.expose())),
-        });
-        Ok((renewed, fault))
+        read(&response, access, &self.settings)
     }
 
     /// Sorts an answer that is no registration.
@@ -122,6 +78,59 @@ impl OAuth {
             _ => refusal::classify(response, self.clock.wall()),
         }
     }
+}
+
+/// The registration of an answer.
+pub(super) fn read(
+    response: &Response,
+    access: &Access,
+    settings: &OAuthSettings,
+) -> Result<Registration, IssueError> {
+    if !refusal::is_json(response) {
+        return Err(broken("it is no JSON"));
+    }
+    let document = json::parse(response.body.expose()).map_err(|error| broken(&error.to_string()))?;
+    let Value::Object(mut metadata) = document else { return Err(broken("it is no JSON object")) };
+    let (renewed, misplaced) = renewed(access, &mut metadata, settings)?;
+    Ok(Registration { metadata, renewed, misplaced })
+}
+
+/// The place and the right from now on, if the answer names others (RFC 7592 3). A place that is not the issuer's is not gone
+/// to; the right counts all the same.
+fn renewed(
+    used: &Access,
+    metadata: &mut Map<String, Value>,
+    settings: &OAuthSettings,
+) -> Result<(Option<Access>, Option<IssueError>), IssueError> {
+    let mut take = |name: &str, longest: usize| match metadata.remove(name) {
+        None | Some(Value::Null) => Ok(None),
+        // The text is moved: it is wiped with the secret.
+        Some(Value::String(text)) => {
+            let text = Secret::new(text.into_bytes());
+            let fits = !text.is_empty() && text.len() <= longest;
+            match fits && text.expose().iter().all(u8::is_ascii_graphic) {
+                true => Ok(Some(text)),
+                false => Err(broken(&format!("its {name} cannot be one"))),
+            }
+        }
+        Some(_) => Err(broken(&format!("its {name} is not text"))),
+    };
+    let token = take("registration_access_token", LONGEST_TOKEN)?;
+    let uri = take("registration_client_uri", LONGEST_URI)?;
+    let token = token.filter(|token| token.expose() != used.token.expose());
+    let mut uri = uri.and_then(|uri| uri.expose_str().map(str::to_owned)).filter(|uri| *uri != used.uri);
+    let mut fault = None;
+    if let Some(named) = &uri
+        && let Some(what) = misplaced(named, settings)
+    {
+        fault = Some(foreign(named, &what));
+        uri = None;
+    }
+    let renewed = (token.is_some() || uri.is_some()).then(|| Access {
+        uri: uri.unwrap_or_else(|| used.uri.clone()),
+        token: token.unwrap_or_else(|| Secret::new(used.token.expose())),
+    });
+    Ok((renewed, fault))
 }
 
 fn foreign(uri: &str, what: &str) -> IssueError {
