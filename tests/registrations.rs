@@ -247,6 +247,27 @@ async fn a_right_that_is_good_no_more_is_told_with_its_remedy_and_another_is_tak
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_crash_between_making_a_key_and_registering_it_costs_nothing() {
+    // KEY-05, KEY-09
+    let issuer = issuer(300);
+    let agent = start(&issuer);
+    recorded(&agent, EventType::KeyRegister, Outcome::Success, "dev knows", 1).await;
+    issuer.handle.set_fault(Fault::InvalidMetadata, None);
+    assert!(said(&agent, &["rotate", "shop"]).0);
+    recorded(&agent, EventType::KeyRegister, Outcome::Failed, "invalid_client_metadata", 1).await;
+    let dir = agent.dir.clone();
+    let both = exported(&agent);
+    agent.kill();
+    issuer.handle.set_fault(Fault::None, None);
+    let agent = TestAgent::start(dir);
+    recorded(&agent, EventType::KeyRotate, Outcome::Success, "signs from now on", 1).await;
+    assert_eq!(exported(&agent), both, "no other key was made");
+    token(&agent).await.unwrap();
+    drop(agent);
+    assert_eq!(known(&issuer.handle), both);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_stops_waits_for_the_right_that_is_on_its_way() {
     // KEY-09: what the issuer has done is done, and its answer is the only right that there is.
     let issuer = issuer(300);

@@ -26,7 +26,8 @@ pub enum Fault {
     Hang,
     /// 200, and a page of HTML.
     Html,
-    /// 400 `invalid_client_metadata` to a replacement of a registration, which stays as it was (RFC 7592).
+    /// 400 `invalid_client_metadata` to a replacement of a registration, which stays as it was (RFC 7592). A read is answered, and
+    /// counts.
     InvalidMetadata,
     /// 401 `invalid_client`, though the client is fine.
     InvalidClient,

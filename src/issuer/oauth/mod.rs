@@ -499,7 +499,7 @@ impl Issuer for OAuth {
         access: &'a Access,
         ask: Ask,
     ) -> Pending<'a, Result<Registration, IssueError>> {
-        Box::pin(OAuth::registration(self, access, ask))
+        Box::pin(self.ask_registration(access, ask))
     }
 }
 

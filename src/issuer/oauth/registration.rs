@@ -24,7 +24,11 @@ const LONGEST_TOKEN: usize = 8 * 1024;
 const LONGEST_URI: usize = 2 * 1024;
 
 impl OAuth {
-    pub(super) async fn registration(&self, access: &Access, ask: Ask) -> Result<Registration, IssueError> {
+    pub(super) async fn ask_registration(
+        &self,
+        access: &Access,
+        ask: Ask,
+    ) -> Result<Registration, IssueError> {
         if let Some(what) = misplaced(&access.uri, &self.settings) {
             return Err(foreign(&access.uri, &what));
         }
