@@ -194,6 +194,8 @@ pub enum EventType {
     IssueFailure,
     /// A key was opened or made.
     KeyOpen,
+    /// An issuer was told which keys are a client's, or could not be (KEY-09).
+    KeyRegister,
     /// A key makes room for another: it was made, signs, was not taken, or was destroyed.
     KeyRotate,
     /// Records could not be written for a while.

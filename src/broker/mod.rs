@@ -3,6 +3,7 @@
 
 mod keeper;
 mod pending;
+mod registrar;
 mod revocations;
 mod rotor;
 mod shelf;
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use keeper::Keeper;
 pub use pending::PendingFile;
+pub use registrar::{Registrar, RegistrationSettings, Vault};
 use revocations::Placed;
 pub use revocations::{Cause, Revoked};
 pub use rotor::{Rotor, Turn, Turned};
@@ -48,6 +50,8 @@ pub struct Books {
     /// Those whose certificate a CA makes: the order for it, by identity. It is shown wherever the identity shows one, but where
     /// it is ordered itself.
     pub shown: HashMap<Arc<str>, Order>,
+    /// The registrations that are kept true.
+    pub registrations: Vec<Arc<RegistrationSettings>>,
 }
 
 /// What is live, by order.

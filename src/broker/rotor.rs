@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{task::JoinSet, time::sleep};
 
-use super::Broker;
+use super::{Broker, Registrar};
 use crate::{
     clock::{Boot, Clock},
     issuer::IssueError,
@@ -56,6 +56,26 @@ pub enum Turned {
     },
     /// The one before is destroyed.
     Destroyed,
+    /// An issuer has these keys on its books and no others (KEY-09).
+    Registered {
+        /// Which issuer.
+        issuer: Arc<str>,
+        /// Of which client.
+        client_id: Arc<str>,
+        /// What they are recognised by.
+        kids: Vec<String>,
+        /// Those that were there and are not ours, or not ours any more.
+        removed: Vec<String>,
+    },
+    /// It has not, and what signed before goes on. It is tried again.
+    NotRegistered {
+        /// Which issuer.
+        issuer: Arc<str>,
+        /// Of which client.
+        client_id: Arc<str>,
+        /// What happened.
+        why: String,
+    },
     /// What is bound from now on is bound by another key.
     Proofs,
     /// It could not be done.
@@ -75,6 +95,8 @@ pub struct Rotor {
     broker: Broker,
     clock: Arc<dyn Clock>,
     trials: JoinSet<Trial>,
+    /// Who tells issuers of keys, where there is somebody.
+    registrar: Option<Registrar>,
     trying: HashSet<Arc<str>>,
     /// Whose keys are left alone until then: an issuer did not take one, or something could not be done.
     not_before: HashMap<Arc<str>, Boot>,
@@ -84,6 +106,7 @@ pub struct Rotor {
 struct Trial {
     identity: Arc<str>,
     kid: String,
+    began: Boot,
     result: Result<(), IssueError>,
 }
 
@@ -91,7 +114,31 @@ impl Rotor {
     /// Takes charge of `keys`.
     pub fn new(keys: Keyring, policy: Arc<Policy>, broker: Broker, clock: Arc<dyn Clock>) -> Self {
         let (trials, trying, not_before) = (JoinSet::new(), HashSet::new(), HashMap::new());
-        Self { keys, policy, broker, clock, trials, trying, not_before }
+        Self { keys, policy, broker, clock, trials, registrar: None, trying, not_before }
+    }
+
+    /// The same, which has issuers told of keys where the settings name a registration (KEY-09).
+    #[must_use]
+    pub fn telling(self, registrar: Registrar) -> Self {
+        Self { registrar: Some(registrar), ..self }
+    }
+
+    /// What is wrong with registrations, for an operator.
+    pub fn troubles(&self) -> impl Iterator<Item = String> {
+        self.registrar.iter().flat_map(Registrar::troubles)
+    }
+
+    /// Lets what is under way at issuers end where it must not be broken off.
+    pub async fn finish(&mut self) {
+        if let Some(registrar) = &mut self.registrar {
+            registrar.finish().await;
+        }
+    }
+
+    /// Whether an issuer is told of the keys of `identity` without anybody's doing.
+    pub fn registers(&self, identity: &Arc<str>) -> bool {
+        let books = self.broker.shared.books.load();
+        self.registrar.is_some() && books.registrations.iter().any(|one| one.identity == *identity)
     }
 
     /// The keys as they are.
@@ -102,6 +149,10 @@ impl Rotor {
     /// From now on, these keys and this policy: the settings were read again.
     pub fn follow(&mut self, keys: Keyring, policy: Arc<Policy>) {
         (self.keys, self.policy) = (keys, policy);
+        if let Some(registrar) = &mut self.registrar {
+            // What was wrong may be mended.
+            registrar.hurry(None);
+        }
     }
 
     /// Waits until something was due, and does it. Whoever stops waiting loses nothing: between what is done
@@ -120,6 +171,13 @@ impl Rotor {
                     // A trial that panicked is one that is tried again.
                     Err(_) => self.trying.clear(),
                 },
+                Some(turn) = ended(&mut self.registrar, &*self.clock) => if let Some(turn) = turn {
+                    if matches!(turn.what, Turned::Registered { .. }) {
+                        // What was not taken before may be now.
+                        self.not_before.remove(&turn.identity);
+                    }
+                    return vec![turn];
+                },
                 () = sleep(LOOK) => {}
             }
         }
@@ -130,6 +188,7 @@ impl Rotor {
         let mut turns = Vec::new();
         // An operator does not wait.
         self.not_before.remove(identity);
+        self.hurry(identity);
         match self.keys.next(identity) {
             None if !self.signs(identity) => turns.push(self.no_key(identity)),
             None => turns.push(self.begin(identity)),
@@ -146,6 +205,7 @@ impl Rotor {
     pub fn replace(&mut self, identity: &Arc<str>) -> Vec<Turn> {
         let mut turns = Vec::new();
         self.not_before.remove(identity);
+        self.hurry(identity);
         if self.signs(identity) {
             let replaced = self.keys.replace(identity, Now::by(&*self.clock));
             turns.push(self.turned(identity, replaced, |kid| Turned::Signs { kid }));
@@ -156,6 +216,19 @@ impl Rotor {
             turns.push(self.renew_proofs(identity));
         }
         turns
+    }
+
+    fn hurry(&mut self, identity: &Arc<str>) {
+        if let Some(registrar) = &mut self.registrar {
+            registrar.hurry(Some(identity));
+        }
+    }
+
+    /// Whether it is too early to try the next key of `identity`.
+    fn is_telling(&self, identity: &Arc<str>, now: Boot) -> bool {
+        let Some(registrar) = &self.registrar else { return false };
+        let propagation = self.keys.propagation(identity).unwrap_or_default();
+        registrar.is_telling(&self.broker.shared.books.load(), identity, propagation, now)
     }
 
     /// Whether `identity` has a key that signs assertions.
@@ -198,6 +271,9 @@ impl Rotor {
     fn look(&mut self) -> Vec<Turn> {
         let now = self.clock.boot();
         let mut turns = Vec::new();
+        if let Some(registrar) = &mut self.registrar {
+            registrar.look(&self.broker.shared.books.load(), now);
+        }
         // Before anything is done: what fails now makes nothing else of the same identity wait.
         self.not_before.retain(|_, then| now < *then);
         let waiting: HashSet<Arc<str>> = self.not_before.keys().cloned().collect();
@@ -209,6 +285,7 @@ impl Rotor {
                     let finished = self.keys.finish(&identity);
                     turns.push(self.turned(&identity, finished, |_| Turned::Destroyed));
                 }
+                Due::Try if self.is_telling(&identity, now) => {}
                 Due::Try => {
                     if let Some(next) = self.keys.next(&identity) {
                         self.try_out(&identity, next);
@@ -249,6 +326,7 @@ impl Rotor {
             .cloned()
             .collect();
         let (broker, identity) = (self.broker.clone(), Arc::clone(identity));
+        let began = self.clock.boot();
         self.trials.spawn(async move {
             let mut result = Ok(());
             for rule in rules {
@@ -257,12 +335,12 @@ impl Rotor {
                     break;
                 }
             }
-            Trial { identity, kid: next.kid().to_owned(), result }
+            Trial { identity, kid: next.kid().to_owned(), began, result }
         });
     }
 
     fn tried(&mut self, trial: Trial) -> Option<Turn> {
-        let Trial { identity, kid, result } = trial;
+        let Trial { identity, kid, began, result } = trial;
         self.trying.remove(&identity);
         // The keys were replaced meanwhile: what was found out says nothing of the one that is next now.
         if self.keys.next(&identity).is_none_or(|next| next.kid() != kid) {
@@ -270,7 +348,11 @@ impl Rotor {
         }
         Some(match result {
             Err(why) => {
-                self.not_before.insert(Arc::clone(&identity), self.clock.boot() + RETRY);
+                // One that its issuer was told of meanwhile may be taken now.
+                let told = self.registrar.as_ref().and_then(|registrar| registrar.told(&identity));
+                if told.is_none_or(|told| told < began) {
+                    self.not_before.insert(Arc::clone(&identity), self.clock.boot() + RETRY);
+                }
                 Turn { identity, what: Turned::NotTaken { kid, why: why.to_string() } }
             }
             Ok(()) => {
@@ -304,6 +386,11 @@ impl Rotor {
     }
 }
 
+/// What [`Registrar::ended`] says, if there is one.
+async fn ended(registrar: &mut Option<Registrar>, clock: &dyn Clock) -> Option<Option<Turn>> {
+    registrar.as_mut()?.ended(clock).await
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _, sync::Mutex};
@@ -313,19 +400,21 @@ mod tests {
     use super::*;
     use crate::{
         broker::{
-            Books, Cause,
+            Books, Cause, RegistrationSettings, Vault,
             tests::{PausedClock, minted, order},
         },
         clock::SeededDice,
         credential::{Binding, Bound, Credential},
         issuer::{
             IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers,
+            registration::{Access, Ask, Registration},
             terms::{ClientAuth, SvidSource, Terms},
         },
         jose::Algorithm,
-        keys::{Custody, KeySettings, RotationSettings, rotation::PROPAGATION},
+        keys::{Custody, KeySettings, RotationSettings, SealingKey, rotation::PROPAGATION},
         policy::{Assurance, Identity, Per, Proofs, Selectors},
         proof::Target,
+        secret::Secret,
     };
 
     /// An issuer that keeps the set of keys it fetched for ten minutes.
@@ -333,6 +422,7 @@ mod tests {
     struct Caching {
         clock: Arc<PausedClock>,
         published: Mutex<HashSet<String>>,
+        document: Mutex<serde_json::Value>,
         cache: Mutex<(Boot, HashSet<String>)>,
         refused: Mutex<u32>,
     }
@@ -376,6 +466,29 @@ mod tests {
 
         fn endpoints(&self) -> Arc<Vec<Target>> {
             Arc::default()
+        }
+
+        /// As one whose registrations are down for an hour.
+        fn registration<'a>(
+            &'a self,
+            _: &'a Access,
+            ask: Ask,
+        ) -> Pending<'a, Result<Registration, IssueError>> {
+            Box::pin(async move {
+                if self.clock.seconds() < 3600.0 {
+                    let detail = "503".into();
+                    return Err(IssueError::Retry { reason: Reason::IssuerUnavailable, detail, after: None });
+                }
+                let mut published = self.published.lock().unwrap();
+                let mut document = self.document.lock().unwrap();
+                if let Ask::Replace(sent) = ask {
+                    let keys = sent["jwks"]["keys"].as_array().unwrap();
+                    *published = keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect();
+                    *document = sent;
+                }
+                let metadata = document.as_object().unwrap().clone();
+                Ok(Registration { metadata, renewed: None, misplaced: None })
+            })
         }
     }
 
@@ -446,14 +559,14 @@ mod tests {
         let issuer = Arc::new(Caching {
             clock: Arc::clone(&clock),
             published: Mutex::default(),
+            document: Mutex::new(serde_json::json!({"client_id": "payments"})),
             cache: Mutex::new((clock.boot(), HashSet::new())),
             refused: Mutex::default(),
         });
         let issuers = [("corp".into(), Arc::clone(&issuer) as Arc<dyn Issuer>)].into();
         let (telling, told) = mpsc::unbounded_channel();
         let dice = SeededDice::from_seed(3);
-        let books =
-            Books { issuers, keys: keys.clone(), certificates: Default::default(), shown: HashMap::new() };
+        let books = Books { issuers, keys: keys.clone(), ..Books::default() };
         let (broker, keeper) = crate::broker::new(books, Arc::clone(&clock) as _, dice, telling, None);
         tokio::spawn(keeper.run());
         let rotor = Rotor::new(keys, policy, broker.clone(), Arc::clone(&clock) as _);
@@ -534,6 +647,60 @@ mod tests {
         stage.rotor.rotate(&"payments".into());
         let turns = stage.rotor.turn().await;
         assert!(matches!(&turns[..], [Turn { what: Turned::Signs { .. }, .. }]), "{turns:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_registers_itself_signs_when_caches_have_heard_of_it_and_not_before() {
+        // KEY-05, KEY-09: the issuer cannot be told for an hour, then it can, and keeps sets for ten minutes.
+        let stage = stage();
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let token_file = dir.path().join("token");
+        fs::write(&token_file, "canary").unwrap();
+        fs::set_permissions(&token_file, fs::Permissions::from_mode(0o600)).unwrap();
+        let of = RegistrationSettings {
+            identity: "payments".into(),
+            issuer: "corp".into(),
+            client_id: "payments".into(),
+            client_auth: ClientAuth::PrivateKeyJwt,
+            grants: BTreeSet::new(),
+            uri: "https://idp.example/r".into(),
+            token_file,
+            kept: dir.path().join("sealed"),
+        };
+        let books =
+            Books { registrations: vec![Arc::new(of)], ..Books::clone(&stage.broker.shared.books.load()) };
+        stage.broker.replace(books, HashSet::new());
+        let dice = SeededDice::from_seed(4);
+        let vault = Vault::new(SealingKey::of(&Secret::new("seed")), Arc::clone(&dice) as _);
+        let Stage { rotor, clock, issuer, .. } = stage;
+        let mut rotor = rotor.telling(Registrar::new(vault, dice));
+        let payments: Arc<str> = "payments".into();
+        let first = rotor.keys().signer(&payments, Purpose::ClientAuth).unwrap();
+        rotor.rotate(&payments);
+        let mut told = None;
+        loop {
+            for turn in rotor.turn().await {
+                match turn.what {
+                    Turned::NotRegistered { .. } | Turned::NotTaken { .. } => {
+                        assert!(told.is_none(), "once it was told, the issuer takes it: {turn:?}");
+                        let signs = rotor.keys().signer(&payments, Purpose::ClientAuth).unwrap();
+                        assert_eq!(signs.kid(), first.kid(), "and until then the one before goes on");
+                    }
+                    Turned::Registered { kids, .. } if told.is_none() => {
+                        assert_eq!(kids.len(), 2);
+                        told = Some(clock.boot());
+                    }
+                    Turned::Signs { .. } => {
+                        assert!(clock.boot().since(told.unwrap()) >= PROPAGATION);
+                        assert_eq!(issuer.published.lock().unwrap().len(), 2);
+                        // Nobody is asked before it is known.
+                        return;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

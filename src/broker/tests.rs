@@ -232,7 +232,7 @@ fn house_keeping(pending: impl FnOnce(&Arc<PausedClock>) -> Option<PendingFile>)
         ("corp".into(), Arc::clone(&corp) as Arc<dyn Issuer>),
         ("other".into(), Arc::clone(&other) as _),
     ]);
-    let books = Books { issuers, keys: keys(), certificates: Certificates::default(), shown: HashMap::new() };
+    let books = Books { issuers, keys: keys(), ..Books::default() };
     let pending = pending(&clock);
     let (telling, told) = mpsc::unbounded_channel();
     let (broker, keeper) = new(books, Arc::clone(&clock) as _, SeededDice::from_seed(3), telling, pending);
@@ -361,7 +361,7 @@ async fn one_issuers_silence_never_delays_anothers_callers() {
     let quick = FakeIssuer::new(&clock, 300);
     let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> =
         HashMap::from([("corp".into(), silent as Arc<dyn Issuer>), ("other".into(), quick as _)]);
-    let books = Books { issuers, keys: keys(), certificates: Certificates::default(), shown: HashMap::new() };
+    let books = Books { issuers, keys: keys(), ..Books::default() };
     let (telling, _told) = mpsc::unbounded_channel();
     let (broker, keeper) = new(books, clock, SeededDice::from_seed(3), telling, None);
     tokio::spawn(keeper.run());
@@ -460,12 +460,8 @@ async fn what_the_settings_dropped_is_forgotten_and_revoked() {
     house.get("a").await.unwrap();
     house.get("b").await.unwrap();
     let mut listening = house.broker.watch_order(order("corp", "b")).await.unwrap();
-    let books = Books {
-        issuers: house.broker.shared.books.load().issuers.clone(),
-        keys: keys(),
-        certificates: Certificates::default(),
-        shown: HashMap::new(),
-    };
+    let books =
+        Books { issuers: house.broker.shared.books.load().issuers.clone(), keys: keys(), ..Books::default() };
     house.broker.replace(books, HashSet::from([order("corp", "a")]));
     listening.changed().await.unwrap_err();
     assert_eq!(house.broker.live_count(), 1);
@@ -588,7 +584,7 @@ async fn an_issuers_endpoints_stay_its_own_over_a_reload() {
         let mut corp = FakeIssuer::new(&clock, 300);
         Arc::get_mut(&mut corp).unwrap().endpoints = Arc::new(told.iter().map(|path| target(path)).collect());
         let issuers = HashMap::from([("corp".into(), corp as Arc<dyn Issuer>)]);
-        Books { issuers, keys: keys(), certificates: Certificates::default(), shown: HashMap::new() }
+        Books { issuers, keys: keys(), ..Books::default() }
     };
     let (telling, _told) = mpsc::unbounded_channel();
     let dice = SeededDice::from_seed(3);

@@ -38,6 +38,7 @@ pub(super) fn unbuilt(error: BuildError) -> Exit {
         | BuildError::Certificates(_)
         | BuildError::Issuer(..)
         | BuildError::Keys(_)
+        | BuildError::Registrations(_)
         | BuildError::Sealing(_) => Exit::CONFIG,
         BuildError::Disabled(..) | BuildError::Ledger(_) => Exit::IO,
         BuildError::Wire(_) => Exit::UNAVAILABLE,

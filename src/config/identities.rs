@@ -13,6 +13,7 @@ use super::{
     certificate,
     issuers::IssuerSettings,
     reader::{Reader, parse_sha256},
+    registrations::{Registrations, registrations},
     terms::terms,
     wants::wants,
 };
@@ -30,8 +31,8 @@ pub(super) fn identities(
     top: &mut Reader<'_>,
     state: &std::path::Path,
     issuers: &BTreeMap<Arc<str>, IssuerSettings>,
-) -> (Vec<Identity>, Keys, certificate::Wanted) {
-    let mut identities = Vec::new();
+) -> (Vec<Identity>, Keys, certificate::Wanted, Registrations) {
+    let (mut identities, mut registered) = (Vec::new(), Vec::new());
     let (mut keys, mut certificates) = (BTreeMap::new(), BTreeMap::new());
     for (name, mut reader) in top.named_tables("identities") {
         let name: Arc<str> = name.into();
@@ -61,10 +62,11 @@ pub(super) fn identities(
             let export = credentials.values().any(|rule| rule.key_export);
             certificates.insert(Arc::clone(&name), CertificateSettings { export, ..certificate });
         }
+        registered.extend(registrations(&mut reader, &name, state, issuers, &credentials));
         reader.finish();
         identities.push(Identity { name, owner, assurance, selectors, credentials, shows });
     }
-    (identities, keys, certificates)
+    (identities, keys, certificates, registered)
 }
 
 fn selectors(mut reader: Reader<'_>) -> Selectors {

@@ -9,6 +9,7 @@ mod issuers;
 mod openbao;
 mod pins;
 mod reader;
+mod registrations;
 mod settings;
 mod step;
 mod terms;

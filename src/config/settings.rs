@@ -17,6 +17,7 @@ use super::{
     identities::{group, identities},
     issuers::{IssuerSettings, issuers},
     reader::{Mistakes, Reader},
+    registrations::Registrations,
 };
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
@@ -43,6 +44,8 @@ pub struct Settings {
     pub keys: BTreeMap<Arc<str>, KeySettings>,
     /// The client certificates of those that have one.
     pub certificates: BTreeMap<Arc<str>, CertificateSettings>,
+    /// The registrations that are kept true (KEY-09).
+    pub registrations: Registrations,
     /// The issuers, by name.
     pub issuers: BTreeMap<Arc<str>, IssuerSettings>,
     /// The identities, proved sound.
@@ -121,7 +124,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
     let audit = audit(&mut top, &state);
     let log = log(&mut top);
     let issuers = issuers(&mut top, &environment, &state);
-    let (identities, keys, certificates) = identities(&mut top, &state, &issuers);
+    let (identities, keys, certificates, registrations) = identities(&mut top, &state, &issuers);
     let (exports, served) = exports(&mut top, &listen);
     top.finish();
 
@@ -141,6 +144,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
             audit,
             keys,
             certificates,
+            registrations,
             issuers,
             policy: Arc::new(policy),
             log,

@@ -107,6 +107,11 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     assert_eq!((vault.binding, vault.key_export), (Binding::Mtls, false));
     let with_certificate = Desk::with(&format!("{GOOD}{CERTIFIED}")).load(&[]).unwrap();
     assert_eq!(example.certificates, with_certificate.certificates);
+    let registration = format!(
+        "{GOOD}[identities.payments.registrations.corp]\nissuer = \"corp\"\nclient_id = \"payments\"\n\
+         uri = \"https://idp.example.com/register/payments\"\n"
+    );
+    assert_eq!(example.registrations, Desk::with(&registration).load(&[]).unwrap().registrations);
     let home = ["https://ledger.example.com".to_owned()].into();
     assert_eq!(bound.proofs, Proofs { origins: home, ..Proofs::default() });
     assert_eq!(*bound.terms, Terms::default());
@@ -759,4 +764,45 @@ fn pins_are_read_and_their_mistakes_told() {
         let told = mistakes(&with(&lines));
         assert!(told.iter().any(|line| line.contains(expected)), "{lines}: {told:?}");
     }
+}
+
+#[test]
+fn a_registration_is_of_a_client_whose_keys_are_registered_and_at_its_issuer() {
+    // KEY-09, OA-04
+    let with = |registrations: &str| format!("{GOOD}{registrations}");
+    let one = |name: &str, client: &str, uri: &str| {
+        format!(
+            "[identities.payments.registrations.{name}]\nissuer = \"corp\"\nclient_id = \"{client}\"\nuri = \"{uri}\"\n"
+        )
+    };
+    const URI: &str = "https://idp.example.com/register/payments";
+    let settings = Desk::with(&with(&one("a", "payments", URI))).load(&[]).unwrap();
+    let registration = &settings.registrations[0];
+    assert_eq!(registration.token_file.to_str(), Some("/var/lib/keybearer/registrations/payments.a.token"));
+    assert_eq!(registration.kept.to_str(), Some("/var/lib/keybearer/registrations/payments.a.sealed"));
+    assert_eq!(registration.client_auth, ClientAuth::PrivateKeyJwt);
+    assert_eq!(registration.grants, BTreeSet::from(["client_credentials"]));
+    let cases = [
+        (one("a", "other", URI), "client_id: none of this identity's credentials is of this client"),
+        (one("a", "payments", "http://idp.example.com/r"), "uri: it is not https"),
+        (one("a", "payments", "https://idp.example.org/r"), "uri: it is not at a host of this issuer"),
+        (one("a", "payments", "https://a:b@idp.example.com/r"), "uri: it holds a user name"),
+        (one("a", "payments", URI) + &one("b", "payments", URI), "client_id: another registration"),
+        (
+            one("a", "payments", URI) + "token = \"hunter2\"\n",
+            "token: there is no such key, and no shared secret",
+        ),
+        (one("a", "payments", URI) + "token_file = \"token\"\n", "token_file: it has to be an absolute path"),
+        ("[identities.payments.registrations.a]\n".into(), "uri: it is required"),
+        (one("A", "payments", URI), "a name is 1 to 63 of a-z"),
+    ];
+    for (text, expected) in cases {
+        let told = mistakes(&with(&text)).join("\n");
+        assert!(told.contains(expected) && !told.contains("hunter2"), "{expected}\nis not in\n{told}");
+    }
+    let named = format!("{GOOD}{CERTIFIED}{}", one("a", "payments", URI)).replace(
+        "client_id = \"payments\"\nresource",
+        "client_id = \"payments\"\nclient_auth = \"tls_client_auth\"\nresource",
+    );
+    assert!(mistakes(&named).join("\n").contains("an issuer is told of no key"));
 }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::{
     attest::{Attestor, Hold, Interests, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
-    broker::{self, Books, Broker, Keeper, News, PendingFile, Rotor},
+    broker::{self, Books, Broker, Keeper, News, PendingFile, Registrar, Rotor, Vault},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Settings},
     issuer::{
@@ -72,6 +72,9 @@ pub enum BuildError {
         "{0} names the identities that are disabled, and cannot be read: {1}: mend it, or take it away on purpose"
     )]
     Disabled(PathBuf, std::io::Error),
+    /// The right to a registration lies open.
+    #[error("{}", lines(.0))]
+    Registrations(Vec<String>),
     /// The sealing key cannot be had.
     #[error("the key that seals what is kept for the next start: {0}")]
     Sealing(FileError),
@@ -108,6 +111,7 @@ pub struct Daemon {
     settings: Settings,
     keys: Keyring,
     certificates: Certificates,
+    registrar: Registrar,
     origin: Origin,
     facts: Arc<ArcSwap<Facts>>,
     clock: Arc<dyn Clock>,
@@ -146,8 +150,10 @@ impl Daemon {
             Arc::clone(&dice),
         )?;
         let (told, news) = mpsc::unbounded_channel();
-        let sealing = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
-        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
+        registrable(&settings).map_err(BuildError::Registrations)?;
+        let sealing = || SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing);
+        let registrar = Registrar::new(Vault::new(sealing()?, Arc::clone(&dice)), Arc::clone(&dice));
+        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing()?, Arc::clone(&dice));
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let probed = attestor.evidence(std::process::id(), Hold::Socket, &Interests::default()).ok();
@@ -173,6 +179,7 @@ impl Daemon {
             settings,
             keys,
             certificates,
+            registrar,
             origin,
             clock,
             dice,
@@ -207,6 +214,7 @@ impl Daemon {
             settings,
             keys,
             certificates,
+            registrar,
             origin,
             facts,
             clock,
@@ -277,7 +285,8 @@ impl Daemon {
         faces.spawn(serve_on(http, Door::Own, Speaks::Http, Arc::clone(&journey), answer, stopped, drain));
 
         let rotor =
-            Rotor::new(keys, Arc::clone(&settings.policy), journey.broker().clone(), Arc::clone(&clock));
+            Rotor::new(keys, Arc::clone(&settings.policy), journey.broker().clone(), Arc::clone(&clock))
+                .telling(registrar);
         let journey_kept = Arc::clone(&journey);
         let told = HashSet::new();
         let next_look = clock.boot() + steward::LOOK;
@@ -316,6 +325,11 @@ impl Daemon {
         tracing::info!("stopping: calls under way may finish");
         let _ = stop.send(true);
         while faces.join_next().await.is_some() {}
+        if timeout(drain, steward.rotor.finish()).await.is_err() {
+            tracing::error!(
+                "an issuer is silent that was being told of keys: its registration may have to be renewed"
+            );
+        }
         let last = record(&journey, EventType::AgentStop, "asked to stop".into()).await;
         drop((journey, steward, ordered));
         keeper.abort();
@@ -369,14 +383,29 @@ fn books(
             }
         }
     }
-    let mut books =
-        Books { issuers, keys: keys.clone(), certificates: certificates.clone(), shown: HashMap::new() };
+    let mut books = Books {
+        issuers,
+        keys: keys.clone(),
+        certificates: certificates.clone(),
+        shown: HashMap::new(),
+        registrations: settings.registrations.clone(),
+    };
     let shows = |identity: &Identity| {
         let rule = identity.credentials.get(identity.shows.as_ref()?)?;
         Some((Arc::clone(&identity.name), books.order_for(&identity.name, rule, Scope::default()).ok()?))
     };
     books.shown = settings.policy.identities().filter_map(shows).collect();
     Ok(books)
+}
+
+/// Whether the right to each registration is where only we can read it (KEY-09, KEY-11).
+fn registrable(settings: &Settings) -> Result<(), Vec<String>> {
+    let wrong: Vec<String> = settings
+        .registrations
+        .iter()
+        .filter_map(|one| Some(format!("identities.{}.registrations: {}", one.identity, one.check().err()?)))
+        .collect();
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 
 /// The certificates that are had and kept fresh without being asked for: what proves who asks must not have ended when it is

@@ -15,7 +15,7 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time::sleep;
 
-use super::{Origin, books, facts::facts, rules, tell_manager, tended};
+use super::{Origin, books, facts::facts, registrable, rules, tell_manager, tended};
 use crate::{
     audit::{Entry, EventType, Outcome},
     broker::{Books, Broker, Cause, Rotor, Turn, Turned, Which},
@@ -175,7 +175,13 @@ impl Steward {
             let kept = turns.iter().any(|turn| matches!(turn.what, Turned::Failed(_)));
             noted = self.note(turns).await;
             if signs {
-                noted.said.push("register the new key at the issuer: keybearer keys export".into());
+                let told = self.rotor.registers(&identity);
+                noted.said.push(match told {
+                    true => "the issuers whose registration the settings name are told of the new key; register it at \
+                             the others: keybearer keys export"
+                        .into(),
+                    false => "register the new key at the issuer: keybearer keys export".into(),
+                });
             }
             if kept {
                 noted.failed.push(format!(
@@ -206,14 +212,21 @@ impl Steward {
     async fn note(&self, turns: Vec<Turn>) -> Noted {
         let mut noted = Noted::default();
         for Turn { identity, what } in turns {
+            let kind = match &what {
+                Turned::Registered { .. } | Turned::NotRegistered { .. } => EventType::KeyRegister,
+                _ => EventType::KeyRotate,
+            };
             let (outcome, words) = match &what {
-                Turned::Published { kid } => (
-                    Outcome::Success,
-                    format!(
-                        "{identity}: the next key {kid} is published (keybearer keys export); it signs once every \
-                         issuer takes it"
-                    ),
-                ),
+                Turned::Published { kid } => {
+                    let told = match self.rotor.registers(&identity) {
+                        true => "where a registration is named, the issuer is told of it",
+                        false => "keybearer keys export",
+                    };
+                    let words = format!(
+                        "{identity}: the next key {kid} is published ({told}); it signs once every issuer takes it"
+                    );
+                    (Outcome::Success, words)
+                }
                 Turned::Signs { kid } => {
                     (Outcome::Success, format!("{identity}: key {kid} signs from now on"))
                 }
@@ -222,6 +235,23 @@ impl Steward {
                     format!("{identity}: the next key {kid} is not taken yet, the one before goes on: {why}"),
                 ),
                 Turned::Destroyed => (Outcome::Success, format!("{identity}: the key before is destroyed")),
+                Turned::Registered { issuer, client_id, kids, removed } => {
+                    let mut words = format!(
+                        "{identity}: {issuer} knows the keys of client {client_id}: {}",
+                        kids.join(", ")
+                    );
+                    if !removed.is_empty() {
+                        words.push_str(&format!("; taken out there: {}", removed.join(", ")));
+                    }
+                    (Outcome::Success, words)
+                }
+                Turned::NotRegistered { issuer, client_id, why } => (
+                    Outcome::Failed,
+                    format!(
+                        "{identity}: {issuer} could not be told of the keys of client {client_id}, and is again later; \
+                         what signed before goes on: {why}"
+                    ),
+                ),
                 Turned::Proofs => {
                     (Outcome::Success, format!("{identity}: another key for what is bound from now on"))
                 }
@@ -238,7 +268,7 @@ impl Steward {
             } else {
                 noted.said.push(words.clone())
             }
-            self.record(self.entry(EventType::KeyRotate, outcome).detail(words)).await;
+            self.record(self.entry(kind, outcome).detail(words)).await;
         }
         self.refresh_facts();
         noted
@@ -310,6 +340,8 @@ impl Steward {
         let books = books(&settings, &keys, &certificates, &self.clock, &self.dice)
             .map_err(|error| vec![error.to_string()])?;
 
+        registrable(&settings)?;
+
         // From here on nothing can fail.
         let mut changes = changes(&self.settings.policy, &settings.policy);
         if settings.listen_differs(&self.settings) {
@@ -330,6 +362,7 @@ impl Steward {
 
     fn refresh_facts(&self) {
         let mut facts = facts(&self.settings, self.rotor.keys(), None);
+        facts.warnings.extend(self.rotor.troubles());
         let before = self.facts.load();
         facts.max_level = before.max_level.clone();
         facts.disabled =

@@ -12,6 +12,7 @@ pub mod http;
 pub mod json;
 pub mod oauth;
 pub mod openbao;
+pub mod registration;
 mod route;
 #[cfg(test)]
 mod script;
@@ -24,7 +25,10 @@ pub mod x509;
 
 use std::{fmt, future::Future, hash, path::Path, pin::Pin, sync::Arc, time::Duration};
 
-use self::terms::{CertificateTerms, Terms, Wants};
+use self::{
+    registration::{Access, Ask, Registration},
+    terms::{CertificateTerms, Terms, Wants},
+};
 use crate::{
     credential::{Binding, Credential},
     jose::Signer,
@@ -174,6 +178,18 @@ pub trait Issuer: fmt::Debug + Send + Sync {
     /// Its own endpoints, as far as it has told them. No workload gets a proof for one: it could ask for tokens with the agent's
     /// key (DPOP-20).
     fn endpoints(&self) -> Arc<Vec<Target>>;
+
+    /// Reads or replaces what it has on its books about a client (RFC 7592). What comes may hold another right to it, which has to
+    /// be kept before anything else is done.
+    fn registration<'a>(
+        &'a self,
+        access: &'a Access,
+        ask: Ask,
+    ) -> Pending<'a, Result<Registration, IssueError>> {
+        let _ = (access, ask);
+        let detail = "issuers of this kind have no registration of clients".into();
+        Box::pin(async { Err(IssueError::Misconfigured { reason: Reason::IssuerConfig, detail }) })
+    }
 }
 
 /// What one asking came to, and what the ledger should know about it either way.

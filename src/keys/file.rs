@@ -56,6 +56,17 @@ pub(super) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError>
     read_whole(path, &file)
 }
 
+/// A secret of another kind in a file that is checked like a key (KEY-11): its text, without the white space behind it.
+///
+/// # Errors
+/// [`FileError`] as for every key file.
+pub fn read_secret(path: &Path) -> Result<Secret, FileError> {
+    let mut text = read_private(path)?;
+    let end = text.iter().rposition(|byte| !byte.is_ascii_whitespace()).map_or(0, |last| last + 1);
+    text.truncate(end);
+    Ok(Secret::new(std::mem::take(&mut *text)))
+}
+
 /// What is in a file that anybody may read, but only we or root can replace.
 pub(super) fn read_public(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let file = open_itself(path)?;

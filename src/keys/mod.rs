@@ -21,7 +21,7 @@ pub use certificate::{
     CertificateError, CertificateSettings, Certificates, ClientCertificate, Enrolment, KeyKind, Name,
     NotShown, Showing, SignedBy, Subject, certificate_pem, forget, pair,
 };
-pub use file::FileError;
+pub use file::{FileError, read_secret};
 pub use memory::Key;
 pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
 pub use remains::{Workshop, destroy, remains};
@@ -176,6 +176,11 @@ impl Keyring {
             Stage::Published { next, .. } => Some(Arc::clone(next)),
             _ => None,
         }
+    }
+
+    /// How long the next key of `identity` is published before it is tried.
+    pub fn propagation(&self, identity: &Arc<str>) -> Option<Duration> {
+        self.settings.get(identity).map(|settings| settings.rotation.propagation)
     }
 
     /// How long `identity`'s key has signed.

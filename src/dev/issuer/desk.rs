@@ -17,6 +17,7 @@ use super::{
     diary::Diary,
     faults::{Fault, Knob},
     register::{Client, MAX_CLIENTS, RegisterError},
+    registration::Rights,
     token::Revoked,
     trust::Trust,
 };
@@ -48,6 +49,8 @@ pub(super) enum Endpoint {
     Rekey,
     /// Another certificate, by the one that is held.
     Renew,
+    /// RFC 7592, with a client behind it.
+    Register,
     /// The end of a token.
     Revoke,
     /// The root of the CA, by its sum.
@@ -68,6 +71,7 @@ impl Endpoint {
             Self::Metadata => "/.well-known/oauth-authorization-server",
             Self::Rekey => "/1.0/rekey",
             Self::Renew => "/1.0/renew",
+            Self::Register => "/register",
             Self::Revoke => "/revoke",
             Self::Root => "/root/",
             Self::Roots => "/roots",
@@ -89,7 +93,8 @@ impl Endpoint {
             Self::Token,
         ];
         let found = all.into_iter().find(|endpoint| endpoint.path() == path);
-        found.or_else(|| path.starts_with(Self::Root.path()).then_some(Self::Root))
+        let below = |prefix: &str, endpoint| path.starts_with(prefix).then_some(endpoint);
+        found.or_else(|| below("/root/", Self::Root)).or_else(|| below("/register/", Self::Register))
     }
 }
 
@@ -112,6 +117,7 @@ pub(super) struct Books {
     pub(super) possession: Possession,
     pub(super) revoked: Revoked,
     pub(super) certified: Certified,
+    pub(super) rights: Rights,
     pub(super) knob: Knob,
     pub(super) diary: Diary,
 }
@@ -132,6 +138,7 @@ impl Desk {
             possession: Possession::new(settings.dpop_nonces),
             revoked: Revoked::default(),
             certified: Certified::default(),
+            rights: Rights::default(),
             knob: Knob::off(),
             diary: Diary::default(),
         });
@@ -160,6 +167,10 @@ impl Desk {
                 let fault = self.books().knob.bite(Endpoint::Metadata);
                 (public(&self.metadata(&fault)), outcome_of(&fault), None)
             }
+            Some(Endpoint::Register) if ![Method::GET, Method::PUT].contains(ask.method()) => {
+                (allow("GET, PUT"), "invalid_request".into(), None)
+            }
+            Some(Endpoint::Register) => self.registration(&ask).await,
             Some(endpoint @ (Endpoint::Root | Endpoint::Roots)) => {
                 self.authority(endpoint, &ask, number).await
             }

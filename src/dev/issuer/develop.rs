@@ -50,7 +50,12 @@ impl Desk {
         }
         match Client::from_json(ask.body()).and_then(|client| self.register(client)) {
             Ok(client_id) => {
-                json(StatusCode::CREATED, &json!({"client_id": client_id, "issuer": self.url, "note": NOTE}))
+                let (uri, right) = self.right(&client_id).unwrap_or_default();
+                let answer = json!({
+                    "client_id": client_id, "issuer": self.url, "note": NOTE,
+                    "registration_client_uri": uri, "registration_access_token": right,
+                });
+                json(StatusCode::CREATED, &answer)
             }
             Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
         }

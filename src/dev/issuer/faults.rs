@@ -12,7 +12,8 @@ use super::desk::Endpoint;
 use crate::dev::http::{Answer, NOTE, json, typed};
 
 /// A way to behave badly. Faults of the answer bite `/token`, `/revoke` and `/introspect`; faults of the token
-/// and of the nonce bite `/token` only.
+/// and of the nonce bite `/token` only; that of a registration
+/// bites `/register`, and so does slowness.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Fault {
     /// `DPoP-Nonce` with characters that no nonce has (RFC 9449 8.1).
@@ -25,6 +26,9 @@ pub enum Fault {
     Hang,
     /// 200, and a page of HTML.
     Html,
+    /// 400 `invalid_client_metadata` to a replacement of a registration, which stays as it was (RFC 7592). A read is answered, and
+    /// counts.
+    InvalidMetadata,
     /// 401 `invalid_client`, though the client is fine.
     InvalidClient,
     /// A token that lives for a year.
@@ -81,6 +85,7 @@ impl Fault {
             Self::Hang => "hang",
             Self::Html => "html",
             Self::InvalidClient => "invalid_client",
+            Self::InvalidMetadata => "invalid_metadata",
             Self::LongLife => "long_life",
             Self::NoNonceHeader => "no_nonce_header",
             Self::None => "none",
@@ -115,6 +120,7 @@ impl Fault {
             "hang" => Self::Hang,
             "html" => Self::Html,
             "invalid_client" => Self::InvalidClient,
+            "invalid_metadata" => Self::InvalidMetadata,
             "long_life" => Self::LongLife,
             "no_nonce_header" => Self::NoNonceHeader,
             "none" => Self::None,
@@ -146,6 +152,7 @@ impl Fault {
                 Some(typed(StatusCode::OK, "text/html", page))
             }
             Self::InvalidClient => Some(error(StatusCode::UNAUTHORIZED, "invalid_client")),
+            Self::InvalidMetadata => Some(error(StatusCode::BAD_REQUEST, "invalid_client_metadata")),
             Self::RateLimited { retry_after } => {
                 let mut answer = error(StatusCode::TOO_MANY_REQUESTS, "temporarily_unavailable");
                 answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs()));
@@ -180,6 +187,8 @@ impl Fault {
     fn bites(&self, endpoint: Endpoint) -> bool {
         match self {
             Self::None => false,
+            Self::InvalidMetadata => endpoint == Endpoint::Register,
+            Self::Slow { .. } => !matches!(endpoint, Endpoint::Jwks | Endpoint::Metadata),
             Self::WrongIssuer => matches!(endpoint, Endpoint::Metadata | Endpoint::Token),
             Self::BadNonce
             | Self::ForeignCnf
@@ -198,7 +207,6 @@ impl Fault {
             | Self::Html
             | Self::InvalidClient
             | Self::RateLimited { .. }
-            | Self::Slow { .. }
             | Self::Unavailable => {
                 matches!(
                     endpoint,
@@ -253,8 +261,8 @@ pub enum FaultError {
     Json,
     /// A fault nobody knows.
     #[error(
-        "fault must be one of none, bad_nonce, foreign_cnf, garbage, hang, html, invalid_client, long_life, \
-         no_nonce_header, rate_limited, redirect, short_life, slow, stubborn_nonce, two_nonces, unavailable, \
+        "fault must be one of none, bad_nonce, foreign_cnf, garbage, hang, html, invalid_client, invalid_metadata, \
+         long_life, no_nonce_header, rate_limited, redirect, short_life, slow, stubborn_nonce, two_nonces, unavailable, \
          unbound, wider_details, wider_scope, wrong_audience, wrong_issuer"
     )]
     Name,
@@ -307,6 +315,7 @@ mod tests {
             "hang",
             "html",
             "invalid_client",
+            "invalid_metadata",
             "long_life",
             "no_nonce_header",
             "rate_limited",

@@ -9,6 +9,8 @@
 //!  POST /token                                    RFC 6749      POST /dev/fault     behave badly
 //!  POST /revoke                                   RFC 7009      GET  /dev/diary     what was asked
 //!  POST /introspect                               RFC 7662      ... /1.0/*, /root*  a small CA
+//!  POST /introspect                               RFC 7662
+//!  GET  PUT /register/CLIENT                      RFC 7592
 //! ```
 
 mod afterwards;
@@ -28,6 +30,7 @@ mod grants;
 mod metadata;
 mod refusal;
 mod register;
+mod registration;
 mod spiffe;
 mod token;
 mod trust;
@@ -176,6 +179,12 @@ impl Handle {
     /// [`RegisterError`] says which part cannot be used.
     pub fn register(&self, client: Client) -> Result<(), RegisterError> {
         self.0.register(client).map(|_| ())
+    }
+
+    /// Where the registration of a client is (RFC 7592), and another right to it: the one before is good no more. None if there is
+    /// no such client.
+    pub fn registration(&self, client_id: &str) -> Option<(String, String)> {
+        self.0.right(client_id)
     }
 
     /// Believes the JWTs of `issuer` from now on, by the keys of the JWK set `jwks` alone. A name that begins with

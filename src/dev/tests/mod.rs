@@ -9,6 +9,7 @@ mod grants;
 mod holder;
 mod issuer;
 mod possession;
+mod registration;
 mod vouched;
 
 use std::{sync::Arc, time::Duration};

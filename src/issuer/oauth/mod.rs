@@ -14,6 +14,7 @@ mod pins;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod refusal;
+mod registration;
 mod reply;
 mod request;
 mod settings;
@@ -42,7 +43,7 @@ use self::{
 };
 pub use self::{
     pins::{OnChange, Pins},
-    settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, problems},
+    settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, misplaced, problems},
 };
 use crate::{
     clock::{Boot, Clock, Dice},
@@ -51,6 +52,7 @@ use crate::{
         IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Signers, answer,
         contact::{Contact, Shown},
         http::{HttpError, HttpSettings, Request, Response, USER_AGENT},
+        registration::{Access, Ask, Registration},
         skew::Estimate,
     },
     proof::Target,
@@ -440,6 +442,14 @@ impl Issuer for OAuth {
 
     fn endpoints(&self) -> Arc<Vec<Target>> {
         self.endpoints.load_full()
+    }
+
+    fn registration<'a>(
+        &'a self,
+        access: &'a Access,
+        ask: Ask,
+    ) -> Pending<'a, Result<Registration, IssueError>> {
+        Box::pin(self.ask_registration(access, ask))
     }
 }
 

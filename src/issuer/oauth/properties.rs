@@ -4,18 +4,23 @@ use std::{collections::BTreeSet, time::Duration};
 
 use http::{HeaderMap, HeaderValue, Uri, header};
 use jiff::{SignedDuration, Timestamp};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     AssertionTyp, Audience, OAuthSettings, Pins, WellKnown,
     metadata::Metadata,
-    refusal,
+    refusal, registration,
     reply::{self, Moment},
 };
 use crate::{
     clock::Boot,
     credential::{Binding, Bound, Credential},
-    issuer::{IssueError, IssueFacts, Order, http::Response, json},
+    issuer::{
+        IssueError, IssueFacts, Order,
+        http::Response,
+        json as strict,
+        registration::{Access, ISSUERS_OWN, Registration, Wanted},
+    },
     jose::Unverified,
     secret::Secret,
 };
@@ -53,6 +58,7 @@ pub fn reply(bytes: &[u8]) {
             assert!(!token.is_empty() && token.iter().all(u8::is_ascii_graphic));
             claims_fit(&credential, &order);
         }
+        registration(&response);
         match Metadata::read(body, &settings()) {
             Err(error) => fit_to_write(&error),
             Ok(metadata) => {
@@ -84,6 +90,48 @@ pub fn reply(bytes: &[u8]) {
     }
 }
 
+/// A registration goes back with our keys and otherwise as it came, and the right to it to no other host (KEY-09, OA-04).
+fn registration(response: &Response) {
+    let access = Access { uri: format!("{ISSUER}/r"), token: Secret::new("right") };
+    let told = match registration::read(response, &access, &settings()) {
+        Err(error) => return fit_to_write(&error),
+        Ok(told) => told,
+    };
+    if let Some(renewed) = &told.renewed {
+        let token = renewed.token.expose();
+        assert!(!token.is_empty() && token.iter().all(u8::is_ascii_graphic));
+        assert!(super::misplaced(&renewed.uri, &settings()).is_none(), "{}", renewed.uri);
+    }
+    if let Some(error) = &told.misplaced {
+        fit_to_write(error);
+    }
+    let wanted = Wanted {
+        client_id: "billing".into(),
+        client_auth: Default::default(),
+        grants: ["client_credentials"].into(),
+        keys: [("unknown ours".into(), json!({"kid": "ours"}))].into(),
+    };
+    match told.revised(&wanted) {
+        Err(error) => fit_to_write(&error),
+        Ok(None) => assert_eq!(told.ids(), wanted.ids()),
+        Ok(Some(Value::Object(mut sent))) => {
+            let whole = Value::Object(sent.clone());
+            let back = Registration { metadata: sent.clone(), renewed: None, misplaced: None };
+            assert!(back.confirm(&whole, &wanted).is_ok(), "{whole}");
+            if let Err(error) = told.confirm(&whole, &wanted) {
+                fit_to_write(&error);
+            }
+            let mut came = told.metadata.clone();
+            came.retain(|name, _| {
+                !["jwks", "client_id"].contains(&name.as_str()) && !ISSUERS_OWN.contains(&name.as_str())
+            });
+            sent.retain(|name, _| !["jwks", "client_id"].contains(&name.as_str()));
+            assert_eq!(sent, came);
+        }
+        Ok(Some(other)) => panic!("{other}"),
+    }
+}
+
 /// Short and printable, and what it quotes holds no JWT (ER-13).
 fn fit_to_write(error: &IssueError) {
     let detail = error.to_string();
@@ -94,10 +142,10 @@ fn fit_to_write(error: &IssueError) {
 
 /// Where the strict reader reads, the lenient one reads the same, and no name stands twice in what is written again.
 fn strictly(document: &[u8]) {
-    if let Ok(value) = json::parse(document) {
+    if let Ok(value) = strict::parse(document) {
         assert_eq!(serde_json::from_slice::<Value>(document).ok().as_ref(), Some(&value));
         let again = serde_json::to_vec(&value).expect("JSON can be written");
-        assert!(json::parse(&again).is_ok());
+        assert!(strict::parse(&again).is_ok());
     }
 }
 

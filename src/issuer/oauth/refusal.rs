@@ -27,10 +27,7 @@ pub(super) fn classify(response: &Response, now: Timestamp) -> IssueError {
             format!("the issuer answered {status} without an OAuth error"),
         );
     };
-    let detail = match description(response) {
-        Some(words) => format!("the issuer answered {status} {code}: \"{words}\""),
-        None => format!("the issuer answered {status} {code}"),
-    };
+    let detail = format!("the issuer answered {}", quoted(response));
     if status >= 500 {
         return retry(Reason::IssuerUnavailable, detail);
     }
@@ -98,6 +95,16 @@ pub(super) fn oauth_error(response: &Response) -> Option<String> {
     }
     let code = member(response, "error")?;
     Some(clean(&code, 64)).filter(|code| !code.is_empty())
+}
+
+/// The status, the `error` and what it says of it, cut and cleaned (ER-13).
+pub(super) fn quoted(response: &Response) -> String {
+    let status = response.status;
+    match (oauth_error(response), description(response)) {
+        (Some(code), Some(words)) => format!("{status} {code}: \"{words}\""),
+        (Some(code), None) => format!("{status} {code}"),
+        (None, _) => format!("{status} without an OAuth error"),
+    }
 }
 
 fn description(response: &Response) -> Option<String> {

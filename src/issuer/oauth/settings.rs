@@ -131,6 +131,16 @@ pub fn problems(settings: &OAuthSettings) -> Vec<(&'static str, String)> {
     found
 }
 
+/// What is wrong with `url` as a place to send this issuer's secrets to; `None` if nothing is (OA-04).
+pub fn misplaced(url: &str, settings: &OAuthSettings) -> Option<String> {
+    if let Some(fault) = metadata::fault_of(url, settings.dev) {
+        return Some(fault.to_owned());
+    }
+    let foreign =
+        "it is not at a host of this issuer: if it is right, add the host to allowed_endpoint_hosts";
+    (!metadata::is_at_home(url, settings)).then(|| foreign.to_owned())
+}
+
 fn is_with_port(host: &str) -> bool {
     !host.starts_with('[') && host.contains(':')
 }

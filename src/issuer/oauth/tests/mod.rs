@@ -9,6 +9,7 @@ mod metadata;
 mod mtls;
 mod once;
 mod pins;
+mod registration;
 mod reply;
 
 use std::{io, sync::Mutex};
