@@ -36,8 +36,10 @@ pub(super) fn unbuilt(error: BuildError) -> Exit {
     let code = match &error {
         BuildError::Certificates(_)
         | BuildError::Issuer(..)
+        | BuildError::Home(_)
         | BuildError::Keys(_)
-        | BuildError::Sealing(_) => Exit::CONFIG,
+        | BuildError::Sealing(_)
+        | BuildError::Vault(_) => Exit::CONFIG,
         BuildError::Disabled(..) | BuildError::Ledger(_) => Exit::IO,
         BuildError::Wire(_) => Exit::UNAVAILABLE,
     };

@@ -96,6 +96,7 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     assert_eq!(example.audit.checkpoint_every, plain.audit.checkpoint_every);
     assert_eq!(example.log, plain.log);
     assert_eq!(example.drain, plain.drain);
+    assert_eq!((&example.kept.sealing, &example.kept.home), (&plain.kept.sealing, &plain.kept.home));
     let key =
         |settings: &Settings| KeySettings { dpop: BTreeSet::new(), ..settings.keys["payments"].clone() };
     assert_eq!(key(&example), key(&plain));

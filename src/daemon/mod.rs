@@ -28,7 +28,7 @@ use crate::{
     config::{IssuerSettings, Settings},
     issuer::{Issuer, http::HttpError, oauth::OAuth},
     journey::{Journey, Rules},
-    keys::{CertificateError, Certificates, FileError, KeyError, Keyring, Now, SealingKey},
+    keys::{CertificateError, Certificates, FileError, HomeError, KeyError, Keyring, Now, SealingKey, Vault},
     policy::Door,
     serve::{
         Speaks,
@@ -62,9 +62,15 @@ pub enum BuildError {
         "{0} names the identities that are disabled, and cannot be read: {1}: mend it, or take it away on purpose"
     )]
     Disabled(PathBuf, std::io::Error),
-    /// The sealing key cannot be had.
+    /// The state directory is another machine's.
+    #[error("{0}")]
+    Home(#[from] HomeError),
+    /// The key that seals what is kept cannot be had.
     #[error("the key that seals what is kept for the next start: {0}")]
     Sealing(FileError),
+    /// The key that seals key files cannot be had.
+    #[error("{0}")]
+    Vault(FileError),
     /// A socket cannot be made.
     #[error("{0}")]
     Wire(#[from] WireError),
@@ -102,6 +108,8 @@ pub struct Daemon {
     facts: Arc<ArcSwap<Facts>>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
+    /// Whether an operator made the state directory this machine's since the last start.
+    adopted: bool,
     started: Boot,
 }
 
@@ -116,8 +124,18 @@ impl Daemon {
         clock: Arc<dyn Clock>,
         dice: Arc<dyn Dice>,
     ) -> Result<Self, BuildError> {
-        let keys =
-            Keyring::open(&settings.keys, &Keyring::default(), Now::by(&*clock)).map_err(BuildError::Keys)?;
+        let kept = &settings.kept;
+        // Whose the directory is comes before anything in it.
+        let known =
+            kept.home.as_ref().map(|home| Ok((home, home.look()?))).transpose().map_err(BuildError::Home)?;
+        let vault = Vault::open(&kept.sealing, Arc::clone(&dice)).map_err(BuildError::Vault)?;
+        let sealing = SealingKey::open(&kept.sealing_key, &vault).map_err(BuildError::Sealing)?;
+        let adopted = match known {
+            Some((home, known)) => home.settle(known, &sealing, &*dice)?,
+            None => false,
+        };
+        let keys = Keyring::open(&settings.keys, &Keyring::within(vault.clone()), Now::by(&*clock))
+            .map_err(BuildError::Keys)?;
         let certificates =
             Certificates::open(&settings.certificates, &Certificates::default(), &keys, clock.wall())
                 .map_err(BuildError::Certificates)?;
@@ -132,11 +150,11 @@ impl Daemon {
             host(),
             boot_id(),
             agent,
+            &vault,
             Arc::clone(&clock),
             Arc::clone(&dice),
         )?;
         let (told, revoked) = mpsc::unbounded_channel();
-        let sealing = SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing)?;
         let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
@@ -166,6 +184,7 @@ impl Daemon {
             origin,
             clock,
             dice,
+            adopted,
         })
     }
 
@@ -201,6 +220,7 @@ impl Daemon {
             facts,
             clock,
             dice,
+            adopted,
             started,
         } = self;
         let scribe = tokio::spawn(scribe.run());
@@ -209,7 +229,14 @@ impl Daemon {
             let journey = Arc::clone(&journey);
             async move { journey.write_down(revoked).await }
         });
-        record(&journey, EventType::AgentStart, format!("environment {}", settings.environment)).await?;
+        let mut what = format!("environment {}", settings.environment);
+        if let Some(by) = keys.vault().sealed_by() {
+            what.push_str(&format!("; key files are sealed by {by}"));
+        }
+        if adopted {
+            what.push_str("; the state directory was another machine's, and an operator adopted it");
+        }
+        record(&journey, EventType::AgentStart, what).await?;
         for (identity, purpose, key) in keys.iter() {
             record(
                 &journey,

@@ -13,7 +13,10 @@ use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 use ring::digest;
-use rustls::sign::CertifiedKey;
+use rustls::{
+    SignatureAlgorithm, SignatureScheme,
+    sign::{CertifiedKey, SigningKey},
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
@@ -64,22 +67,34 @@ impl ClientCertificate {
             }
             _ => wrong("the key beside it cannot be used in TLS: P-256, P-384, Ed25519 and RSA from 2048 bits can"),
         })?;
-        let thumbprint = key.cert.first().map(|leaf| thumbprint(leaf)).unwrap_or_default();
         let public = [Algorithm::Es256, Algorithm::EdDsa, Algorithm::Rs256]
             .iter()
             .find_map(|algorithm| Key::from_pkcs8(pkcs8, *algorithm).ok())
             .map(|key| key.public().clone());
-        Ok(Self {
+        let private = keep_private.then(|| Secret::new(file::pem("PRIVATE KEY", pkcs8.expose()).as_str()));
+        Ok(Self { private, ..Self::of(key, public, issuers, facts) })
+    }
+
+    /// A certificate whose key is sealed here: it can be registered, and not be shown.
+    pub(super) fn without_key(chain: Vec<CertificateDer<'static>>, place: &str) -> Result<Self, FileError> {
+        let wrong = |what: &str| FileError::Certificate { place: place.into(), what: what.into() };
+        let (issuers, facts) = read(&chain).map_err(wrong)?;
+        let public = facts.public.clone();
+        Ok(Self::of(CertifiedKey::new(chain, Arc::new(Sealed)), public, issuers, facts))
+    }
+
+    fn of(key: CertifiedKey, public: Option<PublicKey>, issuers: Vec<Vec<u8>>, facts: Facts) -> Self {
+        Self {
             kid: public.as_ref().map_or_else(|| facts.spki_digest.clone(), PublicKey::thumbprint),
-            thumbprint,
+            thumbprint: key.cert.first().map(|leaf| thumbprint(leaf)).unwrap_or_default(),
             key: Arc::new(key),
             public,
             name: facts.name,
             from: facts.from,
             until: facts.until,
             issuers,
-            private: keep_private.then(|| Secret::new(file::pem("PRIVATE KEY", pkcs8.expose()).as_str())),
-        })
+            private: None,
+        }
     }
 
     /// The SHA-256 of the leaf, as `cnf["x5t#S256"]` has it (RFC 8705 3.1).
@@ -145,6 +160,22 @@ struct Facts {
     from: Timestamp,
     until: Timestamp,
     spki_digest: String,
+    /// The key as this house writes it down, if it is P-256 as we make them.
+    public: Option<PublicKey>,
+}
+
+/// A key that is sealed here, and signs nothing.
+#[derive(Debug)]
+struct Sealed;
+
+impl SigningKey for Sealed {
+    fn choose_scheme(&self, _offered: &[SignatureScheme]) -> Option<Box<dyn rustls::sign::Signer>> {
+        None
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::ECDSA
+    }
 }
 
 /// Reads the chain: who signed each certificate, and what the leaf says.
@@ -184,5 +215,13 @@ fn leaf(certificate: &X509Certificate<'_>) -> Result<Facts, &'static str> {
         from: moment(validity.not_before.timestamp())?,
         until: moment(validity.not_after.timestamp())?,
         spki_digest: thumbprint(certificate.public_key().raw),
+        public: p256(&certificate.public_key().subject_public_key.data)
+            .filter(|public| public.spki_der() == certificate.public_key().raw),
     })
+}
+
+/// The key of an uncompressed point: 0x04, x, y (SEC 1, 2.3.3).
+fn p256(point: &[u8]) -> Option<PublicKey> {
+    let (x, y) = point.get(1..)?.split_at_checked(32)?;
+    Some(PublicKey::P256 { x: x.try_into().ok()?, y: y.try_into().ok()? })
 }
