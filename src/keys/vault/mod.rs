@@ -237,7 +237,7 @@ impl<'a> Slot<'a> {
                 return Ok(text);
             }
         };
-        let sealed = lock.key.seal(&self.purpose(open.as_bytes()), pkcs8, &*lock.dice);
+        let sealed = lock.key.seal(self.purpose(open.as_bytes()), pkcs8, &*lock.dice);
         let sealed = sealed.ok_or(FileError::Unusable)?;
         Ok(Zeroizing::new(format!("{}{open}", *file::pem(LABEL, &sealed))))
     }
