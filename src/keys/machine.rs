@@ -50,7 +50,8 @@ pub enum HomeError {
     #[error(
         "CLONE_DETECTED: {state} belongs to another machine: its keys may be in use there, and two hosts must not be one \
          client. Move the directory away and start again: keys are made here, and you register those. Only if the other host \
-         is gone for good, or this is that host with a new machine-id: keybearer keys adopt"
+         is gone for good, or this is that host with a new machine-id: keybearer keys adopt. Where it is new at each start, as in \
+         some containers: keys.clone_detection = false"
     )]
     Clone {
         /// Which.
