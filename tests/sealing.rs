@@ -101,9 +101,17 @@ fn scalars(below: &Path) -> BTreeSet<Vec<u8>> {
 /// Looks at every byte below a directory for private keys: for those that are known, and for anything of their form.
 fn no_key_in(below: &Path, known: &BTreeSet<Vec<u8>>) {
     assert!(!known.is_empty(), "there is nothing to look for");
+    assert_eq!(key_in(below, known), None);
+}
+
+/// What says that a private key lies below a directory, and where.
+fn key_in(below: &Path, known: &BTreeSet<Vec<u8>>) -> Option<String> {
     for (path, bytes) in files(below) {
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        assert!(!text.contains("PRIVATE KEY"), "{}", path.display());
+        let found = |what: &str| Some(format!("{}: {what}", path.display()));
+        if text.contains("PRIVATE KEY") {
+            return found("PEM");
+        }
         let mut seen = vec![bytes];
         let mut rest = text.as_str();
         while let Some(at) = rest.find("-----BEGIN ") {
@@ -113,11 +121,32 @@ fn no_key_in(below: &Path, known: &BTreeSet<Vec<u8>>) {
         }
         for bytes in seen {
             let holds = |wanted: &[u8]| bytes.windows(wanted.len()).any(|window| window == wanted);
-            assert!(!known.iter().any(|scalar| holds(scalar)), "{} holds a key", path.display());
-            for pkcs8 in [&[0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07][..], &[0x04, 0x22, 0x04, 0x20]] {
-                assert!(!holds(pkcs8), "{} holds PKCS#8", path.display());
+            if known.iter().any(|scalar| holds(scalar)) {
+                return found("the private bytes of a key");
+            }
+            let pkcs8: [&[u8]; 2] = [&[0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07], &[0x04, 0x22, 0x04, 0x20]];
+            if pkcs8.iter().any(|form| holds(form)) {
+                return found("PKCS#8");
             }
         }
+    }
+    None
+}
+
+#[test]
+fn the_search_for_keys_finds_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let pkcs8 = [&[0x30, 0x51, 0x02, 0x01, 0x01, 0x04, 0x22, 0x04, 0x20][..], &[7; 32]].concat();
+    let pem = format!("x\n-----BEGIN X-----\n{}\n-----END X-----\n", STANDARD.encode(&pkcs8));
+    for (bytes, what) in [
+        (&[b"log: ", &[7; 32][..]].concat()[..], "the private bytes"),
+        (pem.as_bytes(), "the private bytes"),
+        (&pkcs8[..20], "PKCS#8"),
+        (b"-----BEGIN PRIVATE KEY-----", "PEM"),
+    ] {
+        fs::write(dir.path().join("file"), bytes).unwrap();
+        let found = key_in(dir.path(), &BTreeSet::from([vec![7; 32]])).unwrap();
+        assert!(found.contains(what), "{found}");
     }
 }
 
@@ -163,6 +192,10 @@ binding = "mtls"
     let agent = setup.start(Some(&issuer.handle));
     let status = said(&agent.keybearer(&["status"]));
     assert!(status.contains("key files are not sealed: whoever copies"), "{status}");
+    let checked = said(&agent.keybearer(&["check"]));
+    assert!(checked.contains("sound") && checked.contains("key files are not sealed: whoever"), "{checked}");
+    let checked: Value = serde_json::from_slice(&agent.keybearer(&["check", "--json"]).stdout).unwrap();
+    assert!(checked["ok"] == true && checked["warnings"][0].is_string(), "{checked}");
     assert!(agent.keybearer(&["rotate", "shop"]).status.success());
     let before = exported(&setup.write());
     agent.stop();
@@ -179,6 +212,8 @@ binding = "mtls"
     no_key_in(&state, &known);
     let status = said(&agent.keybearer(&["status"]));
     assert!(!status.contains("sealed"), "nothing to tell: {status}");
+    let checked = said(&agent.keybearer(&["check"]));
+    assert!(checked.contains("sound") && !checked.contains("sealed"), "nor here: {checked}");
     let begun = agent.records().into_iter().rfind(|record| record.entry.event.kind == EventType::AgentStart);
     let detail = begun.unwrap().entry.detail.unwrap();
     assert!(detail.contains("key files are sealed by"), "{detail}");
