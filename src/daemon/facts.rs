@@ -1,5 +1,7 @@
 //! What the daemon knows and the rooms do not, for an operator who asks how things are.
 
+use std::path::PathBuf;
+
 use crate::{
     attest::{Evidence, Hold, Level},
     config::{IssuerSettings, Settings},
@@ -29,9 +31,12 @@ pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidenc
     }
     let known = |name: &str| settings.policy.identities().any(|identity| *identity.name == *name);
     // Where it cannot be looked, keys could not be made either, and that is told elsewhere.
-    for name in remains(&settings.kept.keys, known).unwrap_or_default().keys() {
+    for (name, files) in remains(&settings.kept.keys, known).unwrap_or_default() {
+        let plain =
+            keys.vault().sealed_by().is_some() && !unsealed(files.iter().map(PathBuf::as_path)).is_empty();
+        let plain = if plain { ", and are not sealed" } else { "" };
         warnings.push(format!(
-            "{name} is no identity any more, but its keys are there: keybearer keys destroy {name}"
+            "{name} is no identity any more, but its keys are there{plain}: keybearer keys destroy {name}"
         ));
     }
     warnings.extend(copies(settings, keys));

@@ -124,12 +124,13 @@ pub(super) fn read_entrusted(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileErro
     let meta = check_file(path, &file)?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     let around = fs::metadata(directory).map_err(|error| FileError::Io { path: directory.into(), error })?;
+    let by_group = if rustix::process::geteuid().is_root() { 0 } else { 0o040 };
     for (path, meta, forbidden) in [(directory, &around, 0o022), (path, &meta, 0o077)] {
         let root = meta.uid() == 0;
         if !root {
             refuse_foreign(path, meta)?;
         }
-        let forbidden = if root { forbidden & 0o027 } else { forbidden };
+        let forbidden = if root { forbidden & !by_group } else { forbidden };
         if meta.mode() & forbidden != 0 {
             let wanted = meta.mode() & 0o7777 & !forbidden;
             return Err(FileError::Perm { path: path.into(), mode: meta.mode() & 0o7777, wanted });

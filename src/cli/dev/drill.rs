@@ -297,7 +297,7 @@ impl<'a> Drill<'a> {
             "On record at the agent: {} denied, {} connections cut ({}). What was tried at the API or with a copied key \
              is on record there, not here.\n\
              Honestly: sealed key files are worth what their sealing key is. The service manager's, bound to this host or its \
-             TPM, is in no backup of theirs; whoever is root while the agent runs has it all the same. Without one, a key file \
+             TPM, is in no copy of the state directory; whoever is root while the agent runs has it all the same. Without one, a key file \
              is mode 0600 and no more, and status says so. custody = \"memory\" leaves nothing to copy, and wants its key \
              registered at each start.",
             of_kind(EventType::Denial)?.count(),

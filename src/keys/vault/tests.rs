@@ -9,8 +9,8 @@ use crate::{
     clock::{Boot, SystemDice},
     jose::{Algorithm, Header, sign},
     keys::{
-        CLIENT_AUTH, CertificateSettings, Certificates, Custody, KeySettings, Keyring, Now, Purpose,
-        RotationSettings, SignedBy,
+        CLIENT_AUTH, CLIENT_CERTIFICATE, CertificateSettings, Certificates, Custody, KeySettings, Keyring,
+        Now, Purpose, RotationSettings, SignedBy,
     },
 };
 
@@ -66,6 +66,15 @@ impl Desk {
     fn ring(&self, identities: &[&str], vault: Vault) -> Result<Keyring, FileError> {
         let wanted = identities.iter().map(|name| (Arc::from(*name), wish(self.file(name)))).collect();
         Keyring::open(&wanted, &Keyring::within(vault), now()).map_err(|mut errors| errors.remove(0).error)
+    }
+
+    /// A wish for a certificate that the identity signs itself.
+    fn certified(&self, identity: &str) -> BTreeMap<Arc<str>, CertificateSettings> {
+        let path = default_path(&self.settings.directory, identity, CLIENT_CERTIFICATE);
+        let (custody, signed_by) = (Custody::File { path }, SignedBy::Itself);
+        let (san_uri, lifetime) = (None, Duration::from_secs(30 * 86_400));
+        let settings = CertificateSettings { custody, signed_by, san_uri, lifetime, export: true };
+        [(identity.into(), settings)].into()
     }
 
     fn kid(&self, identity: &str, vault: Vault) -> String {
@@ -154,12 +163,7 @@ fn not_one_byte_can_be_changed() {
     // KEY-11
     let desk = Desk::sealed();
     let ring = desk.ring(&["a"], desk.vault()).unwrap();
-    let certified = Arc::from("a");
-    let custody = Custody::File { path: default_path(&desk.settings.directory, "a", "client-certificate") };
-    let (san_uri, lifetime) = (None, Duration::from_secs(30 * 86_400));
-    let settings =
-        CertificateSettings { custody, signed_by: SignedBy::Itself, san_uri, lifetime, export: false };
-    let wanted = BTreeMap::from([(certified, settings)]);
+    let wanted = desk.certified("a");
     Certificates::open(&wanted, &Certificates::default(), &ring, now().wall).unwrap();
     let open = |name: &str| match name {
         "a.client-auth.pem" => desk.ring(&["a"], desk.vault()).map(drop).map_err(|error| error.to_string()),
@@ -271,9 +275,19 @@ fn another_sealing_key_takes_the_place_of_the_one_before() {
 fn without_a_sealing_key_public_halves_can_be_seen_and_nothing_more() {
     // KEY-03, KEY-09
     let desk = Desk::sealed();
+    let certificate = |ring: &Keyring| {
+        let open = Certificates::open(&desk.certified("a"), &Certificates::default(), ring, now().wall);
+        open.map(|all| all.to_register().next().unwrap().1.remove(0))
+            .map_err(|mut errors| errors.remove(0).error)
+    };
     let whole = desk.ring(&["a"], desk.vault()).unwrap();
+    let with_key = certificate(&whole).unwrap();
     desk.take(CREDENTIAL);
     let looked = desk.ring(&["a"], desk.to_look()).unwrap();
+    let without = certificate(&looked).unwrap();
+    assert_eq!((with_key.kid(), with_key.jwk()), (without.kid(), without.jwk()));
+    assert_eq!((with_key.chain_pem(), with_key.until()), (without.chain_pem(), without.until()));
+    assert!(with_key.private_pem().is_some() && without.private_pem().is_none());
     let (one, other) = (signer(&whole, "a"), signer(&looked, "a"));
     assert_eq!((one.kid(), one.public()), (other.kid(), other.public()));
     let claims = serde_json::json!({});
@@ -282,6 +296,8 @@ fn without_a_sealing_key_public_halves_can_be_seen_and_nothing_more() {
     // Nor is a key made that would lie there plain.
     assert!(matches!(desk.ring(&["a", "b"], desk.to_look()), Err(FileError::NoSealingKey { .. })));
     assert!(!desk.file("b").exists());
+    fs::remove_file(default_path(&desk.settings.directory, "a", CLIENT_CERTIFICATE)).unwrap();
+    assert!(matches!(certificate(&looked), Err(FileError::NoSealingKey { .. })));
 }
 
 #[test]
