@@ -457,7 +457,7 @@ async fn a_state_directory_on_another_machine_is_refused_until_an_operator_adopt
     assert_eq!(get(&agent.socket("http.sock"), "/v1/credentials/orders").0, 200);
     let begun = agent.records().into_iter().rfind(|record| record.entry.event.kind == EventType::AgentStart);
     let detail = begun.unwrap().entry.detail.unwrap();
-    assert!(detail.contains("an operator adopted it"), "{detail}");
+    assert!(detail.contains("an operator adopted the state directory"), "{detail}");
     agent.stop();
     on("uninitialized\n");
     assert!(said(&try_to(&["agent"])).contains("systemd-machine-id-setup"));

@@ -234,7 +234,7 @@ impl Daemon {
             what.push_str(&format!("; key files are sealed by {by}"));
         }
         if adopted {
-            what.push_str("; the state directory was another machine's, and an operator adopted it");
+            what.push_str("; an operator adopted the state directory for this machine");
         }
         record(&journey, EventType::AgentStart, what).await?;
         for (identity, purpose, key) in keys.iter() {

@@ -137,10 +137,16 @@ impl Lock {
             },
             None => Ok(None),
         };
-        let old = [credential(OLD_CREDENTIAL)?, settings.old_key.as_deref().map(sealing_key).transpose()?];
+        let named = |path: &PathBuf| match sealing_key(path) {
+            Err(FileError::Io { error, path }) if error.kind() == io::ErrorKind::NotFound => {
+                Err(FileError::SealingKey { path, what: "is not there" })
+            }
+            key => key,
+        };
+        let old = [credential(OLD_CREDENTIAL)?, settings.old_key.as_ref().map(named).transpose()?];
         let (key, from) = match (credential(CREDENTIAL)?, &settings.key) {
             (Some(key), _) => (key, format!("the credential {CREDENTIAL}")),
-            (None, Some(path)) => (sealing_key(path)?, path.display().to_string()),
+            (None, Some(path)) => (named(path)?, path.display().to_string()),
             (None, None) => return Ok(None),
         };
         let (directory, required) = (settings.directory.clone(), settings.required);

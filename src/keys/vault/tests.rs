@@ -226,6 +226,24 @@ fn a_plain_file_of_our_own_is_sealed_where_it_is_and_keeps_its_age() {
 }
 
 #[test]
+fn what_waits_sealed_for_the_next_start_still_opens_once_its_key_is_sealed() {
+    // KEY-07, KEY-11
+    let desk = Desk::new();
+    let path = desk.settings.directory.join("sealing.pem");
+    let (plain, dice) = (SealingKey::open(&path, &desk.vault()).unwrap(), SystemDice::shared());
+    let waits = plain.seal("revocations", &Secret::new("a token"), &*dice).unwrap();
+    desk.give(CREDENTIAL, b"one sealing key, from the host; ");
+    let opens = |vault: &Vault| {
+        let key = SealingKey::open(&path, vault).unwrap();
+        key.unseal("revocations", &waits).is_some_and(|token| token.expose() == b"a token")
+    };
+    assert!(opens(&desk.vault()) && opens(&desk.vault()));
+    assert!(unsealed([path.as_path()]).is_empty());
+    desk.take(CREDENTIAL);
+    assert!(matches!(SealingKey::open(&path, &desk.to_look()), Err(FileError::NoSealingKey { .. })));
+}
+
+#[test]
 fn a_file_that_the_settings_name_is_left_as_it_is() {
     // KEY-11
     let desk = Desk::new();
@@ -311,7 +329,7 @@ fn where_one_is_required_nothing_goes_without() {
     // One that is named and not there is a mistake in any case.
     let named =
         SealSettings { key: Some(desk.dir.path().join("none")), required: false, ..desk.settings.clone() };
-    assert!(matches!(open(&named), Err(FileError::Io { .. })));
+    assert!(matches!(open(&named), Err(FileError::SealingKey { .. })));
     desk.give(CREDENTIAL, b"one sealing key, from the host; ");
     assert_eq!(open(&desk.settings).unwrap().sealed_by(), Some("the credential keybearer.sealing-key"));
 }
