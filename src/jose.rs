@@ -101,7 +101,7 @@ impl PublicKey {
     }
 
     /// The members that make the key, public ones only (KEY-03).
-    fn members(&self) -> Value {
+    pub(crate) fn members(&self) -> Value {
         match self {
             Self::P256 { x, y } => json!({"kty": "EC", "crv": "P-256", "x": b64(x), "y": b64(y)}),
             Self::Ed25519 { x } => json!({"kty": "OKP", "crv": "Ed25519", "x": b64(x)}),

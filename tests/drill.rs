@@ -21,11 +21,12 @@ fn row<'a>(told: &'a str, stolen: &str, tried: &str) -> (&'a str, &'a str) {
 
 #[test]
 fn what_is_stolen_is_of_no_use_but_for_what_the_drill_says() {
-    // S9, S45, TM-08, TM-12, TM-13, TM-14, TM-24
+    // S9 (key file: 0 s, sealed), S45, KEY-11, TM-08, TM-12, TM-13, TM-14, TM-24
     let told = Command::new(BINARY).args(["dev", "--drill"]).output().unwrap();
     let text = String::from_utf8(told.stdout).unwrap();
     assert!(told.status.success(), "{text}\n{}", String::from_utf8_lossy(&told.stderr));
-    let connection = "open connection to the agent";
+    const SEALED: &str = "it does not start: the key is sealed";
+    let (connection, both) = ("open connection to the agent", "state directory and sealing key");
     for (stolen, tried, came) in [
         ("bound token", "without a proof", "401: send a DPoP header"),
         ("bound token", "as a bearer token", "401: the token is bound to a key"),
@@ -39,7 +40,10 @@ fn what_is_stolen_is_of_no_use_but_for_what_the_drill_says() {
         ("handle of the token", "pasted into another program", "NOT_ENTITLED"),
         ("bearer token", "after the workload gave it back", "401: the token was revoked"),
         ("state directory", "custody = \"memory\": look for the key", "not among the 2 files there"),
-        ("state directory", "the same, once the key is replaced", "CLIENT_AUTH_REJECTED"),
+        ("state directory", "custody = \"file\", sealed: run an agent on a copy", SEALED),
+        ("state directory", "the same, with a sealing key of the thief's", SEALED),
+        ("state directory", "sign in as the client with another key", "CLIENT_AUTH_REJECTED"),
+        (both, "the same, once the key is replaced", "CLIENT_AUTH_REJECTED"),
     ] {
         let (said, of_use) = row(&text, stolen, tried);
         assert!(said.starts_with(came) && of_use == "0 s", "{stolen}, {tried}: {said}, {of_use}");
@@ -53,9 +57,9 @@ fn what_is_stolen_is_of_no_use_but_for_what_the_drill_says() {
     let seconds = |of_use: &str| of_use.strip_suffix(" s, until it ends").unwrap().parse::<u64>().unwrap();
     assert_eq!(row(&text, "token and unused proof", "the request it is for"), ("200", "1 request"));
     assert!((200..=300).contains(&seconds(row(&text, "bearer token", "as it is").1)), "{text}");
-    let copied = row(&text, "state directory", "custody = \"file\": run an agent on a copy");
+    let copied = row(&text, both, "run an agent on a copy");
     assert_eq!(copied, ("200, with a token of its own", "until the key is replaced"));
-    assert!(seconds(row(&text, "state directory", "the token got with it before that").1) <= 300);
+    assert!(seconds(row(&text, both, "the token got with it before that").1) <= 300);
     let hung_up =
         if is_root() { "2 connections cut (SENDER_CHANGED, SENDER_CHANGED)" } else { "1 connections cut" };
     assert!(text.contains(&format!("1 denied, {hung_up}")), "{text}");

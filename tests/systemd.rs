@@ -37,8 +37,9 @@ async fn units_of_a_real_service_manager() {
     let careless = careless(setup.dir.path(), other_issuer.handle.url());
     let disk = Disk::mount(&careless.dir.path().join("state")).expect("root can mount a small disk");
     register(&other_issuer.handle, &careless.write());
+    let kept = kept(setup.dir.path(), issuer.handle.url());
     let host = Host::boot(setup.dir.path());
-    host.agent("keybearer.service", setup.dir.path());
+    host.agent("keybearer.service", setup.dir.path(), &[]);
 
     the_unit_that_is_named_is_served(&host);
     another_unit_of_the_same_user_is_refused_and_the_operator_learns_why(&host);
@@ -52,6 +53,7 @@ async fn units_of_a_real_service_manager() {
         &disk,
     );
 
+    a_credential_of_the_service_manager_seals_key_files(&host, &kept);
     the_journal_of_a_talkative_agent_holds_no_token(&host);
 
     let verified = host.inside(&[BINARY, "audit", "verify", "--dir", &host.path("state/audit")]);
@@ -160,13 +162,53 @@ fn careless(within: &Path, issuer: &str) -> Setup {
         .and("\n[audit]\non_failure = \"allow\"\n")
 }
 
+/// A third agent, a user's that is not root, for what is kept.
+fn kept(within: &Path, issuer: &str) -> Setup {
+    let dir = tempfile::Builder::new().prefix("kept").tempdir_in(within).unwrap();
+    let setup = Setup::within(dir, issuer, r#"match = { unit = "shop.service" }"#);
+    let owner = Some(USER);
+    std::os::unix::fs::chown(setup.write(), owner, owner).unwrap();
+    std::os::unix::fs::chown(setup.dir.path(), owner, owner).unwrap();
+    setup
+}
+
+fn a_credential_of_the_service_manager_seals_key_files(host: &Host, kept: &Setup) {
+    // KEY-11, as agent.toml.example says it is done.
+    let user = format!("--property=User={USER}");
+    let properties = [&user, "--property=LoadCredentialEncrypted=keybearer.sealing-key"];
+    let key = kept.dir.path().join("state/keys/shop.client-auth.pem");
+    let status = || {
+        let operator = kept.dir.path().join("run/operator.sock").display().to_string();
+        text(&host.inside(&[BINARY, "status", "--socket", &operator]))
+    };
+    host.agent("kept.service", kept.dir.path(), &properties);
+    assert!(status().contains("key files are not sealed"), "without the credential it starts: {}", status());
+    assert!(fs::read_to_string(&key).unwrap().starts_with("-----BEGIN PRIVATE KEY-----"));
+    host.inside(&["systemctl", "stop", "kept.service"]);
+
+    // By the host's key, and said so: the container's is on no disk.
+    let made = host.inside(&[
+        "sh",
+        &host.script(
+            "set -e; mkdir -p /etc/credstore.encrypted; head -c 32 /dev/urandom | systemd-creds encrypt \\
+             --with-key=host --name=keybearer.sealing-key - /etc/credstore.encrypted/keybearer.sealing-key",
+        ),
+    ]);
+    assert!(made.status.success(), "{}", text(&made));
+    host.agent("kept.service", kept.dir.path(), &properties);
+    assert!(!status().contains("sealed") && status().contains("shop"), "{}", status());
+    let sealed = fs::read_to_string(&key).unwrap();
+    assert!(sealed.starts_with("-----BEGIN KEYBEARER SEALED KEY-----"), "{sealed}");
+    host.inside(&["systemctl", "stop", "kept.service"]);
+}
+
 fn where_the_operator_chose_so_it_goes_on_without_a_record_and_tells_later(
     host: &Host,
     dir: &Path,
     disk: &Disk,
 ) {
     // AUD-02, the other way: audit.on_failure = "allow". The way that denies is in faults.rs.
-    host.agent("careless.service", dir);
+    host.agent("careless.service", dir, &[]);
     let at = |name: &str| dir.join(name).display().to_string();
     let get = || {
         let socket = at("run/agent.sock");
@@ -250,19 +292,11 @@ impl Host {
     }
 
     /// Starts an agent as a unit, which is up once it has said so.
-    fn agent(&self, unit: &str, dir: &Path) {
+    fn agent(&self, unit: &str, dir: &Path, properties: &[&str]) {
         let config = dir.join("agent.toml").display().to_string();
         let named = format!("--unit={unit}");
-        let started = self.inside(&[
-            "systemd-run",
-            "--quiet",
-            &named,
-            "--service-type=notify",
-            BINARY,
-            "agent",
-            "--config",
-            &config,
-        ]);
+        let start = ["systemd-run", "--quiet", &named, "--service-type=notify"];
+        let started = self.inside(&[&start, properties, &[BINARY, "agent", "--config", &config]].concat());
         let journal = || text(&self.inside(&["journalctl", "-u", unit]));
         assert!(started.status.success(), "{}{}", text(&started), journal());
     }

@@ -15,7 +15,7 @@ use super::{
     LedgerError,
     tree::{Frontier, Hash, leaf},
 };
-use crate::keys::{CheckpointKey, Verifier};
+use crate::keys::{CheckpointKey, Vault, Verifier};
 
 /// The names in the directory.
 pub(super) const LINES: &str = "ledger.jsonl";
@@ -68,7 +68,7 @@ pub(super) struct Book {
 
 impl Book {
     /// Opens the ledger in `directory`, or begins one. Holds it against its last checkpoint (AUD-22).
-    pub(super) fn open(directory: &Path, origin: &str) -> Result<Self, LedgerError> {
+    pub(super) fn open(directory: &Path, origin: &str, vault: &Vault) -> Result<Self, LedgerError> {
         let cannot = |what: String| LedgerError::Open { directory: directory.into(), what };
         let io = |doing: &str, error: &io::Error| cannot(format!("{doing}: {error}"));
         if !directory.exists() {
@@ -97,7 +97,7 @@ impl Book {
             .map_err(|error| io("open ledger.jsonl", &error))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| LedgerError::InUse(directory.into()))?;
-        let key = CheckpointKey::open(&directory.join(KEY), origin)?;
+        let key = CheckpointKey::open(&directory.join(KEY), origin, vault)?;
         let verifier = format!("{}\n", key.verifier());
         fs::write(directory.join(VERIFIER), verifier).map_err(|error| io("write checkpoint.pub", &error))?;
 

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     clock::{Clock, Dice, uuid_v7},
-    keys::CheckpointKey,
+    keys::{CheckpointKey, Vault},
     secret::put_hex,
 };
 
@@ -42,7 +42,7 @@ const QUEUE: usize = 4096;
 /// connection reads its first answers while we write its last.
 const BATCH: usize = 16;
 
-/// Opens the ledger. Nothing runs until [`Scribe::run`] does.
+/// Opens the ledger, whose key is kept as `vault` says. Nothing runs until [`Scribe::run`] does.
 ///
 /// # Errors
 /// [`LedgerError`] if it is broken, in use or not to be written.
@@ -51,10 +51,11 @@ pub fn open(
     host: Host,
     boot_id: String,
     agent: Agent,
+    vault: &Vault,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
 ) -> Result<(Ledger, Scribe), LedgerError> {
-    let book = Book::open(&settings.directory, &settings.origin)?;
+    let book = Book::open(&settings.directory, &settings.origin, vault)?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     let pen = Pen {
         sink: Box::new(book.file),

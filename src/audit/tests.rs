@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{book::Sink, *};
 use crate::{
     clock::{ManualClock, SeededDice},
-    keys::Verifier,
+    keys::{Vault, Verifier},
 };
 
 fn settings(directory: &Path) -> LedgerSettings {
@@ -31,7 +31,7 @@ fn try_open(settings: LedgerSettings) -> Result<(Ledger, Scribe), LedgerError> {
     let clock = ManualClock::at("2026-01-01T00:00:00.5Z".parse().unwrap());
     let host = Host { id: None, name: "h".into() };
     let agent = Agent { version: "0".into(), instance: "i".into(), config_digest: "d".into() };
-    open(settings, host, "b".into(), agent, clock, SeededDice::from_seed(1))
+    open(settings, host, "b".into(), agent, &Vault::default(), clock, SeededDice::from_seed(1))
 }
 
 fn entry(n: u64) -> Entry {

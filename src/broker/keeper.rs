@@ -22,7 +22,7 @@ use crate::{
     clock::{Boot, Dice, fraction},
     credential::Credential,
     issuer::{IssueError, IssueFacts, Issued, Order, Reason},
-    keys::{self, Now},
+    keys::{Now, PairFile, Vault},
 };
 
 /// A sleep is never longer: after a suspend the time since boot has jumped, and only a look at it tells.
@@ -158,7 +158,7 @@ impl Keeper {
                 Event::Kept { keep }
             }
             Request::Release(order, credential) => {
-                forget(&order, &credential);
+                forget(&order, &credential, self.shared.books.load().keys.vault());
                 Event::Released { order, credential }
             }
             Request::Retire { which, cause, done } => {
@@ -277,7 +277,7 @@ impl Keeper {
 
     fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {
         // Before another is fetched: whatever its issuer comes to say, it is not handed out again.
-        forget(&order, &credential);
+        forget(&order, &credential, self.shared.books.load().keys.vault());
         // Nothing of it is at its issuer, as of an entry that was only read: to drop it is all.
         if credential.handle().is_empty() {
             return;
@@ -338,10 +338,11 @@ impl Keeper {
 }
 
 /// Destroys what is kept for the next start of a credential that has to die before its time (X5-07).
-fn forget(order: &Order, credential: &Credential) {
+fn forget(order: &Order, credential: &Credential, vault: &Vault) {
     let leaf = credential.certificate().and_then(|certificate| certificate.chain().first());
     let (Some(path), Some(leaf)) = (order.kept_at(), leaf) else { return };
-    if let Err(error) = keys::forget(path, leaf) {
+    let file = PairFile::new(path, vault, &order.identity, &order.credential);
+    if let Err(error) = file.forget(leaf) {
         tracing::error!(%error, path = %path.display(), "a certificate that is revoked is still kept: take its file away");
     }
 }

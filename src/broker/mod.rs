@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use keeper::Keeper;
 pub use pending::PendingFile;
-pub use registrar::{Registrar, RegistrationSettings, Vault};
+pub use registrar::{Registrar, RegistrationSettings, Rights};
 use revocations::Placed;
 pub use revocations::{Cause, Revoked};
 pub use rotor::{Rotor, Turn, Turned};

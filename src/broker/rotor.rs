@@ -400,7 +400,7 @@ mod tests {
     use super::*;
     use crate::{
         broker::{
-            Books, Cause, RegistrationSettings, Vault,
+            Books, Cause, RegistrationSettings, Rights,
             tests::{PausedClock, minted, order},
         },
         clock::SeededDice,
@@ -672,9 +672,9 @@ mod tests {
             Books { registrations: vec![Arc::new(of)], ..Books::clone(&stage.broker.shared.books.load()) };
         stage.broker.replace(books, HashSet::new());
         let dice = SeededDice::from_seed(4);
-        let vault = Vault::new(SealingKey::of(&Secret::new("seed")), Arc::clone(&dice) as _);
+        let rights = Rights::new(SealingKey::of(&Secret::new("seed")), Arc::clone(&dice) as _);
         let Stage { rotor, clock, issuer, .. } = stage;
-        let mut rotor = rotor.telling(Registrar::new(vault, dice));
+        let mut rotor = rotor.telling(Registrar::new(rights, dice));
         let payments: Arc<str> = "payments".into();
         let first = rotor.keys().signer(&payments, Purpose::ClientAuth).unwrap();
         rotor.rotate(&payments);

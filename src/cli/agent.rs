@@ -37,9 +37,11 @@ pub(super) fn unbuilt(error: BuildError) -> Exit {
         BuildError::Authority(..)
         | BuildError::Certificates(_)
         | BuildError::Issuer(..)
+        | BuildError::Home(_)
         | BuildError::Keys(_)
         | BuildError::Registrations(_)
-        | BuildError::Sealing(_) => Exit::CONFIG,
+        | BuildError::Sealing(_)
+        | BuildError::Vault(_) => Exit::CONFIG,
         BuildError::Disabled(..) | BuildError::Ledger(_) => Exit::IO,
         BuildError::Wire(_) => Exit::UNAVAILABLE,
     };

@@ -25,12 +25,20 @@ impl Check {
     pub(super) fn run(self) -> Result<(), Exit> {
         let checked = load(&self.file, &environment(), SystemClock::shared().wall());
         let mistakes = checked.as_ref().err().map(Vec::as_slice).unwrap_or_default();
+        // Whether the unit is given a credential, only the agent knows.
+        let warnings: Vec<String> = match &checked {
+            Ok(settings) if !settings.kept.sealing.names_a_key() => vec![format!(
+                "unless the service manager gives the agent a sealing key (keybearer status tells), {}",
+                settings.kept.sealing.advice()
+            )],
+            _ => vec![],
+        };
         if self.json {
             let list: Vec<_> = mistakes
                 .iter()
                 .map(|it| json!({"file": it.file, "line": it.line, "key": it.key, "message": it.message}))
                 .collect();
-            print_json(&json!({"ok": checked.is_ok(), "mistakes": list}))?;
+            print_json(&json!({"ok": checked.is_ok(), "mistakes": list, "warnings": warnings}))?;
         } else {
             for mistake in mistakes {
                 paint::line(&mistake.to_string())?;
@@ -44,7 +52,8 @@ impl Check {
                     self.file.display(),
                     settings.issuers.len(),
                     settings.environment
-                ))
+                ))?;
+                warnings.iter().try_for_each(|words| paint::line(&format!("{} {words}", paint::bold("note"))))
             }
             Ok(_) => Ok(()),
             Err(_) if self.json => Err(Exit::new(Exit::CONFIG, "")),

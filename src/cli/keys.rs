@@ -13,11 +13,11 @@ use super::{
     registration::{Which, jwk, registration},
 };
 use crate::{
-    clock::SystemClock,
+    clock::{SystemClock, SystemDice},
     config::{Settings, load},
     issuer::terms::ClientAuth,
     jose::Signer,
-    keys::{Certificates, ClientCertificate, Custody, Keyring, Now, Purpose, destroy, remains},
+    keys::{Certificates, ClientCertificate, Custody, Keyring, Now, Purpose, Vault, destroy, remains},
 };
 
 #[derive(Args, Debug)]
@@ -28,6 +28,12 @@ pub(super) struct Keys {
 
 #[derive(Debug, Subcommand)]
 enum KeysCommand {
+    /// Make the state directory this machine's, where CLONE_DETECTED says that it is another's. Only if that machine is gone
+    /// for good, or this is that machine with a new machine-id.
+    Adopt {
+        #[command(flatten)]
+        file: ConfigFile,
+    },
     /// Print public keys, for registration at the issuer.
     Export {
         #[command(flatten)]
@@ -99,6 +105,16 @@ fn destroy_of(file: &ConfigFile, identity: &str) -> Result<(), Exit> {
     paint::line(&format!("destroyed {}", names.join(", ")))
 }
 
+/// The agent writes it into the ledger at its next start.
+fn adopt(file: &ConfigFile) -> Result<(), Exit> {
+    let settings = load(&file.config, &environment(), SystemClock::shared().wall()).map_err(mistaken)?;
+    let Some(home) = &settings.kept.home else {
+        return Err(Exit::new(Exit::DATA, "keys.clone_detection = false: there is nothing to adopt"));
+    };
+    home.adopt().map_err(|error| Exit::new(Exit::IO, error.to_string()))?;
+    paint::line(&format!("{} is this machine's from the next start of the agent on", home.state.display()))
+}
+
 const NO_KEY: &str = "no identity of that name has a key in a file";
 
 impl Keys {
@@ -145,6 +161,7 @@ impl Keys {
                     }
                 }
             }
+            KeysCommand::Adopt { file } => adopt(&file),
             KeysCommand::Destroy { file, identity } => destroy_of(&file, &identity),
             KeysCommand::List { file } => {
                 let held = Held::open(&file)?;
@@ -183,7 +200,9 @@ impl Held {
         let settings = load(&file.config, &environment(), now.wall).map_err(mistaken)?;
         let in_file = |custody: &Custody| matches!(custody, Custody::File { .. });
         let keys = settings.keys.clone().into_iter().filter(|(_, key)| in_file(&key.custody)).collect();
-        let ring = Keyring::open(&keys, &Keyring::default(), now).map_err(|errors| unopened(&errors))?;
+        let vault = Vault::to_look(&settings.kept.sealing, SystemDice::shared());
+        let vault = vault.map_err(|error| unopened(&[error]))?;
+        let ring = Keyring::open(&keys, &Keyring::within(vault), now).map_err(|errors| unopened(&errors))?;
         let wanted =
             settings.certificates.clone().into_iter().filter(|(_, one)| in_file(&one.custody)).collect();
         let certificates = Certificates::open(&wanted, &Certificates::default(), &ring, now.wall)

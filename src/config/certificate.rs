@@ -14,7 +14,7 @@ use super::{issuers::IssuerSettings, reader::Reader};
 use crate::{
     credential::Binding,
     issuer::terms::{ClientAuth, Wants},
-    keys::{CertificateSettings, Custody, SignedBy},
+    keys::{CLIENT_CERTIFICATE, CertificateSettings, Custody, SignedBy, default_path},
     policy::{CredentialRule, Identity, Per},
 };
 
@@ -83,7 +83,7 @@ pub(super) fn certificate(
         }
     }
     reader.finish();
-    let default = || state.join("keys").join(format!("{identity}.client-certificate.pem"));
+    let default = || default_path(&state.join("keys"), identity, CLIENT_CERTIFICATE);
     let custody =
         if in_memory { Custody::Memory } else { Custody::File { path: path.unwrap_or_else(default) } };
     let signed_by = certificate.map_or(SignedBy::Itself, SignedBy::Others);

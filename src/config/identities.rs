@@ -20,7 +20,10 @@ use super::{
 use crate::{
     credential::Binding,
     jose::Algorithm,
-    keys::{CertificateSettings, Custody, KeySettings, RotationSettings, rotation::MAX_AGE},
+    keys::{
+        CLIENT_AUTH, CertificateSettings, Custody, KeySettings, RotationSettings, default_path,
+        rotation::MAX_AGE,
+    },
     policy::{self, Assurance, CredentialRule, Exception, Identity, Named, Per, Proofs, Selectors},
     proof::Target,
 };
@@ -116,7 +119,7 @@ fn selectors(mut reader: Reader<'_>) -> Selectors {
 }
 
 fn key(reader: &mut Reader<'_>, identity: &str, state: &std::path::Path) -> KeySettings {
-    let default = state.join("keys").join(format!("{identity}.client-auth.pem"));
+    let default = default_path(&state.join("keys"), identity, CLIENT_AUTH);
     let Some(mut reader) = reader.table("key") else {
         let custody = Custody::File { path: default };
         let rotation = RotationSettings::default();

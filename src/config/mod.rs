@@ -39,7 +39,10 @@ pub fn load(
     now: Timestamp,
 ) -> Result<Settings, Vec<Mistake>> {
     let written = file::Written::read(path, environment)?;
-    settings::mean(&written, now).map_err(|mistakes| {
+    // Where the service manager puts what it gives to this unit alone (systemd.exec(5)).
+    let credentials = environment.get("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let credentials = credentials.filter(|directory| directory.is_absolute());
+    settings::mean(&written, credentials, now).map_err(|mistakes| {
         let mut mistakes: Vec<Mistake> =
             mistakes.into_iter().map(|(key, message)| written.mistake(path, &key, message)).collect();
         mistakes.sort_by(|one, other| {

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
     issuer::terms::Wants,
-    keys::{CertificateSettings, Custody, KeySettings, SignedBy, Workshop},
+    keys::{CertificateSettings, Custody, Home, KeySettings, MACHINE_ID, SealSettings, SignedBy, Workshop},
     policy::{Assurance, Export, Exports, Identity, Policy},
     wire::ListenSettings,
 };
@@ -63,8 +63,12 @@ pub struct Settings {
 pub struct Kept {
     /// Revocations that wait, sealed; in the runtime directory, so gone with the host's power.
     pub revocations: PathBuf,
-    /// The key that seals; in the state directory.
+    /// The key that seals them; in the state directory.
     pub sealing_key: PathBuf,
+    /// Where the key comes from that seals key files, that one too.
+    pub sealing: SealSettings,
+    /// How a copy of the state directory is known for one; none if it is not to be.
+    pub home: Option<Home>,
     /// The identities that an operator has switched off.
     pub disabled: PathBuf,
     /// Where keys are made that the settings name no other place for.
@@ -85,9 +89,15 @@ pub struct Listen {
 }
 
 impl Settings {
+    /// The files with keys in them, where the settings have them.
+    pub fn key_files(&self) -> impl Iterator<Item = &std::path::Path> {
+        key_files(&self.keys, &self.certificates)
+    }
+
     /// Whether what is only read at start differs: a reload has to say so.
     pub fn listen_differs(&self, other: &Self) -> bool {
-        self.listen != other.listen || self.exports != other.exports || self.audit != other.audit
+        let kept = self.kept.sealing != other.kept.sealing || self.kept.home != other.kept.home;
+        self.listen != other.listen || self.exports != other.exports || self.audit != other.audit || kept
     }
 }
 
@@ -112,7 +122,11 @@ pub enum LogFormat {
 }
 
 /// Gives every part its meaning.
-pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(String, String)>> {
+pub(super) fn mean(
+    written: &Written,
+    credentials: Option<PathBuf>,
+    now: Timestamp,
+) -> Result<Settings, Vec<(String, String)>> {
     let mistakes: Mistakes = RefCell::new(vec![]);
     let mut top = Reader::new(&written.tree, "", &mistakes);
 
@@ -123,6 +137,7 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
     let listen = listen(&mut top, &runtime);
     let audit = audit(&mut top, &state);
     let log = log(&mut top);
+    let (sealing, home) = sealing(&mut top, &state, credentials);
     let issuers = issuers(&mut top, &environment, &state);
     let (identities, keys, certificates, registrations) = identities(&mut top, &state, &issuers);
     let (exports, served) = exports(&mut top, &listen);
@@ -152,6 +167,8 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
             kept: Kept {
                 revocations: runtime.join("revocations"),
                 sealing_key: state.join("keys/sealing.pem"),
+                sealing,
+                home,
                 disabled: state.join("disabled.json"),
                 keys: workshop,
             },
@@ -171,20 +188,27 @@ pub(super) fn mean(written: &Written, now: Timestamp) -> Result<Settings, Vec<(S
     }
 }
 
+/// The files with keys in them.
+fn key_files<'a>(
+    keys: &'a BTreeMap<Arc<str>, KeySettings>,
+    certificates: &'a BTreeMap<Arc<str>, CertificateSettings>,
+) -> impl Iterator<Item = &'a std::path::Path> {
+    let custodies =
+        keys.values().map(|key| &key.custody).chain(certificates.values().map(|one| &one.custody));
+    custodies.filter_map(|custody| match custody {
+        Custody::File { path } => Some(path.as_path()),
+        Custody::Memory => None,
+    })
+}
+
 /// The files of keys and certificates that are in use.
 fn named(
     keys: &BTreeMap<Arc<str>, KeySettings>,
     certificates: &BTreeMap<Arc<str>, CertificateSettings>,
     identities: &[Identity],
 ) -> BTreeSet<PathBuf> {
-    let custodies =
-        keys.values().map(|key| &key.custody).chain(certificates.values().map(|one| &one.custody));
-    let keys = custodies.filter_map(|custody| match custody {
-        Custody::File { path } => Some(path),
-        Custody::Memory => None,
-    });
     let chains = certificates.values().filter_map(|one| match &one.signed_by {
-        SignedBy::Others(path) => Some(path),
+        SignedBy::Others(path) => Some(path.as_path()),
         SignedBy::Itself => None,
     });
     let rules = identities.iter().flat_map(|identity| identity.credentials.values());
@@ -192,7 +216,8 @@ fn named(
         Wants::Certificate(terms) => terms.path.as_ref(),
         Wants::Token | Wants::Lease(_) => None,
     });
-    keys.chain(chains).chain(kept).cloned().collect()
+    let kept = kept.map(PathBuf::as_path);
+    key_files(keys, certificates).chain(chains).chain(kept).map(PathBuf::from).collect()
 }
 
 fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {
@@ -312,6 +337,35 @@ fn audit(top: &mut Reader<'_>, state: &std::path::Path) -> LedgerSettings {
         audit.finish();
     }
     settings
+}
+
+/// Where the key comes from that seals key files, and whether a copy of them is looked out for.
+fn sealing(
+    top: &mut Reader<'_>,
+    state: &std::path::Path,
+    credentials: Option<PathBuf>,
+) -> (SealSettings, Option<Home>) {
+    let directory = state.join("keys");
+    let mut settings = SealSettings { credentials, directory, ..SealSettings::default() };
+    let mut clone_detection = true;
+    if let Some(mut keys) = top.table("keys") {
+        settings.key = keys.path("sealing_key");
+        settings.old_key = keys.path("old_sealing_key");
+        settings.required = keys.word("sealed", false, &[("if_possible", false), ("required", true)]);
+        clone_detection = keys.boolean("clone_detection", true);
+        for (key, path) in [("sealing_key", &settings.key), ("old_sealing_key", &settings.old_key)] {
+            let Some(path) = path else { continue };
+            let climbs = path.components().any(|part| part == Component::ParentDir);
+            if climbs || path.starts_with(state) {
+                let message = "whoever copies the state directory must not get it too: it has to be outside, and named \
+                               without \"..\"";
+                keys.wrong(key, message);
+            }
+        }
+        keys.finish();
+    }
+    let home = clone_detection.then(|| Home { state: state.into(), machine_id: MACHINE_ID.into() });
+    (settings, home)
 }
 
 fn log(top: &mut Reader<'_>) -> Log {

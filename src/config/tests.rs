@@ -97,6 +97,7 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     assert_eq!(example.audit.checkpoint_every, plain.audit.checkpoint_every);
     assert_eq!(example.log, plain.log);
     assert_eq!(example.drain, plain.drain);
+    assert_eq!((&example.kept.sealing, &example.kept.home), (&plain.kept.sealing, &plain.kept.home));
     let key =
         |settings: &Settings| KeySettings { dpop: BTreeSet::new(), ..settings.keys["payments"].clone() };
     assert_eq!(key(&example), key(&plain));
@@ -805,4 +806,38 @@ fn a_registration_is_of_a_client_whose_keys_are_registered_and_at_its_issuer() {
         "client_id = \"payments\"\nclient_auth = \"tls_client_auth\"\nresource",
     );
     assert!(mistakes(&named).join("\n").contains("an issuer is told of no key"));
+}
+
+#[test]
+fn a_sealing_key_is_the_service_managers_or_lies_outside_the_state_directory() {
+    // KEY-11, S9
+    let with = |keys: &str| {
+        GOOD.replace("environment = \"prod\"\n", &format!("environment = \"prod\"\n[keys]\n{keys}\n"))
+    };
+    let sealing = |keys: &str, environment: &[(&str, &str)]| {
+        Desk::with(&with(keys)).load(environment).map(|settings| (settings.kept.sealing, settings.kept.home))
+    };
+    let (given, home) =
+        sealing("", &[("CREDENTIALS_DIRECTORY", "/run/credentials/keybearer.service")]).unwrap();
+    assert_eq!(given.credentials.as_deref(), Some(Path::new("/run/credentials/keybearer.service")));
+    assert!(!given.required && given.key.is_none() && home.is_some());
+    let (given, home) = sealing(
+        "sealing_key = \"/etc/keybearer/key\"\nold_sealing_key = \"/etc/keybearer/old\"\nsealed = \"required\"\nclone_detection = false",
+        &[],
+    )
+    .unwrap();
+    assert_eq!(given.key.as_deref(), Some(Path::new("/etc/keybearer/key")));
+    assert_eq!(given.old_key.as_deref(), Some(Path::new("/etc/keybearer/old")));
+    assert!(given.required && given.credentials.is_none() && home.is_none());
+    for (wrong, key) in [
+        ("sealing_key = \"/var/lib/keybearer/sealing.key\"", "keys.sealing_key: whoever copies"),
+        ("sealing_key = \"/etc/../var/lib/keybearer/key\"", "keys.sealing_key: whoever copies"),
+        ("old_sealing_key = \"/var/lib/keybearer/keys/old\"", "keys.old_sealing_key: whoever copies"),
+        ("sealing_key = \"key\"", "keys.sealing_key: it has to be an absolute path"),
+        ("sealed = true", "keys.sealed: "),
+        ("clone_detection = \"no\"", "keys.clone_detection: "),
+    ] {
+        let told = sealing(wrong, &[]).unwrap_err();
+        assert!(told.len() == 1 && told[0].contains(key), "{wrong}: {told:?}");
+    }
 }

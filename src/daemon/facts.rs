@@ -1,9 +1,11 @@
 //! What the daemon knows and the rooms do not, for an operator who asks how things are.
 
+use std::path::PathBuf;
+
 use crate::{
     attest::{Evidence, Hold, Level},
     config::{IssuerSettings, Settings},
-    keys::{Keyring, Purpose, remains},
+    keys::{Keyring, Purpose, remains, unsealed},
     serve::operator::{Facts, KeyFacts},
 };
 
@@ -36,11 +38,15 @@ pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidenc
         })
     };
     // Where it cannot be looked, keys could not be made either, and that is told elsewhere.
-    for name in remains(&settings.kept.keys, known).unwrap_or_default().keys() {
+    for (name, files) in remains(&settings.kept.keys, known).unwrap_or_default() {
+        let plain =
+            keys.vault().sealed_by().is_some() && !unsealed(files.iter().map(PathBuf::as_path)).is_empty();
+        let plain = if plain { ", and are not sealed" } else { "" };
         warnings.push(format!(
-            "{name} is in the settings no more, but its keys are there: keybearer keys destroy {name}"
+            "{name} is in the settings no more, but its keys are there{plain}: keybearer keys destroy {name}"
         ));
     }
+    warnings.extend(copies(settings, keys));
     Facts {
         environment: settings.environment.clone(),
         max_level: max_level(probed),
@@ -54,6 +60,29 @@ pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidenc
         warnings,
         reload_error: String::new(),
     }
+}
+
+/// What a copy of the state directory is good for.
+fn copies(settings: &Settings, keys: &Keyring) -> Vec<String> {
+    let (kept, mut warnings) = (&settings.kept, Vec::new());
+    if keys.vault().sealed_by().is_none() {
+        warnings.push(kept.sealing.advice());
+    } else {
+        for path in unsealed(settings.key_files()) {
+            warnings.push(format!(
+                "{} is not sealed: whoever copies it can use it until it is rotated. A file that the settings name is left as \
+                 it is; the next key, which keybearer rotate makes, is sealed",
+                path.display()
+            ));
+        }
+    }
+    if kept.home.as_ref().is_some_and(|home| !home.has_machine_id()) {
+        warnings.push(
+            "this host has no machine-id: a state directory that is copied elsewhere is not known for one"
+                .into(),
+        );
+    }
+    warnings
 }
 
 /// The strongest level this host and these privileges can prove (ATT-03), by trying on ourselves.

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::{
     attest::{Attestor, Hold, Interests, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
-    broker::{self, Books, Broker, Keeper, News, PendingFile, Registrar, Rotor, Vault},
+    broker::{self, Books, Broker, Keeper, News, PendingFile, Registrar, Rights, Rotor},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Settings},
     issuer::{
@@ -35,7 +35,7 @@ use crate::{
         x509::{Unbuilt, step},
     },
     journey::{Journey, Rules},
-    keys::{CertificateError, Certificates, FileError, KeyError, Keyring, Now, SealingKey},
+    keys::{CertificateError, Certificates, FileError, HomeError, KeyError, Keyring, Now, SealingKey, Vault},
     policy::{Door, Identity, Per},
     serve::{
         Speaks,
@@ -75,9 +75,15 @@ pub enum BuildError {
     /// The right to a registration lies open.
     #[error("{}", lines(.0))]
     Registrations(Vec<String>),
-    /// The sealing key cannot be had.
+    /// The state directory is another machine's.
+    #[error("{0}")]
+    Home(#[from] HomeError),
+    /// The key that seals what is kept cannot be had.
     #[error("the key that seals what is kept for the next start: {0}")]
     Sealing(FileError),
+    /// The key that seals key files cannot be had.
+    #[error("{0}")]
+    Vault(FileError),
     /// A socket cannot be made.
     #[error("{0}")]
     Wire(#[from] WireError),
@@ -116,6 +122,8 @@ pub struct Daemon {
     facts: Arc<ArcSwap<Facts>>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
+    /// Whether an operator made the state directory this machine's since the last start.
+    adopted: bool,
     started: Boot,
 }
 
@@ -130,8 +138,18 @@ impl Daemon {
         clock: Arc<dyn Clock>,
         dice: Arc<dyn Dice>,
     ) -> Result<Self, BuildError> {
-        let keys =
-            Keyring::open(&settings.keys, &Keyring::default(), Now::by(&*clock)).map_err(BuildError::Keys)?;
+        let kept = &settings.kept;
+        // Whose the directory is comes before anything in it.
+        let known =
+            kept.home.as_ref().map(|home| Ok((home, home.look()?))).transpose().map_err(BuildError::Home)?;
+        let vault = Vault::open(&kept.sealing, Arc::clone(&dice)).map_err(BuildError::Vault)?;
+        let sealing = SealingKey::open(&kept.sealing_key, &vault).map_err(BuildError::Sealing)?;
+        let adopted = match known {
+            Some((home, known)) => home.settle(known, &sealing, &*dice)?,
+            None => false,
+        };
+        let keys = Keyring::open(&settings.keys, &Keyring::within(vault.clone()), Now::by(&*clock))
+            .map_err(BuildError::Keys)?;
         let certificates =
             Certificates::open(&settings.certificates, &Certificates::default(), &keys, clock.wall())
                 .map_err(BuildError::Certificates)?;
@@ -146,14 +164,14 @@ impl Daemon {
             host(),
             boot_id(),
             agent,
+            &vault,
             Arc::clone(&clock),
             Arc::clone(&dice),
         )?;
         let (told, news) = mpsc::unbounded_channel();
         registrable(&settings).map_err(BuildError::Registrations)?;
-        let sealing = || SealingKey::open(&settings.kept.sealing_key).map_err(BuildError::Sealing);
-        let registrar = Registrar::new(Vault::new(sealing()?, Arc::clone(&dice)), Arc::clone(&dice));
-        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing()?, Arc::clone(&dice));
+        let registrar = Registrar::new(Rights::new(sealing.clone(), Arc::clone(&dice)), Arc::clone(&dice));
+        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let probed = attestor.evidence(std::process::id(), Hold::Socket, &Interests::default()).ok();
@@ -183,6 +201,7 @@ impl Daemon {
             origin,
             clock,
             dice,
+            adopted,
         })
     }
 
@@ -219,6 +238,7 @@ impl Daemon {
             facts,
             clock,
             dice,
+            adopted,
             started,
         } = self;
         let scribe = tokio::spawn(scribe.run());
@@ -227,7 +247,14 @@ impl Daemon {
             let journey = Arc::clone(&journey);
             async move { journey.write_down(news).await }
         });
-        record(&journey, EventType::AgentStart, format!("environment {}", settings.environment)).await?;
+        let mut what = format!("environment {}", settings.environment);
+        if let Some(by) = keys.vault().sealed_by() {
+            what.push_str(&format!("; key files are sealed by {by}"));
+        }
+        if adopted {
+            what.push_str("; an operator adopted the state directory for this machine");
+        }
+        record(&journey, EventType::AgentStart, what).await?;
         for (identity, purpose, key) in keys.iter() {
             record(
                 &journey,
@@ -372,13 +399,15 @@ fn books(
                 issuers.insert(Arc::clone(name), Arc::new(made));
             }
             IssuerSettings::StepCa(ca) => {
-                let made = step::issuer(ca.clone(), Arc::clone(clock), Arc::clone(dice))
-                    .map_err(|error| BuildError::Authority(name.to_string(), error))?;
+                let made =
+                    step::issuer(ca.clone(), keys.vault().clone(), Arc::clone(clock), Arc::clone(dice))
+                        .map_err(|error| BuildError::Authority(name.to_string(), error))?;
                 issuers.insert(Arc::clone(name), made);
             }
             IssuerSettings::OpenBao(server) => {
-                let made = OpenBao::new(server.clone(), Arc::clone(clock), Arc::clone(dice))
-                    .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
+                let made =
+                    OpenBao::new(server.clone(), keys.vault().clone(), Arc::clone(clock), Arc::clone(dice))
+                        .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
                 issuers.insert(Arc::clone(name), Arc::new(made));
             }
         }

@@ -346,7 +346,7 @@ impl Steward {
         let mut changes = changes(&self.settings.policy, &settings.policy);
         if settings.listen_differs(&self.settings) {
             let message =
-                "[listen], [limits], [audit] and the sockets of [exports] change at the next restart";
+                "[keys], [listen], [limits], [audit] and the sockets of [exports] change at the next restart";
             changes.push(message.into());
         }
         self.journey.ledger().use_config(&settings.digest);

@@ -1,49 +1,110 @@
-//! A private key at rest: a PKCS#8 PEM file of mode 0600 in a directory of mode 0700, both ours (KEY-11).
-//! What is checked is the descriptor that was opened, not the path that was named.
+//! A private key at rest: a PEM file of mode 0600 in a directory of mode 0700, both ours (KEY-11); sealed, or PKCS#8 as it is,
+//! as `vault.rs` has it. What is checked is the descriptor that was opened, not the path that was named.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustix::fs::OFlags;
-use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use zeroize::Zeroizing;
 
-use super::memory::Key;
-use crate::{jose::Algorithm, secret::Secret};
+use super::{
+    memory::{Key, PublicHalf},
+    rotation::settled,
+    vault::{Found, Slot},
+};
+use crate::{
+    jose::{Algorithm, PublicKey, Signer},
+    secret::Secret,
+};
 
 /// Larger than any key we can use; a longer file is not a key.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// Opens the key at `path`, or makes one there. A file that is there is never overwritten.
-pub(super) fn open_or_make(path: &Path, algorithm: Algorithm) -> Result<Key, FileError> {
-    let pkcs8 = open_or_make_pkcs8(path, algorithm)?;
-    Key::from_pkcs8(&pkcs8, algorithm)
-        .map_err(|_| FileError::NotForAlgorithm { path: path.into(), algorithm })
+/// What is put behind a key's name while it makes room for another.
+pub(super) const STAGES: [&str; 2] = [".next", ".before"];
+
+/// Opens the key at `path`, or makes one there. A file that is there is never overwritten. Where it is sealed and only public
+/// halves are wanted, it is one.
+pub(super) fn open_or_make(
+    path: &Path,
+    algorithm: Algorithm,
+    slot: Slot<'_>,
+) -> Result<Arc<dyn Signer>, FileError> {
+    let unfit = || FileError::NotForAlgorithm { path: path.into(), algorithm };
+    let pkcs8 = match read(path, slot) {
+        Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+            make(path, algorithm, slot)?
+        }
+        Err(error) => return Err(error),
+        Ok(Found { pkcs8: Some(pkcs8), .. }) => pkcs8,
+        Ok(Found { open, .. }) => {
+            let jwk = serde_json::from_slice(&open).ok();
+            let public = jwk.and_then(|jwk| PublicKey::from_jwk(&jwk).ok()).ok_or_else(unfit)?;
+            return Ok(Arc::new(PublicHalf::new(public, algorithm).ok_or_else(unfit)?));
+        }
+    };
+    Ok(Arc::new(Key::from_pkcs8(&pkcs8, algorithm).map_err(|_| unfit())?))
 }
 
 /// The same, as PKCS#8, for the other keys of this room.
-pub(super) fn open_or_make_pkcs8(path: &Path, algorithm: Algorithm) -> Result<Secret, FileError> {
-    match open(path) {
-        Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => make(path, algorithm),
+pub(super) fn open_or_make_pkcs8(
+    path: &Path,
+    algorithm: Algorithm,
+    slot: Slot<'_>,
+) -> Result<Secret, FileError> {
+    match open(path, slot) {
+        Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+            make(path, algorithm, slot)
+        }
         done => done,
     }
 }
 
 /// The PKCS#8 key in the file at `path`.
-pub(super) fn open(path: &Path) -> Result<Secret, FileError> {
-    let pem = read_private(path)?;
-    let der =
-        PrivatePkcs8KeyDer::from_pem_slice(&pem).map_err(|_| FileError::NotPkcs8 { path: path.into() })?;
-    Ok(Secret::new(der.secret_pkcs8_der()))
+pub(super) fn open(path: &Path, slot: Slot<'_>) -> Result<Secret, FileError> {
+    read(path, slot)?.pkcs8.ok_or_else(|| FileError::NoSealingKey { path: path.into() })
+}
+
+/// What is in the key file at `path`.
+pub(super) fn read(path: &Path, slot: Slot<'_>) -> Result<Found, FileError> {
+    read_keeping(path, slot, |found| Ok(found.pkcs8.as_ref().map(public_line).unwrap_or_default()))
+}
+
+/// What is in a key file. One that should be sealed, or sealed anew, is, with what `open` makes of it standing open.
+pub(super) fn read_keeping(
+    path: &Path,
+    slot: Slot<'_>,
+    open: impl FnOnce(&Found) -> Result<String, FileError>,
+) -> Result<Found, FileError> {
+    let (text, meta) = read_private(path)?;
+    let found = slot.found(path, &text)?;
+    if let (true, Some(pkcs8)) = (found.stale, &found.pkcs8) {
+        let sealed = slot.text(path, pkcs8, &open(&found)?)?;
+        match put_in_place_of(path, &meta, &sealed) {
+            Ok(()) => tracing::info!(path = %path.display(), "sealed"),
+            Err(error) if slot.insists() => return Err(FileError::Io { path: path.into(), error }),
+            // It can be used all the same, and the next start tries again.
+            Err(error) => tracing::error!(%error, path = %path.display(), "it is not sealed yet: make room"),
+        }
+    }
+    Ok(found)
+}
+
+/// The public JWK of a key, in a line. Empty for one that has none here.
+fn public_line(pkcs8: &Secret) -> String {
+    let algorithms = [Algorithm::Es256, Algorithm::EdDsa, Algorithm::Rs256];
+    let key = algorithms.iter().find_map(|algorithm| Key::from_pkcs8(pkcs8, *algorithm).ok());
+    key.map(|key| format!("{}\n", key.public().members())).unwrap_or_default()
 }
 
 /// What is in a file that only we can read and replace.
-pub(super) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+fn read_private(path: &Path) -> Result<(Zeroizing<Vec<u8>>, fs::Metadata), FileError> {
     if let Some(directory) = path.parent() {
         check_directory(directory)?;
     }
@@ -53,6 +114,28 @@ pub(super) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError>
     if meta.nlink() > 1 {
         forget_link(path, &meta)?;
     }
+    Ok((read_whole(path, &file)?, meta))
+}
+
+/// What is in a file that we or root gave us to read. That of root may be read by a group: so does the service manager show
+/// that we alone may, by an access control list whose mask stands where the group's mode is.
+pub(super) fn read_entrusted(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let file = open_itself(path)?;
+    let meta = check_file(path, &file)?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let around = fs::metadata(directory).map_err(|error| FileError::Io { path: directory.into(), error })?;
+    let by_group = if rustix::process::geteuid().is_root() { 0 } else { 0o040 };
+    for (path, meta, forbidden) in [(directory, &around, 0o022), (path, &meta, 0o077)] {
+        let root = meta.uid() == 0;
+        if !root {
+            refuse_foreign(path, meta)?;
+        }
+        let forbidden = if root { forbidden & !by_group } else { forbidden };
+        if meta.mode() & forbidden != 0 {
+            let wanted = meta.mode() & 0o7777 & !forbidden;
+            return Err(FileError::Perm { path: path.into(), mode: meta.mode() & 0o7777, wanted });
+        }
+    }
     read_whole(path, &file)
 }
 
@@ -61,7 +144,7 @@ pub(super) fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError>
 /// # Errors
 /// [`FileError`] as for every key file.
 pub fn read_secret(path: &Path) -> Result<Secret, FileError> {
-    let mut text = read_private(path)?;
+    let (mut text, _) = read_private(path)?;
     let end = text.iter().rposition(|byte| !byte.is_ascii_whitespace()).map_or(0, |last| last + 1);
     text.truncate(end);
     Ok(Secret::new(std::mem::take(&mut *text)))
@@ -80,7 +163,8 @@ pub(super) fn read_public(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> 
     read_whole(path, &file)
 }
 
-fn open_itself(path: &Path) -> Result<File, FileError> {
+/// Opens what is at `path` itself: no link is followed, and no pipe waited for.
+pub(super) fn open_itself(path: &Path) -> Result<File, FileError> {
     let nofollow = (OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK).bits();
     let opened = OpenOptions::new().read(true).custom_flags(nofollow.cast_signed()).open(path);
     opened.map_err(|error| FileError::Io { path: path.into(), error })
@@ -93,9 +177,10 @@ fn read_whole(path: &Path, file: &File) -> Result<Zeroizing<Vec<u8>>, FileError>
     Ok(read)
 }
 
-fn make(path: &Path, algorithm: Algorithm) -> Result<Secret, FileError> {
+fn make(path: &Path, algorithm: Algorithm, slot: Slot<'_>) -> Result<Secret, FileError> {
     let pkcs8 = Key::generate_pkcs8(algorithm)?;
-    write_private(path, &pem("PRIVATE KEY", pkcs8.expose()))?;
+    let open = if slot.seals() { public_line(&pkcs8) } else { String::new() };
+    write_private(path, &slot.text(path, &pkcs8, &open)?)?;
     Ok(pkcs8)
 }
 
@@ -142,6 +227,29 @@ pub(super) fn write_private(path: &Path, pem: &str) -> Result<(), FileError> {
     })();
     let swept = unlink(&beside);
     written.map_err(io).and(swept)
+}
+
+/// Puts `text` in the place of what was read at `path`, of which nothing keeps its name. Whatever happens meanwhile, one of the
+/// two is there whole. It keeps its date, which says how old the key is.
+fn put_in_place_of(path: &Path, was: &fs::Metadata, text: &str) -> io::Result<()> {
+    let beside = unfinished(path);
+    let gone = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) };
+    fs::remove_file(&beside).or_else(gone)?;
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.set_modified(was.modified()?)?;
+        file.sync_all()?;
+        if !is_same(was, &fs::symlink_metadata(path)?) {
+            return Err(io::Error::other("another agent or command replaced it at the same moment"));
+        }
+        fs::rename(&beside, path)?;
+        settled(path)
+    })();
+    if written.is_err() {
+        fs::remove_file(&beside).or_else(gone)?;
+    }
+    written
 }
 
 /// Where a file is written before it is at `path`.
@@ -255,6 +363,15 @@ pub enum FileError {
         /// What was wanted.
         algorithm: Algorithm,
     },
+    /// It is sealed, and there is no key for it.
+    #[error(
+        "{path} is sealed, or has to be, and there is no sealing key here: the agent is given one as the credential \
+         keybearer.sealing-key (systemd-creds) or by keys.sealing_key, and makes at its start what is not there yet"
+    )]
+    NoSealingKey {
+        /// Which.
+        path: PathBuf,
+    },
     /// No PKCS#8 PEM in it.
     #[error("{path} is no PKCS#8 PEM (BEGIN PRIVATE KEY): openssl pkcs8 -topk8 -nocrypt converts a key")]
     NotPkcs8 {
@@ -281,12 +398,40 @@ pub enum FileError {
         /// What it should have.
         wanted: u32,
     },
+    /// It is sealed, and does not open.
+    #[error(
+        "{path} is sealed, and does not open as the {what}: by another sealing key, as that of another host or an older one, \
+         for another use, or it was changed. Give the agent that key, an older one as keys.old_sealing_key; if it is lost, \
+         move the file away, and register the key that is made instead"
+    )]
+    Sealed {
+        /// Which.
+        path: PathBuf,
+        /// What it was to be.
+        what: String,
+    },
+    /// The sealing key is none.
+    #[error(
+        "the sealing key {path} {what}: 32 bytes of chance or more, as head -c 32 /dev/urandom gives, are one"
+    )]
+    SealingKey {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// Two identities, one key.
     #[error("it is the same key as that of identity {other}: each identity has its own (KEY-01)")]
     Shared {
         /// Whose it also is.
         other: String,
     },
+    /// Keys have to be sealed, and there is no sealing key.
+    #[error(
+        "keys.sealed = \"required\", and there is no sealing key: give the unit the credential keybearer.sealing-key \
+         (systemd-creds), or name a file as keys.sealing_key"
+    )]
+    Unsealed,
     /// Not a key *ring* accepts.
     #[error("it is not a usable private key")]
     Unusable,

@@ -131,6 +131,45 @@ impl fmt::Debug for Key {
     }
 }
 
+/// The public half of a key that is sealed here: it can be shown, and cannot sign.
+#[derive(Debug)]
+pub(super) struct PublicHalf {
+    algorithm: Algorithm,
+    public: PublicKey,
+    kid: String,
+}
+
+impl PublicHalf {
+    /// None if a key for this algorithm has no such half.
+    pub(super) fn new(public: PublicKey, algorithm: Algorithm) -> Option<Self> {
+        let fits = match &public {
+            PublicKey::P256 { .. } => algorithm == Algorithm::Es256,
+            PublicKey::Ed25519 { .. } => algorithm == Algorithm::EdDsa,
+            PublicKey::Rsa { .. } => matches!(algorithm, Algorithm::Ps256 | Algorithm::Rs256),
+        };
+        let kid = public.thumbprint();
+        fits.then_some(Self { algorithm, public, kid })
+    }
+}
+
+impl Signer for PublicHalf {
+    fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    fn public(&self) -> &PublicKey {
+        &self.public
+    }
+
+    fn kid(&self) -> &str {
+        &self.kid
+    }
+
+    fn sign(&self, _input: SigningInput<'_>) -> Result<Vec<u8>, SignError> {
+        Err(SignError)
+    }
+}
+
 fn array(bytes: &[u8]) -> Result<[u8; 32], FileError> {
     bytes.try_into().map_err(|_| FileError::Unusable)
 }

@@ -3,11 +3,13 @@
 
 mod certificate;
 mod file;
+mod machine;
 mod memory;
 mod note;
 mod remains;
 pub mod rotation;
 mod seal;
+mod vault;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,15 +21,18 @@ use std::{
 
 pub use certificate::{
     CertificateError, CertificateSettings, Certificates, ClientCertificate, Enrolment, KeyKind, Name,
-    NotShown, Showing, SignedBy, Subject, certificate_pem, forget, pair,
+    NotShown, PairFile, Showing, SignedBy, Subject, certificate_pem,
 };
 pub use file::{FileError, read_secret};
+pub use machine::{Home, HomeError, MACHINE_ID};
 pub use memory::Key;
 pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
 pub use remains::{Workshop, destroy, remains};
 pub use rotation::{Due, Now};
 use rotation::{Held, Stage};
 pub use seal::SealingKey;
+use vault::Slot;
+pub use vault::{CREDENTIAL, SealSettings, Vault, default_path, unsealed};
 
 use crate::{
     clock::Boot,
@@ -46,18 +51,27 @@ pub enum Purpose {
 impl fmt::Display for Purpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ClientAuth => f.write_str("client-auth"),
+            Self::ClientAuth => f.write_str(CLIENT_AUTH),
             Self::Dpop(issuer) => write!(f, "dpop at {issuer}"),
         }
     }
 }
+
+/// What the file of such a key is called.
+pub const CLIENT_AUTH: &str = "client-auth";
+
+/// What the file is called that has the key of a client certificate in it.
+pub const CLIENT_CERTIFICATE: &str = "client-certificate";
+
+/// What the file is called that has the key of a certificate of a CA's in it, behind the name of the credential.
+pub const CREDENTIAL_CERTIFICATE: &str = "certificate";
 
 /// Where one identity's keys live.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Custody {
     /// Made at each start, gone at each stop: the issuer must learn it anew, so for development and tests.
     Memory,
-    /// A PKCS#8 file, mode 0600 in a directory of mode 0700. Made at first use unless the operator put one there.
+    /// A file, sealed or PKCS#8 as it is, mode 0600 in a directory of mode 0700. Made at first use unless the operator put one there.
     File {
         /// The file.
         path: PathBuf,
@@ -104,11 +118,22 @@ fn proof_key() -> Result<Arc<dyn Signer>, FileError> {
 pub struct Keyring {
     held: BTreeMap<(Arc<str>, Purpose), Held>,
     settings: BTreeMap<Arc<str>, KeySettings>,
+    vault: Vault,
 }
 
 impl Keyring {
-    /// Opens or makes the keys that `wanted` asks for. A key in memory that `before` holds under the same
-    /// settings stays, so that a reload does not make the issuer forget us.
+    /// No keys yet; the files of those that come are kept as `vault` says.
+    pub fn within(vault: Vault) -> Self {
+        Self { vault, ..Self::default() }
+    }
+
+    /// How the files are kept.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// Opens or makes the keys that `wanted` asks for, in the vault of `before`. A key in memory that `before` holds under the
+    /// same settings stays, so that a reload does not make the issuer forget us.
     ///
     /// # Errors
     /// Every [`KeyError`], not only the first, so that one look mends all.
@@ -129,7 +154,9 @@ impl Keyring {
                 (Custody::Memory, None) => {
                     Key::generate(settings.algorithm).map(|key| Held::fresh(Arc::new(key), now))
                 }
-                (Custody::File { path }, _) => Held::open(path, settings, now),
+                (Custody::File { path }, _) => {
+                    Held::open(path, settings, Slot::of(&before.vault, CLIENT_AUTH, identity), now)
+                }
             });
             let proofs = settings.dpop.iter().map(|issuer| {
                 let slot = (Arc::clone(identity), Purpose::Dpop(Arc::clone(issuer)));
@@ -154,7 +181,8 @@ impl Keyring {
                 }
             }
         }
-        if errors.is_empty() { Ok(Self { held, settings: wanted.clone() }) } else { Err(errors) }
+        let vault = before.vault.clone();
+        if errors.is_empty() { Ok(Self { held, settings: wanted.clone(), vault }) } else { Err(errors) }
     }
 
     /// The key of `identity` that signs for `purpose` now.
@@ -201,7 +229,7 @@ impl Keyring {
     /// # Errors
     /// [`KeyError`]; what there was stays.
     pub fn begin(&self, identity: &Arc<str>, now: Now) -> Result<Self, KeyError> {
-        self.turned(identity, |held, settings| held.begin(settings, now))
+        self.turned(identity, |held, settings, slot| held.begin(settings, slot, now))
     }
 
     /// The same, with the next one signing.
@@ -209,7 +237,7 @@ impl Keyring {
     /// # Errors
     /// [`KeyError`].
     pub fn switch(&self, identity: &Arc<str>, now: Now) -> Result<Self, KeyError> {
-        self.turned(identity, |held, settings| held.switch(settings, now))
+        self.turned(identity, |held, settings, _| held.switch(settings, now))
     }
 
     /// The same, with the one before destroyed.
@@ -217,7 +245,7 @@ impl Keyring {
     /// # Errors
     /// [`KeyError`].
     pub fn finish(&self, identity: &Arc<str>) -> Result<Self, KeyError> {
-        self.turned(identity, |held, settings| held.finish(settings))
+        self.turned(identity, |held, settings, _| held.finish(settings))
     }
 
     /// The same, with another key at once and whatever there was destroyed (KEY-07). Those that bind tokens
@@ -226,7 +254,7 @@ impl Keyring {
     /// # Errors
     /// [`KeyError`].
     pub fn replace(&self, identity: &Arc<str>, now: Now) -> Result<Self, KeyError> {
-        self.turned(identity, |held, settings| held.replace(settings, now))
+        self.turned(identity, |held, settings, slot| held.replace(settings, slot, now))
     }
 
     /// The same, with other keys for what is bound from now on; what is bound already keeps its own (DPOP-14).
@@ -273,12 +301,14 @@ impl Keyring {
     fn turned(
         &self,
         identity: &Arc<str>,
-        turn: impl FnOnce(&mut Held, &KeySettings) -> Result<(), FileError>,
+        turn: impl FnOnce(&mut Held, &KeySettings, Slot<'_>) -> Result<(), FileError>,
     ) -> Result<Self, KeyError> {
         let mut ring = self.clone();
         let slot = (Arc::clone(identity), Purpose::ClientAuth);
         if let (Some(held), Some(settings)) = (ring.held.get_mut(&slot), self.settings.get(identity)) {
-            turn(held, settings).map_err(|error| KeyError { identity: Arc::clone(identity), error })?;
+            let slot_of_file = Slot::of(&self.vault, CLIENT_AUTH, identity);
+            turn(held, settings, slot_of_file)
+                .map_err(|error| KeyError { identity: Arc::clone(identity), error })?;
         }
         Ok(ring)
     }

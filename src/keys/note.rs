@@ -9,7 +9,7 @@ use ring::{
     signature::{self, Ed25519KeyPair, KeyPair as _},
 };
 
-use super::{FileError, file, memory::Key};
+use super::{FileError, Vault, file, memory::Key, vault::Slot};
 use crate::{
     jose::Algorithm,
     secret::{Secret, hex},
@@ -52,12 +52,13 @@ pub struct CheckpointKey {
 }
 
 impl CheckpointKey {
-    /// Opens the key at `path`, or makes one there.
+    /// Opens the key at `path`, or makes one there, as `vault` keeps files.
     ///
     /// # Errors
     /// [`FileError`] as for every key file.
-    pub fn open(path: &Path, origin: &str) -> Result<Self, FileError> {
-        Self::from_pkcs8(&file::open_or_make_pkcs8(path, Algorithm::EdDsa)?, origin)
+    pub fn open(path: &Path, origin: &str, vault: &Vault) -> Result<Self, FileError> {
+        let slot = Slot::own(vault, "checkpoint");
+        Self::from_pkcs8(&file::open_or_make_pkcs8(path, Algorithm::EdDsa, slot)?, origin)
     }
 
     /// A key that is gone with the process, for tests.

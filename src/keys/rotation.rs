@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use super::{
     Custody, FileError, Key, KeySettings,
     file::{self, destroy},
+    vault::Slot,
 };
 use crate::{
     clock::{Boot, Clock},
@@ -109,16 +110,19 @@ impl Held {
     }
 
     /// Opens a key in a file, and what lies beside it.
-    pub(super) fn open(path: &Path, settings: &KeySettings, now: Now) -> Result<Self, FileError> {
+    pub(super) fn open(
+        path: &Path,
+        settings: &KeySettings,
+        slot: Slot<'_>,
+        now: Now,
+    ) -> Result<Self, FileError> {
         let beside = Beside::of(path);
         let io = |error| FileError::Io { path: path.into(), error };
         // Stopped between the two steps of a switch: the next is the key now.
         if !path.exists() && beside.next.exists() {
             fs::rename(&beside.next, path).map_err(io)?;
         }
-        let open = |path: &Path| -> Result<Arc<dyn Signer>, FileError> {
-            Ok(Arc::new(file::open_or_make(path, settings.algorithm)?))
-        };
+        let open = |path: &Path| file::open_or_make(path, settings.algorithm, slot);
         let since = |path: &Path| fs::metadata(path).map(|meta| Since::file(&meta, now)).map_err(io);
         let signing = open(path)?;
         let stage = if beside.next.exists() {
@@ -146,16 +150,19 @@ impl Held {
     }
 
     /// Makes the next key and publishes it. Nothing, if there is one already.
-    pub(super) fn begin(&mut self, settings: &KeySettings, now: Now) -> Result<(), FileError> {
+    pub(super) fn begin(
+        &mut self,
+        settings: &KeySettings,
+        slot: Slot<'_>,
+        now: Now,
+    ) -> Result<(), FileError> {
         if matches!(self.stage, Stage::Published { .. }) {
             return Ok(());
         }
         self.finish(settings)?;
         let next: Arc<dyn Signer> = match &settings.custody {
             Custody::Memory => Arc::new(Key::generate(settings.algorithm)?),
-            Custody::File { path } => {
-                Arc::new(file::open_or_make(&Beside::of(path).next, settings.algorithm)?)
-            }
+            Custody::File { path } => file::open_or_make(&Beside::of(path).next, settings.algorithm, slot)?,
         };
         self.stage = Stage::Published { next, since: Since::now(now) };
         Ok(())
@@ -197,19 +204,24 @@ impl Held {
     }
 
     /// Emergency: whatever there was is destroyed, and another key signs at once (KEY-07).
-    pub(super) fn replace(&mut self, settings: &KeySettings, now: Now) -> Result<(), FileError> {
+    pub(super) fn replace(
+        &mut self,
+        settings: &KeySettings,
+        slot: Slot<'_>,
+        now: Now,
+    ) -> Result<(), FileError> {
         let made: Arc<dyn Signer> = match &settings.custody {
             Custody::Memory => Arc::new(Key::generate(settings.algorithm)?),
             Custody::File { path } => {
                 let beside = Beside::of(path);
                 destroy(&beside.next)?;
-                let made = file::open_or_make(&beside.next, settings.algorithm)?;
+                let made = file::open_or_make(&beside.next, settings.algorithm, slot)?;
                 destroy(path)?;
                 fs::rename(&beside.next, path)
                     .and_then(|()| settled(path))
                     .map_err(|error| FileError::Io { path: path.clone(), error })?;
                 destroy(&beside.before)?;
-                Arc::new(made)
+                made
             }
         };
         *self = Self::fresh(made, now);

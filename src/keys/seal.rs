@@ -1,25 +1,30 @@
 //! What has to outlive the process and must not be read: sealed. In go bytes and what they are for; out come bytes that only
-//! this agent's sealing key opens, and only for the same use. The key is a file like every other (KEY-11); what it seals is
-//! kept elsewhere, so that neither place alone tells anything.
+//! the same key opens, and only for the same use.
+//!
+//! There are two such keys. The one of the vault (`vault.rs`) is given to the agent and seals key files. The one that is opened
+//! here is a key file like every other (KEY-11), sealed by the first where there is one; what it seals is kept elsewhere, so
+//! that neither place alone tells anything.
 
 use std::{fmt, path::Path};
 
 use ring::{aead, hkdf};
 
-use super::{FileError, file};
+use super::{FileError, Vault, file, vault::Slot};
 use crate::{clock::Dice, jose::Algorithm, secret::Secret};
 
 /// The key that seals.
+#[derive(Clone)]
 pub struct SealingKey(hkdf::Prk);
 
 impl SealingKey {
-    /// Opens the key at `path`, or makes one there.
+    /// Opens the key at `path`, or makes one there, as `vault` keeps files.
     ///
     /// # Errors
     /// [`FileError`] as for every key file.
-    pub fn open(path: &Path) -> Result<Self, FileError> {
+    pub fn open(path: &Path, vault: &Vault) -> Result<Self, FileError> {
+        let slot = Slot::own(vault, "revocations");
         // The file is that of an Ed25519 key, whose form and checks are there; it signs nothing, its bytes are the seed.
-        Ok(Self::of(&file::open_or_make_pkcs8(path, Algorithm::EdDsa)?))
+        Ok(Self::of(&file::open_or_make_pkcs8(path, Algorithm::EdDsa, slot)?))
     }
 
     /// The key of this seed.
@@ -28,28 +33,29 @@ impl SealingKey {
     }
 
     /// Seals `plain` for `purpose`. None if it is longer than anything can be sealed at once.
-    pub fn seal(&self, purpose: &str, plain: &Secret, dice: &dyn Dice) -> Option<Vec<u8>> {
+    pub fn seal(&self, purpose: impl AsRef<[u8]>, plain: &Secret, dice: &dyn Dice) -> Option<Vec<u8>> {
         let mut chance = [0; aead::NONCE_LEN];
         dice.fill(&mut chance);
         let mut sealed = plain.expose().to_vec();
         let nonce = aead::Nonce::assume_unique_for_key(chance);
-        self.key(purpose)?.seal_in_place_append_tag(nonce, aead::Aad::empty(), &mut sealed).ok()?;
+        self.key(purpose.as_ref())?.seal_in_place_append_tag(nonce, aead::Aad::empty(), &mut sealed).ok()?;
         Some([&chance[..], &sealed].concat())
     }
 
     /// Opens what was sealed for `purpose`. None if it was not, or by another key, or was changed.
-    pub fn unseal(&self, purpose: &str, sealed: &[u8]) -> Option<Secret> {
+    pub fn unseal(&self, purpose: impl AsRef<[u8]>, sealed: &[u8]) -> Option<Secret> {
         let (chance, sealed) = sealed.split_at_checked(aead::NONCE_LEN)?;
         let nonce = aead::Nonce::try_assume_unique_for_key(chance).ok()?;
         let mut opened = sealed.to_vec();
-        let length = self.key(purpose)?.open_in_place(nonce, aead::Aad::empty(), &mut opened).ok()?.len();
+        let length =
+            self.key(purpose.as_ref())?.open_in_place(nonce, aead::Aad::empty(), &mut opened).ok()?.len();
         opened.truncate(length);
         Some(Secret::new(opened))
     }
 
     /// A key of its own for each use: what is sealed for one opens for no other.
-    fn key(&self, purpose: &str) -> Option<aead::LessSafeKey> {
-        let info = [purpose.as_bytes()];
+    fn key(&self, purpose: &[u8]) -> Option<aead::LessSafeKey> {
+        let info = [purpose];
         let okm = self.0.expand(&info, &aead::AES_256_GCM).ok()?;
         Some(aead::LessSafeKey::new(okm.into()))
     }
@@ -94,10 +100,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let path = dir.path().join("seal.pem");
-        let sealed =
-            SealingKey::open(&path).unwrap().seal("a", &Secret::new("x"), &*SystemDice::shared()).unwrap();
-        assert_eq!(SealingKey::open(&path).unwrap().unseal("a", &sealed).unwrap().expose(), b"x");
+        let sealed = SealingKey::open(&path, &Vault::default())
+            .unwrap()
+            .seal("a", &Secret::new("x"), &*SystemDice::shared())
+            .unwrap();
+        assert_eq!(
+            SealingKey::open(&path, &Vault::default()).unwrap().unseal("a", &sealed).unwrap().expose(),
+            b"x"
+        );
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(SealingKey::open(&path), Err(FileError::Perm { .. })));
+        assert!(matches!(SealingKey::open(&path, &Vault::default()), Err(FileError::Perm { .. })));
     }
 }

@@ -248,13 +248,15 @@ fn what_a_killed_maker_left_is_no_hindrance_and_no_second_key() {
     // KEY-05, KEY-11
     let dir = private_dir();
     let (path, left) = (dir.path().join("a.pem"), dir.path().join("a.pem.new"));
+    let vault = Vault::default();
+    let slot = Slot::of(&vault, CLIENT_AUTH, "a");
     // Killed before it was linked: half a key lies there.
     fs::write(&left, "-----BEGIN PRI").unwrap();
-    let made = file::open_or_make_pkcs8(&path, Algorithm::Es256).unwrap();
+    let made = file::open_or_make_pkcs8(&path, Algorithm::Es256, slot).unwrap();
     assert!(!left.exists());
     // Killed after: opened, the key has one name again, and destroyed it has none.
     fs::hard_link(&path, &left).unwrap();
-    let opened = file::open_or_make_pkcs8(&path, Algorithm::Es256).unwrap();
+    let opened = file::open_or_make_pkcs8(&path, Algorithm::Es256, slot).unwrap();
     assert_eq!(opened.expose(), made.expose());
     assert!(!left.exists());
     fs::hard_link(&path, &left).unwrap();

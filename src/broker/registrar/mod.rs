@@ -4,7 +4,7 @@
 //!
 //! Nothing here lets a key sign: whether an issuer takes the next one is found out by trying it there (`rotor.rs`).
 
-mod vault;
+mod rights;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +17,8 @@ use std::{
 use serde_json::Value;
 use tokio::task::JoinSet;
 
-use vault::Kept;
-pub use vault::Vault;
+use rights::Kept;
+pub use rights::Rights;
 
 use super::{Books, Turn, Turned, timing::back_off};
 use crate::{
@@ -96,7 +96,7 @@ struct Done {
 /// All registrations, and the updates under way.
 #[derive(Debug)]
 pub struct Registrar {
-    vault: Arc<Vault>,
+    rights: Arc<Rights>,
     dice: Arc<dyn Dice>,
     slots: BTreeMap<PathBuf, Slot>,
     updates: JoinSet<Done>,
@@ -104,8 +104,8 @@ pub struct Registrar {
 
 impl Registrar {
     /// Nothing is asked yet.
-    pub fn new(vault: Vault, dice: Arc<dyn Dice>) -> Self {
-        Self { vault: Arc::new(vault), dice, slots: BTreeMap::new(), updates: JoinSet::new() }
+    pub fn new(rights: Rights, dice: Arc<dyn Dice>) -> Self {
+        Self { rights: Arc::new(rights), dice, slots: BTreeMap::new(), updates: JoinSet::new() }
     }
 
     /// Begins what is due by `books`: each registration whose keys are not those that its issuer confirmed last.
@@ -115,7 +115,7 @@ impl Registrar {
         for settings in &books.registrations {
             let slot = self.slots.entry(settings.kept.clone()).or_insert_with(|| Slot {
                 settings: Arc::clone(settings),
-                known: self.vault.open(settings).ok().and_then(|kept| kept.known),
+                known: self.rights.open(settings).ok().and_then(|kept| kept.known),
                 confirmed: None,
                 under_way: false,
                 failures: 0,
@@ -131,12 +131,12 @@ impl Registrar {
                 continue;
             }
             slot.under_way = true;
-            let (settings, vault) = (Arc::clone(settings), Arc::clone(&self.vault));
+            let (settings, rights) = (Arc::clone(settings), Arc::clone(&self.rights));
             let issuer = books.issuers.get(&settings.issuer).cloned();
             self.updates.spawn(async move {
                 let result = match (issuer, wanted(&settings, keys)) {
                     (Some(issuer), Ok(wanted)) => {
-                        Update { issuer, settings: &settings, vault }.run(&wanted).await
+                        Update { issuer, settings: &settings, rights }.run(&wanted).await
                     }
                     (None, _) => Err(super::absent(&settings.identity, "issuer")),
                     (_, Err(error)) => Err(error),
@@ -244,15 +244,15 @@ impl Registrar {
 struct Update<'a> {
     issuer: Arc<dyn Issuer>,
     settings: &'a RegistrationSettings,
-    vault: Arc<Vault>,
+    rights: Arc<Rights>,
 }
 
 impl Update<'_> {
     /// Puts the registration right if it is not; which of its keys were not ours, and are there no more.
     async fn run(&self, wanted: &Wanted) -> Result<Vec<String>, IssueError> {
-        let mut kept = self.vault.open(self.settings)?;
+        let mut kept = self.rights.open(self.settings)?;
         // Before anything is asked: an answer may hold what has to be kept.
-        self.vault.keep(self.settings, &kept)?;
+        self.rights.keep(self.settings, &kept)?;
         let there = match self.ask(&mut kept, Ask::Read).await {
             // It may have answered with another right that it then did not keep itself.
             Err(refused @ IssueError::Misconfigured { reason: Reason::ClientAuthRejected, .. }) => {
@@ -272,7 +272,7 @@ impl Update<'_> {
             removed = there.ids().difference(&wanted.ids()).map(|id| scrubbed(id, 100)).collect();
         }
         kept.known = Some(wanted.ids());
-        self.vault.keep(self.settings, &kept)?;
+        self.rights.keep(self.settings, &kept)?;
         Ok(removed)
     }
 
@@ -286,7 +286,7 @@ impl Update<'_> {
         if let Some(renewed) = answered.renewed.take() {
             kept.renew(&renewed);
         }
-        self.vault.keep(self.settings, kept)?;
+        self.rights.keep(self.settings, kept)?;
         match answered.misplaced.take() {
             Some(misplaced) => Err(misplaced),
             None => Ok(answered),

@@ -132,7 +132,7 @@ struct House {
 fn registrar() -> Registrar {
     let dice = SeededDice::from_seed(5);
     let key = SealingKey::of(&Secret::new("seed"));
-    Registrar::new(Vault::new(key, Arc::clone(&dice) as _), dice)
+    Registrar::new(Rights::new(key, Arc::clone(&dice) as _), dice)
 }
 
 fn house() -> House {
@@ -310,15 +310,15 @@ async fn a_place_that_is_not_the_issuers_is_not_gone_to_and_the_right_is_kept() 
     // KEY-09, OA-04
     let house = house();
     let of = &house.books.registrations[0];
-    let vault = Arc::clone(&house.registrar.vault);
-    let update = Update { issuer: Arc::clone(&house.issuer) as _, settings: of, vault };
-    let mut kept = update.vault.open(of).unwrap();
+    let rights = Arc::clone(&house.registrar.rights);
+    let update = Update { issuer: Arc::clone(&house.issuer) as _, settings: of, rights };
+    let mut kept = update.rights.open(of).unwrap();
     let misplaced = IssueError::Misconfigured { reason: Reason::EndpointForeign, detail: "there".into() };
     let renewed = Access { uri: of.uri.clone(), token: Secret::new("canary-next") };
     let answered = Registration { metadata: Map::new(), renewed: Some(renewed), misplaced: Some(misplaced) };
     let error = update.accept(&mut kept, answered).unwrap_err();
     assert_eq!(error.reason(), Reason::EndpointForeign);
-    assert_eq!(update.vault.open(of).unwrap().access().token.expose(), b"canary-next");
+    assert_eq!(update.rights.open(of).unwrap().access().token.expose(), b"canary-next");
 }
 
 #[tokio::test]

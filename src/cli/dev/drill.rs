@@ -13,12 +13,13 @@ use super::{
 };
 use crate::{
     audit::{EventType, read},
-    cli::{Exit, paint},
+    cli::{Exit, agent::unbuilt, paint},
     clock::{Boot, Clock, Dice},
+    daemon::BuildError,
     dev::{Client, Handle},
     jose::{Algorithm, Signer as _},
     journey::Journey,
-    keys::Key,
+    keys::{FileError, Key},
 };
 
 /// A user that owns nothing here.
@@ -108,6 +109,7 @@ impl<'a> Drill<'a> {
         self.environment(&shop, &loot)?;
         self.handle(&stranger, &loot, api).await?;
         self.bearer(&mut shop, api).await?;
+        self.sealed(&thief, api).await?;
         self.keys(&thief, api).await?;
         paint::line(paint::table(&self.rows).trim_end())?;
         self.close()
@@ -215,20 +217,47 @@ impl<'a> Drill<'a> {
         self.refused("bearer token", "after the workload gave it back", &heard)
     }
 
-    /// The key files, as whoever is root, or has a backup, can copy them.
-    async fn keys(&mut self, thief: &Thief, api: &str) -> Result<(), Exit> {
+    /// The key files, as whoever reads them, or has a backup, can copy them: sealed, they are of no use.
+    async fn sealed(&mut self, thief: &Thief, api: &str) -> Result<(), Exit> {
         let stolen = "state directory";
         let origin = api.trim_end_matches("/orders");
-        let stolen_at = self.clock.boot();
-        let mut copy = thief.run_on_copy(self.stage, self.issuer.url(), origin)?;
+        let copy = Thief::copy(self.stage, "copy")?;
         let of_memory = copy.files.iter().any(|name| name.starts_with("demo-memory"));
         expect(!of_memory, "a key in memory should be in no file", &json!(copy.files))?;
         let none = format!("not among the {} files there", copy.files.len());
         self.row(stolen, "custody = \"memory\": look for the key", none, NONE);
+
+        let told = thief.run_on(copy, self.issuer.url(), origin)?.err();
+        let came = refused_to_start(told, |error| matches!(error, FileError::NoSealingKey { .. }))?;
+        self.row(stolen, "custody = \"file\", sealed: run an agent on a copy", came, NONE);
+
+        let mut own = [0; 32];
+        self.dice.fill(&mut own);
+        let copy = Thief::copy(self.stage, "copy-and-own-sealing-key")?.and_sealing_key(&own)?;
+        let told = thief.run_on(copy, self.issuer.url(), origin)?.err();
+        let came = refused_to_start(told, |error| matches!(error, FileError::Sealed { .. }))?;
+        self.row(stolen, "the same, with a sealing key of the thief's", came, NONE);
+
+        // What is left to try without a key: to be the client with another one.
+        let copy = Thief::copy(self.stage, "own-keys")?.but_for_the_keys()?;
+        let mut twin = thief.run_on(copy, self.issuer.url(), origin)?.map_err(unbuilt)?;
+        let refused = twin.workload.ask("get orders").await?;
+        expect(refused["error"] == "CLIENT_AUTH_REJECTED", "a stranger's key should be of no use", &refused)?;
+        self.row(stolen, "sign in as the client with another key", text(&refused["error"]), NONE);
+        twin.end().await
+    }
+
+    /// The key files and what they are sealed with, as whoever is root while the agent runs can have both.
+    async fn keys(&mut self, thief: &Thief, api: &str) -> Result<(), Exit> {
+        let stolen = "state directory and sealing key";
+        let origin = api.trim_end_matches("/orders");
+        let stolen_at = self.clock.boot();
+        let copy = Thief::copy(self.stage, "agent")?.and_sealing_key(&self.stage.sealing_key()?)?;
+        let mut copy = thief.run_on(copy, self.issuer.url(), origin)?.map_err(unbuilt)?;
         let got = copy.workload.ask(&format!("errand {api}")).await?;
         let taken = self.clock.boot();
         expect(got["api_statuses"] == json!([401, 200]), "an agent on copied keys should be served", &got)?;
-        let tried = "custody = \"file\": run an agent on a copy";
+        let tried = "run an agent on a copy";
         self.row(stolen, tried, "200, with a token of its own", "until the key is replaced");
 
         // What an operator does about it; the agent's own key is out of use from here on, too.
@@ -267,8 +296,10 @@ impl<'a> Drill<'a> {
         paint::line(&format!(
             "On record at the agent: {} denied, {} connections cut ({}). What was tried at the API or with a copied key \
              is on record there, not here.\n\
-             Honestly: a key file is mode 0600, which holds nobody who is root or has a backup. custody = \"memory\" leaves \
-             nothing to copy, and wants its key registered at each start.",
+             Honestly: sealed key files are worth what their sealing key is. The service manager's, bound to this host or its \
+             TPM, is in no copy of the state directory; whoever is root while the agent runs has it all the same. Without one, a key file \
+             is mode 0600 and no more, and status says so. custody = \"memory\" leaves nothing to copy, and wants its key \
+             registered at each start.",
             of_kind(EventType::Denial)?.count(),
             cut.len(),
             cut.join(", "),
@@ -294,4 +325,18 @@ impl<'a> Drill<'a> {
 
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
+}
+
+/// Why an agent on a copy did not start, if it did not, for the reason that is expected.
+fn refused_to_start(
+    told: Option<BuildError>,
+    expected: impl Fn(&FileError) -> bool,
+) -> Result<&'static str, Exit> {
+    let as_expected = match &told {
+        Some(BuildError::Keys(errors)) => errors.iter().all(|error| expected(&error.error)),
+        _ => false,
+    };
+    let instead = told.map_or_else(|| "it started".to_owned(), |error| error.to_string());
+    expect(as_expected, "an agent on a sealed copy should not start", &json!(instead))?;
+    Ok("it does not start: the key is sealed")
 }

@@ -22,7 +22,7 @@ use self::{
 use super::{
     Exit,
     agent::{begin_log, told_to_stop, unbuilt},
-    environment, on_runtime,
+    on_runtime,
 };
 use crate::{
     clock::{Clock, Dice, SystemClock, SystemDice},
@@ -81,7 +81,7 @@ impl Dev {
 
         let more = if self.drill { drill::settings(&**clock)? } else { story::settings(&handle) };
         let settings = stage.write_settings(handle.url(), &api_origin, &more, &**clock)?;
-        let origin = Origin { path: stage.file("agent.toml"), environment: environment() };
+        let origin = Origin { path: stage.file("agent.toml"), environment: stage.environment() };
         let daemon = Daemon::build(settings, origin, Arc::clone(clock), Arc::clone(dice)).map_err(unbuilt)?;
         let shops = daemon.keys().to_register().filter(|(identity, _)| *identity == "demo-shop");
         let client = Client {

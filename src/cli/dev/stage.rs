@@ -2,6 +2,7 @@
 //! what they tell. Everything is gone when it is struck.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -14,6 +15,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
 };
+use zeroize::Zeroizing;
 
 use crate::{
     audit::{EventType, Record, read},
@@ -21,11 +23,15 @@ use crate::{
     clock::{Clock, Dice},
     config::{Settings, load},
     journey::Journey,
+    keys::CREDENTIAL,
     secret::hex,
 };
 
 /// The one API of the story. A name, not a place: tokens are for it and for nothing else.
 pub(super) const ORDERS: &str = "https://orders.example";
+
+/// Where what the service manager gives lies.
+const CREDENTIALS: &str = "credentials";
 
 /// Two directories: the agent's, 0700, and one that others can read, for programs that run as others.
 #[derive(Clone)]
@@ -43,7 +49,32 @@ impl Stage {
         let elsewhere = directory.with_extension("elsewhere");
         fs::DirBuilder::new().mode(0o700).create(&directory)?;
         fs::DirBuilder::new().mode(0o755).create(&elsewhere)?;
-        Ok(Self { directory, elsewhere, program: std::env::current_exe()? })
+        let stage = Self { directory, elsewhere, program: std::env::current_exe()? };
+        let mut sealing_key = [0; 32];
+        dice.fill(&mut sealing_key);
+        stage.give_sealing_key(&sealing_key)?;
+        Ok(stage)
+    }
+
+    /// Gives the agent a sealing key as the service manager does: in a directory that is not the state directory.
+    pub(super) fn give_sealing_key(&self, key: &[u8]) -> Result<(), Exit> {
+        fs::DirBuilder::new().mode(0o700).create(self.file(CREDENTIALS))?;
+        let path = self.file(CREDENTIALS).join(CREDENTIAL);
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
+        Ok(std::io::Write::write_all(&mut &file, key)?)
+    }
+
+    /// What was given.
+    pub(super) fn sealing_key(&self) -> Result<Zeroizing<Vec<u8>>, Exit> {
+        Ok(Zeroizing::new(fs::read(self.file(CREDENTIALS).join(CREDENTIAL))?))
+    }
+
+    /// The environment of the agent here, as the service manager makes it.
+    pub(super) fn environment(&self) -> BTreeMap<String, String> {
+        let credentials = self.file(CREDENTIALS).display().to_string();
+        let mut environment = environment();
+        environment.insert("CREDENTIALS_DIRECTORY".into(), credentials);
+        environment
     }
 
     pub(super) fn strike(&self) -> Result<(), Exit> {
@@ -101,7 +132,7 @@ origins = ["{api}"]
         let path = self.file("agent.toml");
         let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         std::io::Write::write_all(&mut &file, text.as_bytes())?;
-        load(&path, &environment(), clock.wall()).map_err(mistaken)
+        load(&path, &self.environment(), clock.wall()).map_err(mistaken)
     }
 
     /// The same program with one byte more: another program, by its digest.

@@ -170,8 +170,8 @@ impl Stage {
         )?;
         scene(
             "honestly",
-            "code inside the workload can have proofs made while it runs, and root can copy the key of demo-shop from its \
-             file: `keybearer dev --drill` steals that and more, and shows what each is worth"
+            "code inside the workload can have proofs made while it runs, and root has the key of demo-shop and what its \
+             file is sealed with: `keybearer dev --drill` steals that and more, and shows what each is worth"
                 .into(),
         )
     }

@@ -12,9 +12,9 @@ use super::{
     stop_told,
 };
 use crate::{
-    cli::{Exit, agent::unbuilt, environment},
+    cli::Exit,
     clock::{Clock, Dice},
-    daemon::{Daemon, Origin},
+    daemon::{BuildError, Daemon, Origin},
     jose::Algorithm,
     keys::Key,
     proof::{Claim, Nonce, Target},
@@ -55,25 +55,63 @@ impl Thief {
         Ok(claim.sign(&self.key, &*self.dice).map_err(|error| failed(&error))?.text)
     }
 
-    /// Copies the agent's keys, as whoever reads its files can, and runs an agent of its own with them, for whom the thief's
-    /// program is the demo shop.
-    pub(super) fn run_on_copy(&self, of: &Stage, issuer: &str, api: &str) -> Result<Twin, Exit> {
-        let stage = Stage { directory: of.elsewhere.join("agent"), ..of.clone() };
+    /// Copies the agent's keys, as whoever reads its files or a backup of them can, into a place of the thief's own. What is not
+    /// of use to him, he leaves out: whose machine it is, and the key of revocations.
+    pub(super) fn copy(of: &Stage, into: &str) -> Result<Copied, Exit> {
+        let stage = Stage { directory: of.elsewhere.join(into), ..of.clone() };
         let keys = stage.file("state/keys");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&keys)?;
         let mut files = vec![];
         for file in fs::read_dir(of.file("state/keys"))? {
             let file = file?;
-            fs::copy(file.path(), keys.join(file.file_name()))?;
-            files.push(file.file_name().to_string_lossy().into_owned());
+            let name = file.file_name().to_string_lossy().into_owned();
+            if name.contains("client-auth") {
+                fs::copy(file.path(), keys.join(&name))?;
+            }
+            files.push(name);
         }
+        Ok(Copied { stage, files })
+    }
+
+    /// Runs an agent of his own on a copy, for whom his program is the demo shop; or what it says instead of starting.
+    pub(super) fn run_on(
+        &self,
+        copied: Copied,
+        issuer: &str,
+        api: &str,
+    ) -> Result<Result<Twin, BuildError>, Exit> {
+        let stage = copied.stage;
         // Each token once, so that every asking is the issuer's to answer.
         let settings = stage.write_settings(issuer, api, "max_uses = 1\n", &*self.clock)?;
-        let origin = Origin { path: stage.file("agent.toml"), environment: environment() };
-        let daemon = Daemon::build(settings, origin, Arc::clone(&self.clock), Arc::clone(&self.dice));
+        let origin = Origin { path: stage.file("agent.toml"), environment: stage.environment() };
+        let daemon = match Daemon::build(settings, origin, Arc::clone(&self.clock), Arc::clone(&self.dice)) {
+            Ok(daemon) => daemon,
+            Err(error) => return Ok(Err(error)),
+        };
         let (stop, stopped) = watch::channel(false);
-        let agent = served(daemon.map_err(unbuilt)?.run(stop_told(&stopped)));
-        Ok(Twin { workload: stage.start(&stage.program)?, files, stop, agent })
+        let agent = served(daemon.run(stop_told(&stopped)));
+        Ok(Ok(Twin { workload: stage.start(&stage.program)?, stop, agent }))
+    }
+}
+
+/// What was copied, and where it lies.
+pub(super) struct Copied {
+    stage: Stage,
+    /// Every file that lay there.
+    pub(super) files: Vec<String>,
+}
+
+impl Copied {
+    /// With a sealing key beside it.
+    pub(super) fn and_sealing_key(self, key: &[u8]) -> Result<Self, Exit> {
+        self.stage.give_sealing_key(key)?;
+        Ok(self)
+    }
+
+    /// With the keys taken away, so that an agent makes its own.
+    pub(super) fn but_for_the_keys(self) -> Result<Self, Exit> {
+        fs::remove_dir_all(self.stage.file("state/keys"))?;
+        Ok(self)
     }
 }
 
@@ -81,8 +119,6 @@ impl Thief {
 pub(super) struct Twin {
     /// What asks it.
     pub(super) workload: Running,
-    /// What was copied.
-    pub(super) files: Vec<String>,
     stop: watch::Sender<bool>,
     agent: JoinHandle<Result<(), String>>,
 }

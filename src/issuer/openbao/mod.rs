@@ -23,6 +23,7 @@ use super::{
 use crate::{
     clock::{Clock, Dice},
     credential::Credential,
+    keys::Vault,
     proof::Target,
 };
 
@@ -41,11 +42,12 @@ impl OpenBao {
     /// [`HttpError::CaFile`] or [`HttpError::NoRoots`].
     pub fn new(
         settings: OpenBaoSettings,
+        vault: Vault,
         clock: Arc<dyn Clock>,
         dice: Arc<dyn Dice>,
     ) -> Result<Self, HttpError> {
         let server = Arc::new(Server::new(settings, Arc::clone(&clock), dice)?);
-        let certificates = X509::new(Pki::new(Arc::clone(&server)), Arc::clone(&clock));
+        let certificates = X509::new(Pki::new(Arc::clone(&server)), vault, Arc::clone(&clock));
         Ok(Self { certificates, leases: Leases::new(server), clock })
     }
 }

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     clock::Clock,
     credential::{Bound, Credential, Form, Payload, Window},
-    keys::{self, ClientCertificate, Enrolment, FileError},
+    keys::{ClientCertificate, Enrolment, FileError, PairFile, Vault},
     proof::Target,
     secret::Fingerprint,
 };
@@ -95,14 +95,16 @@ pub(super) enum Signed {
 #[derive(Debug)]
 pub(super) struct X509<A> {
     authority: A,
+    /// How pairs are kept over a restart.
+    vault: Vault,
     clock: Arc<dyn Clock>,
     /// Requests that the CA has not decided yet, by whose they are: sent again with the same key.
     undecided: Mutex<HashMap<Slot, Arc<Enrolment>>>,
 }
 
 impl<A: Authority> X509<A> {
-    pub(super) fn new(authority: A, clock: Arc<dyn Clock>) -> Self {
-        Self { authority, clock, undecided: Mutex::default() }
+    pub(super) fn new(authority: A, vault: Vault, clock: Arc<dyn Clock>) -> Self {
+        Self { authority, vault, clock, undecided: Mutex::default() }
     }
 
     #[cfg(test)]
@@ -158,8 +160,9 @@ impl<A: Authority> X509<A> {
             Err(error) => return Err(error),
         };
         accept::check(&chain, terms, &roots, order.max_ttl, self.clock.wall())?;
-        let certificate =
-            request.finish(chain, terms.export, order.kept_at()).map_err(|error| unusable(&error))?;
+        let certificate = request
+            .finish(chain, terms.export, self.file(order).as_ref())
+            .map_err(|error| unusable(&error))?;
         self.until_good(&certificate).await?;
         Ok(self.credential(Arc::new(certificate), &roots))
     }
@@ -174,8 +177,8 @@ impl<A: Authority> X509<A> {
         if let Some(sent) = self.undecided().remove(&slot(order)) {
             return Ok(sent);
         }
-        let made = match (order.kept_at(), held) {
-            (Some(path), Some(_)) if terms.same_key => Enrolment::again(&terms.subject, path),
+        let made = match (self.file(order), held) {
+            (Some(file), Some(_)) if terms.same_key => Enrolment::again(&terms.subject, &file),
             _ => Enrolment::begin(&terms.subject, terms.key),
         };
         made.map(Arc::new).map_err(|error| unusable(&error))
@@ -188,17 +191,22 @@ impl<A: Authority> X509<A> {
         terms: &CertificateTerms,
         roots: &Roots,
     ) -> Result<Option<Arc<ClientCertificate>>, IssueError> {
-        let Some(path) = order.kept_at() else { return Ok(None) };
-        let kept = keys::pair(path, terms.export).map_err(|error| unusable(&error))?;
+        let Some(file) = self.file(order) else { return Ok(None) };
+        let kept = file.read(terms.export).map_err(|error| unusable(&error))?;
         Ok(kept.map(Arc::new).filter(|kept| {
             match accept::check(kept.chain(), terms, roots, order.max_ttl, self.clock.wall()) {
                 Ok(()) => true,
                 Err(error) => {
-                    tracing::info!(path = %path.display(), %error, "what is kept is not what is wanted now: asked for anew");
+                    tracing::info!(path = %file.path().display(), %error, "what is kept is not what is wanted now: asked for anew");
                     false
                 }
             }
         }))
+    }
+
+    fn file<'a>(&'a self, order: &'a Order) -> Option<PairFile<'a>> {
+        let path = order.kept_at()?;
+        Some(PairFile::new(path, &self.vault, &order.identity, &order.credential))
     }
 
     /// Waits until a certificate has begun, if that is soon.

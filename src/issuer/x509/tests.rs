@@ -159,7 +159,7 @@ impl Stage {
             path: path.then(|| directory.path().join("pair.pem")),
             ..CertificateTerms::default()
         };
-        let engine = X509::new(authority, Arc::clone(&clock) as Arc<dyn Clock>);
+        let engine = X509::new(authority, Vault::default(), Arc::clone(&clock) as Arc<dyn Clock>);
         Self { engine, order: order(terms), clock, directory }
     }
 
@@ -203,6 +203,12 @@ fn order(terms: CertificateTerms) -> Order {
 
 fn reason(result: Result<Credential, IssueError>) -> &'static str {
     result.expect_err("it had to be refused").reason().as_str()
+}
+
+/// Where the stage keeps its pair.
+fn file(path: &std::path::Path) -> PairFile<'_> {
+    static PLAIN: std::sync::LazyLock<Vault> = std::sync::LazyLock::new(Vault::default);
+    PairFile::new(path, &PLAIN, "payments", "tls")
 }
 
 #[tokio::test]
@@ -372,9 +378,9 @@ async fn what_has_to_die_is_not_taken_up_by_the_next_start() {
     let leaf = |credential: &Credential| credential.certificate().unwrap().chain()[0].clone();
     let first = stage.issue(None).await.unwrap();
     let second = stage.issue(Some(&first)).await.unwrap();
-    assert!(!keys::forget(&path, &leaf(&first)).unwrap(), "another one is kept by now");
-    assert!(keys::forget(&path, &leaf(&second)).unwrap());
-    assert!(!path.exists() && !keys::forget(&path, &leaf(&second)).unwrap());
+    assert!(!file(&path).forget(&leaf(&first)).unwrap(), "another one is kept by now");
+    assert!(file(&path).forget(&leaf(&second)).unwrap());
+    assert!(!path.exists() && !file(&path).forget(&leaf(&second)).unwrap());
     let third = stage.issue(None).await.unwrap();
     assert_ne!(second.bound.thumbprint(), third.bound.thumbprint());
 }
@@ -390,7 +396,7 @@ async fn one_for_a_trial_or_for_one_process_is_kept_nowhere_and_takes_the_place_
         stage.order = order;
         let other = stage.issue(None).await.unwrap();
         assert_ne!(lives.bound.thumbprint(), other.bound.thumbprint(), "the CA was asked");
-        let kept = keys::pair(&path, false).unwrap().unwrap();
+        let kept = file(&path).read(false).unwrap().unwrap();
         assert_eq!(lives.bound.thumbprint(), Some(kept.thumbprint()));
     }
 }
@@ -443,7 +449,7 @@ async fn readers_never_see_a_key_beside_another_keys_certificate() {
             let mut read = 0_u32;
             while !done.load(Ordering::Relaxed) {
                 // ClientCertificate::new refuses a pair that does not fit.
-                keys::pair(&path, false).unwrap().expect("there is one at every moment");
+                file(&path).read(false).unwrap().expect("there is one at every moment");
                 read += 1;
             }
             read
@@ -454,7 +460,7 @@ async fn readers_never_see_a_key_beside_another_keys_certificate() {
     }
     done.store(true, Ordering::Relaxed);
     assert!(reader.join().unwrap() > 0);
-    let kept = keys::pair(&path, false).unwrap().unwrap();
+    let kept = file(&path).read(false).unwrap().unwrap();
     assert_eq!(Some(kept.thumbprint()), held.bound.thumbprint());
 }
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     clock::Boot,
-    keys::{Custody, FileError, Keyring, Now, file},
+    keys::{CLIENT_CERTIFICATE, Custody, FileError, Keyring, Now, Vault, file, vault::Slot},
 };
 
 /// A switch has to be due for so long. Much shorter than the sixth of a life that there is for it.
@@ -68,6 +68,7 @@ pub struct Certificates(BTreeMap<Arc<str>, Arc<Custodian>>);
 struct Custodian {
     identity: Arc<str>,
     settings: CertificateSettings,
+    vault: Vault,
     held: Mutex<Held>,
 }
 
@@ -143,7 +144,7 @@ impl Held {
 
 impl Certificates {
     /// Opens or makes what `wanted` asks for. What `before` made in memory under the same settings stays. None has a key that
-    /// another of them or of `ring` has (KEY-01).
+    /// another of them or of `ring` has (KEY-01). Files are kept as those of `ring` are.
     ///
     /// # Errors
     /// Every [`CertificateError`], not only the first.
@@ -163,14 +164,15 @@ impl Certificates {
                 .filter(|kept| kept.settings == *settings && settings.custody == Custody::Memory);
             let held = match kept {
                 Some(kept) => Ok(kept.held().clone()),
-                None => settle(identity, settings, None, now),
+                None => settle(identity, settings, ring.vault(), None, now),
             };
             let error = match held {
                 Ok(held) => match seen.insert(held.now.kid().to_owned(), identity.to_string()) {
                     Some(other) => FileError::Shared { other },
                     None => {
                         let (identity, settings) = (Arc::clone(identity), settings.clone());
-                        let custodian = Custodian { identity, settings, held: Mutex::new(held) };
+                        let (vault, held) = (ring.vault().clone(), Mutex::new(held));
+                        let custodian = Custodian { identity, settings, vault, held };
                         opened.insert(Arc::clone(&custodian.identity), Arc::new(custodian));
                         continue;
                     }
@@ -199,7 +201,7 @@ impl Certificates {
         let Some(custodian) = self.0.get(identity) else { return };
         let mut held = custodian.held();
         let Some(stage) = held.ready(&custodian.settings.signed_by, now) else { return };
-        match settle(identity, &custodian.settings, Some((&held, stage)), now.wall) {
+        match settle(identity, &custodian.settings, &custodian.vault, Some((&held, stage)), now.wall) {
             Ok(settled) => *held = settled,
             // The old one is good for a while yet, and this is tried again with each order.
             Err(error) => tracing::error!(%identity, %error, "its next certificate cannot be made"),
@@ -242,16 +244,18 @@ fn part(of: &ClientCertificate, numerator: i64, denominator: i64) -> Timestamp {
 fn settle(
     identity: &str,
     settings: &CertificateSettings,
+    vault: &Vault,
     ready: Option<(&Held, Stage)>,
     now: Timestamp,
 ) -> Result<Held, FileError> {
+    let slot = Slot::of(vault, CLIENT_CERTIFICATE, identity);
     match (&settings.custody, &settings.signed_by) {
         (Custody::File { path }, SignedBy::Others(certificate)) => {
-            let key = file::open(path)?;
+            let pkcs8 = file::read(path, slot)?.pkcs8;
             let pem = file::read_public(certificate)?;
             let place = certificate.display().to_string();
-            let made = ClientCertificate::new(chain(certificate, &pem)?, &key, &place, settings.export)?;
-            Ok(Held::alone(Arc::new(made)))
+            let made = Made { pkcs8, chain: chain(certificate, &pem)? };
+            Ok(Held::alone(Arc::new(made.certificate(&place, settings.export)?)))
         }
         (Custody::Memory, SignedBy::Others(certificate)) => Err(FileError::Certificate {
             place: certificate.display().to_string(),
@@ -279,7 +283,7 @@ fn settle(
             }
         }
         (Custody::File { path }, SignedBy::Itself) => {
-            settle_files(identity, settings, path, ready.map(|(_, stage)| stage), now)
+            settle_files(identity, settings, (path, slot), ready.map(|(_, stage)| stage), now)
         }
     }
 }
@@ -287,7 +291,7 @@ fn settle(
 fn settle_files(
     identity: &str,
     settings: &CertificateSettings,
-    path: &Path,
+    (path, slot): (&Path, Slot<'_>),
     ready: Option<Stage>,
     now: Timestamp,
 ) -> Result<Held, FileError> {
@@ -295,14 +299,14 @@ fn settle_files(
     let rename = |from: &Path, to: &Path| {
         fs::rename(from, to).map_err(|error| FileError::Io { path: from.into(), error })
     };
-    let load = |path: &Path| match Made::read(path) {
+    let load = |path: &Path| match Made::read(path, slot) {
         Ok(made) => made.certificate(&path.display().to_string(), settings.export).map(Arc::new).map(Some),
         Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     };
     let make = |path: &Path| {
         let made = Made::now(identity, settings, now)?;
-        made.write(path)?;
+        made.write(path, slot)?;
         made.certificate(&path.display().to_string(), settings.export).map(Arc::new)
     };
     let (next, before) = (load(&next_path)?, load(&before_path)?);

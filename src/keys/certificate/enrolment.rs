@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use super::{ClientCertificate, made::Made};
 use crate::{
-    keys::{FileError, file},
+    keys::{CREDENTIAL_CERTIFICATE, FileError, Vault, file, vault::Slot},
     secret::Secret,
 };
 
@@ -74,12 +74,13 @@ impl Enrolment {
         Ok(Self { csr: request(subject, &pair)?, pkcs8 })
     }
 
-    /// The same for the key in the file at `path`, where policy wants certificates renewed with the key they have.
+    /// The same for the key that is kept in `file`, where policy wants certificates renewed with the key they have.
     ///
     /// # Errors
     /// [`FileError`].
-    pub fn again(subject: &Subject, path: &Path) -> Result<Self, FileError> {
-        let pkcs8 = Made::read(path)?.into_key();
+    pub fn again(subject: &Subject, file: &PairFile<'_>) -> Result<Self, FileError> {
+        let kept = Made::read(file.path, file.slot())?.into_key();
+        let pkcs8 = kept.ok_or_else(|| FileError::NoSealingKey { path: file.path.into() })?;
         let key = PrivatePkcs8KeyDer::from(pkcs8.expose());
         let pair = KeyPair::try_from(&key).map_err(|_| FileError::Unusable)?;
         Ok(Self { csr: request(subject, &pair)?, pkcs8 })
@@ -96,7 +97,7 @@ impl Enrolment {
     }
 
     /// The certificate, if `chain` is for this key and a chain. `keep_private` keeps the key in a form that can be handed out;
-    /// `path` is where both are kept for the next start, on disk before this returns.
+    /// `file` is where both are kept for the next start, on disk before this returns.
     ///
     /// # Errors
     /// [`FileError`]; what is kept stays as it was.
@@ -104,11 +105,11 @@ impl Enrolment {
         &self,
         chain: Vec<CertificateDer<'static>>,
         keep_private: bool,
-        path: Option<&Path>,
+        file: Option<&PairFile<'_>>,
     ) -> Result<ClientCertificate, FileError> {
         let made = ClientCertificate::new(chain, &self.pkcs8, "what the CA sent", keep_private)?;
-        if let Some(path) = path {
-            replace(path, &Made::of(&self.pkcs8, made.chain()))?;
+        if let Some(file) = file {
+            file.replace(&Made::of(&self.pkcs8, made.chain()))?;
         }
         Ok(made)
     }
@@ -120,44 +121,69 @@ impl fmt::Debug for Enrolment {
     }
 }
 
-/// The pair that is kept at `path`, if one is.
-///
-/// # Errors
-/// [`FileError`] for one that is there and cannot be used.
-pub fn pair(path: &Path, keep_private: bool) -> Result<Option<ClientCertificate>, FileError> {
-    match Made::read(path) {
-        Ok(made) => made.certificate(&path.display().to_string(), keep_private).map(Some),
-        Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+/// Where the pair of one credential is kept over a restart, sealed as every key file is.
+#[derive(Debug)]
+pub struct PairFile<'a> {
+    path: &'a Path,
+    vault: &'a Vault,
+    /// Whose: identity and credential.
+    whose: String,
 }
 
-/// Destroys the pair that is kept at `path`, if it is that of `leaf`: one that has to die is not taken up again by the next start.
-/// Whether there was one.
-///
-/// # Errors
-/// [`FileError`].
-pub fn forget(path: &Path, leaf: &[u8]) -> Result<bool, FileError> {
-    match pair(path, false)? {
-        Some(kept) if kept.chain().first().is_some_and(|kept| kept.as_ref() == leaf) => {
-            file::destroy(&file::beside(path, ".next"))?;
-            file::destroy(path)?;
-            // A power cut does not bring it back.
-            sync_directory(path)?;
-            Ok(true)
+impl<'a> PairFile<'a> {
+    /// The file at `path`, for a credential of an identity.
+    pub fn new(path: &'a Path, vault: &'a Vault, identity: &str, credential: &str) -> Self {
+        Self { path, vault, whose: format!("{identity}.{credential}") }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.path
+    }
+
+    /// What is kept, if anything is.
+    ///
+    /// # Errors
+    /// [`FileError`] for a file that is there and cannot be used.
+    pub fn read(&self, keep_private: bool) -> Result<Option<ClientCertificate>, FileError> {
+        match Made::read(self.path, self.slot()) {
+            Ok(made) => made.certificate(&self.path.display().to_string(), keep_private).map(Some),
+            Err(FileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
-        _ => Ok(false),
     }
-}
 
-/// Puts `made` in the place of what is at `path`, in one step.
-fn replace(path: &Path, made: &Made) -> Result<(), FileError> {
-    let next: PathBuf = file::beside(path, ".next");
-    // Whoever made it was killed before it counted.
-    file::destroy(&next)?;
-    made.write(&next)?;
-    fs::rename(&next, path).map_err(|error| FileError::Io { path: path.into(), error })?;
-    sync_directory(path)
+    /// Destroys what is kept, if it is the pair of `leaf`: one that has to die is not taken up again by the next start.
+    /// Whether it was.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn forget(&self, leaf: &[u8]) -> Result<bool, FileError> {
+        match self.read(false)? {
+            Some(kept) if kept.chain().first().is_some_and(|kept| kept.as_ref() == leaf) => {
+                file::destroy(&file::beside(self.path, ".next"))?;
+                file::destroy(self.path)?;
+                // A power cut does not bring it back.
+                sync_directory(self.path)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Puts `made` in the place of what is kept, in one step.
+    fn replace(&self, made: &Made) -> Result<(), FileError> {
+        let next: PathBuf = file::beside(self.path, ".next");
+        // Whoever made it was killed before it counted.
+        file::destroy(&next)?;
+        made.write(&next, self.slot())?;
+        fs::rename(&next, self.path).map_err(|error| FileError::Io { path: self.path.into(), error })?;
+        sync_directory(self.path)
+    }
+
+    fn slot(&self) -> Slot<'_> {
+        Slot::of(self.vault, CREDENTIAL_CERTIFICATE, &self.whose)
+    }
 }
 
 fn sync_directory(of: &Path) -> Result<(), FileError> {

@@ -10,12 +10,11 @@ use rcgen::{
 };
 use ring::digest;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject as _};
-use zeroize::Zeroizing;
 
 use super::{CertificateSettings, ClientCertificate};
 use crate::{
     jose::Algorithm,
-    keys::{FileError, Key, file},
+    keys::{FileError, Key, file, vault::Slot},
     secret::Secret,
 };
 
@@ -24,8 +23,9 @@ const BACKDATE: Duration = Duration::from_secs(5 * 60);
 
 /// A key and its certificate.
 pub(super) struct Made {
-    pkcs8: Secret,
-    chain: Vec<CertificateDer<'static>>,
+    /// None if it is sealed and only the certificate is wanted.
+    pub(super) pkcs8: Option<Secret>,
+    pub(super) chain: Vec<CertificateDer<'static>>,
 }
 
 impl Made {
@@ -60,43 +60,42 @@ impl Made {
         params.not_after = epoch + begun + settings.lifetime;
         params.serial_number = Some(serial(&pair, begun));
         let certificate = params.self_signed(&pair).map_err(|_| FileError::Unusable)?;
-        Ok(Self { pkcs8, chain: vec![certificate.der().clone()] })
+        Ok(Self { pkcs8: Some(pkcs8), chain: vec![certificate.der().clone()] })
     }
 
     /// These.
     pub(super) fn of(pkcs8: &Secret, chain: &[CertificateDer<'static>]) -> Self {
-        Self { pkcs8: Secret::new(pkcs8.expose()), chain: chain.to_vec() }
+        Self { pkcs8: Some(Secret::new(pkcs8.expose())), chain: chain.to_vec() }
     }
 
-    /// The key alone.
-    pub(super) fn into_key(self) -> Secret {
+    /// The key alone; none if it is sealed and cannot be opened here.
+    pub(super) fn into_key(self) -> Option<Secret> {
         self.pkcs8
     }
 
     /// Reads both from one file of mode 0600.
-    pub(super) fn read(path: &Path) -> Result<Self, FileError> {
-        let pem = file::read_private(path)?;
-        let key = PrivatePkcs8KeyDer::from_pem_slice(&pem)
-            .map_err(|_| FileError::NotPkcs8 { path: path.into() })?;
-        Ok(Self { pkcs8: Secret::new(key.secret_pkcs8_der()), chain: chain(path, &pem)? })
+    pub(super) fn read(path: &Path, slot: Slot<'_>) -> Result<Self, FileError> {
+        let found = file::read_keeping(path, slot, |found| Ok(shown(&chain(path, &found.open)?)))?;
+        Ok(Self { chain: chain(path, &found.open)?, pkcs8: found.pkcs8 })
     }
 
     /// Writes both into one new file.
-    pub(super) fn write(&self, path: &Path) -> Result<(), FileError> {
-        let mut pem = file::pem("PRIVATE KEY", self.pkcs8.expose());
-        for one in &self.chain {
-            let certificate = file::pem("CERTIFICATE", one);
-            // A string that grows leaves a copy of the key behind.
-            let mut longer = Zeroizing::new(String::with_capacity(pem.len() + certificate.len()));
-            longer.extend([pem.as_str(), certificate.as_str()]);
-            pem = longer;
-        }
-        file::write_private(path, &pem)
+    pub(super) fn write(&self, path: &Path, slot: Slot<'_>) -> Result<(), FileError> {
+        let pkcs8 = self.pkcs8.as_ref().ok_or_else(|| FileError::NoSealingKey { path: path.into() })?;
+        file::write_private(path, &slot.text(path, pkcs8, &shown(&self.chain))?)
     }
 
     pub(super) fn certificate(self, place: &str, keep: bool) -> Result<ClientCertificate, FileError> {
-        ClientCertificate::new(self.chain, &self.pkcs8, place, keep)
+        match &self.pkcs8 {
+            Some(pkcs8) => ClientCertificate::new(self.chain, pkcs8, place, keep),
+            None => ClientCertificate::without_key(self.chain, place),
+        }
     }
+}
+
+/// The certificates in PEM.
+fn shown(chain: &[CertificateDer<'_>]) -> String {
+    chain.iter().map(|one| file::pem("CERTIFICATE", one).to_string()).collect()
 }
 
 /// The certificates in a PEM file.

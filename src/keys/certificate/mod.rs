@@ -14,19 +14,22 @@ use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 use ring::digest;
-use rustls::sign::CertifiedKey;
+use rustls::{
+    SignatureAlgorithm, SignatureScheme,
+    sign::{CertifiedKey, SigningKey},
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 pub use custody::{CertificateError, CertificateSettings, Certificates, SignedBy};
-pub use enrolment::{Enrolment, KeyKind, Subject, forget, pair};
+pub use enrolment::{Enrolment, KeyKind, PairFile, Subject};
 pub use name::Name;
 pub use shown::{NotShown, Showing};
 
 use super::{FileError, file, memory::Key};
 use crate::{
-    jose::{self, Algorithm, Signer},
+    jose::{self, Algorithm, PublicKey, Signer},
     secret::Secret,
 };
 
@@ -35,6 +38,8 @@ use crate::{
 pub struct ClientCertificate {
     key: Arc<CertifiedKey>,
     thumbprint: String,
+    /// The key as a JWK; none for a curve that this house does not write down.
+    public: Option<PublicKey>,
     /// The same key for assertions that carry the chain (RFC 7515 4.1.6); none for a curve that JOSE has no name for here.
     signer: Option<Arc<Key>>,
     kid: String,
@@ -67,24 +72,38 @@ impl ClientCertificate {
             }
             _ => wrong("the key beside it cannot be used in TLS: P-256, P-384, Ed25519 and RSA from 2048 bits can"),
         })?;
-        let leaf = key.cert.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
-        let (thumbprint, handle) = (thumbprint(leaf), Secret::new(jose::b64(leaf)));
         let signer = [Algorithm::Es256, Algorithm::EdDsa, Algorithm::Rs256]
             .iter()
             .find_map(|algorithm| Key::from_pkcs8(pkcs8, *algorithm).ok())
             .map(Arc::new);
-        Ok(Self {
-            kid: signer.as_ref().map_or(facts.spki_digest, |key| key.public().thumbprint()),
-            thumbprint,
+        let public = signer.as_ref().map(|key| key.public().clone());
+        let private = keep_private.then(|| Secret::new(file::pem("PRIVATE KEY", pkcs8.expose()).as_str()));
+        Ok(Self { private, signer, ..Self::of(key, public, issuers, facts) })
+    }
+
+    /// A certificate whose key is sealed here: it can be registered, and not be shown.
+    pub(super) fn without_key(chain: Vec<CertificateDer<'static>>, place: &str) -> Result<Self, FileError> {
+        let wrong = |what: &str| FileError::Certificate { place: place.into(), what: what.into() };
+        let (issuers, facts) = read(&chain).map_err(wrong)?;
+        let public = facts.public.clone();
+        Ok(Self::of(CertifiedKey::new(chain, Arc::new(Sealed)), public, issuers, facts))
+    }
+
+    fn of(key: CertifiedKey, public: Option<PublicKey>, issuers: Vec<Vec<u8>>, facts: Facts) -> Self {
+        let leaf = key.cert.first().map(|leaf| leaf.as_ref()).unwrap_or_default();
+        Self {
+            kid: public.as_ref().map_or(facts.spki_digest, PublicKey::thumbprint),
+            thumbprint: thumbprint(leaf),
+            handle: Secret::new(jose::b64(leaf)),
             key: Arc::new(key),
-            signer,
+            signer: None,
+            public,
             name: facts.name,
-            handle,
             from: facts.from,
             until: facts.until,
             issuers,
-            private: keep_private.then(|| Secret::new(file::pem("PRIVATE KEY", pkcs8.expose()).as_str())),
-        })
+            private: None,
+        }
     }
 
     /// The SHA-256 of the leaf, as `cnf["x5t#S256"]` has it (RFC 8705 3.1).
@@ -140,7 +159,7 @@ impl ClientCertificate {
     /// The public JWK with the chain in it, as an issuer takes it that trusts this certificate and no CA (RFC 8705 2.2.2,
     /// RFC 7517 4.7; MT-05). None for a key that has no JWK here.
     pub fn jwk(&self) -> Option<Value> {
-        let mut jwk = self.signer.as_ref()?.public().jwk(Algorithm::Es256);
+        let mut jwk = self.public.as_ref()?.jwk(Algorithm::Es256);
         // What signs in TLS is the handshake's business, not a JOSE algorithm's.
         jwk.as_object_mut()?.remove("alg");
         let standard = |one: &CertificateDer<'_>| {
@@ -175,6 +194,22 @@ struct Facts {
     from: Timestamp,
     until: Timestamp,
     spki_digest: String,
+    /// The key as this house writes it down, if it is P-256 as we make them.
+    public: Option<PublicKey>,
+}
+
+/// A key that is sealed here, and signs nothing.
+#[derive(Debug)]
+struct Sealed;
+
+impl SigningKey for Sealed {
+    fn choose_scheme(&self, _offered: &[SignatureScheme]) -> Option<Box<dyn rustls::sign::Signer>> {
+        None
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::ECDSA
+    }
 }
 
 /// Reads the chain: who signed each certificate, and what the leaf says.
@@ -214,5 +249,13 @@ fn leaf(certificate: &X509Certificate<'_>) -> Result<Facts, &'static str> {
         from: moment(validity.not_before.timestamp())?,
         until: moment(validity.not_after.timestamp())?,
         spki_digest: thumbprint(certificate.public_key().raw),
+        public: p256(&certificate.public_key().subject_public_key.data)
+            .filter(|public| public.spki_der() == certificate.public_key().raw),
     })
+}
+
+/// The key of an uncompressed point: 0x04, x, y (SEC 1, 2.3.3).
+fn p256(point: &[u8]) -> Option<PublicKey> {
+    let (x, y) = point.get(1..)?.split_at_checked(32)?;
+    Some(PublicKey::P256 { x: x.try_into().ok()?, y: y.try_into().ok()? })
 }

@@ -19,7 +19,9 @@ use crate::{
         terms::{CertificateTerms, ClientAuth, LeaseTerms, Terms},
     },
     jose::{Algorithm, Signer, Unverified},
-    keys::{CertificateSettings, Certificates, ClientCertificate, Custody, Key, Keyring, SignedBy, Subject},
+    keys::{
+        CertificateSettings, Certificates, ClientCertificate, Custody, Key, Keyring, SignedBy, Subject, Vault,
+    },
 };
 
 const NOW: i64 = 1_700_000_000;
@@ -97,7 +99,8 @@ impl Stage {
         let mut settings = settings(&script.url);
         change(&mut settings);
         let clock = ManualClock::at(Timestamp::from_second(NOW).unwrap());
-        let bao = OpenBao::new(settings, Arc::clone(&clock) as _, SystemDice::shared()).unwrap();
+        let bao =
+            OpenBao::new(settings, Vault::default(), Arc::clone(&clock) as _, SystemDice::shared()).unwrap();
         let binding = if matches!(wants, Wants::Lease(_)) { Binding::Bearer } else { Binding::Mtls };
         let order = Order {
             identity: "payments".into(),

@@ -38,7 +38,7 @@ use crate::{
         contact::{Contact, Shown},
         http::{Body, Http, HttpSettings, Request, Response, USER_AGENT},
     },
-    keys::ClientCertificate,
+    keys::{ClientCertificate, Vault},
     proof::Target,
     secret::{Secret, hex},
 };
@@ -49,11 +49,12 @@ use crate::{
 /// [`Unbuilt`] if its roots cannot be used.
 pub fn issuer(
     settings: StepSettings,
+    vault: Vault,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
 ) -> Result<Arc<dyn Issuer>, Unbuilt> {
     let step = Step::new(settings, Arc::clone(&clock), dice)?;
-    Ok(Arc::new(X509::new(step, clock)))
+    Ok(Arc::new(X509::new(step, vault, clock)))
 }
 
 /// One step-ca.

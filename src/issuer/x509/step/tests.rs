@@ -21,7 +21,7 @@ use crate::{
         terms::{CertificateTerms, ClientAuth, Terms, Wants},
     },
     jose::{Algorithm, Signer, Unverified, b64},
-    keys::{self, Key, Subject},
+    keys::{Key, PairFile, Subject, Vault},
     secret::Secret,
 };
 
@@ -131,7 +131,7 @@ impl Stage {
 }
 
 fn made(settings: &StepSettings, clock: &Arc<ManualClock>) -> Arc<dyn Issuer> {
-    issuer(settings.clone(), Arc::clone(clock) as _, SeededDice::from_seed(7)).unwrap()
+    issuer(settings.clone(), Vault::default(), Arc::clone(clock) as _, SeededDice::from_seed(7)).unwrap()
 }
 
 fn sum_of(path: &PathBuf) -> String {
@@ -237,7 +237,7 @@ fn shown(stage: &Stage, until: i64) -> Arc<ClientCertificate> {
     let path = stage.directory.path().join(format!("shown-{until}.pem"));
     std::fs::write(&path, format!("{}{}{}", key.serialize_pem(), leaf.pem(), stage.signs.chain[0])).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-    Arc::new(keys::pair(&path, false).unwrap().unwrap())
+    Arc::new(PairFile::new(&path, &Vault::default(), "payments", "tls").read(false).unwrap().unwrap())
 }
 
 #[tokio::test]

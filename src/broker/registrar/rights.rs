@@ -27,7 +27,7 @@ const PURPOSE: &str = "registration";
 
 /// Where rights are kept.
 #[derive(Debug)]
-pub struct Vault {
+pub struct Rights {
     key: SealingKey,
     dice: Arc<dyn Dice>,
     /// What could not be written, by where it belongs: nowhere else is it known.
@@ -99,8 +99,8 @@ impl Kept {
     }
 }
 
-impl Vault {
-    /// A vault whose files are sealed with `key`.
+impl Rights {
+    /// Those whose files are sealed with `key`.
     pub fn new(key: SealingKey, dice: Arc<dyn Dice>) -> Self {
         Self { key, dice, unwritten: Mutex::default() }
     }
@@ -245,8 +245,8 @@ mod tests {
         writeln!(file, "{token}").unwrap();
     }
 
-    fn vault() -> Vault {
-        Vault::new(SealingKey::of(&Secret::new("seed")), SeededDice::from_seed(5))
+    fn rights() -> Rights {
+        Rights::new(SealingKey::of(&Secret::new("seed")), SeededDice::from_seed(5))
     }
 
     fn token(kept: &Kept) -> String {
@@ -262,12 +262,12 @@ mod tests {
         // KEY-09
         let (_dir, of) = house();
         give(&of, "canary-given");
-        let mut kept = vault().open(&of).unwrap();
+        let mut kept = rights().open(&of).unwrap();
         assert_eq!((token(&kept), kept.access().uri), ("canary-given".into(), of.uri.clone()));
         kept.renew(&renewed("canary-second"));
         kept.known = Some(["a".to_owned()].into());
-        vault().keep(&of, &kept).unwrap();
-        let mut again = vault().open(&of).unwrap();
+        rights().keep(&of, &kept).unwrap();
+        let mut again = rights().open(&of).unwrap();
         assert_eq!((token(&again), again.known.clone()), ("canary-second".into(), kept.known.clone()));
         assert_eq!(again.access().uri, "https://idp.example/moved");
         // Nothing of it can be read, and no other registration's opens.
@@ -275,27 +275,27 @@ mod tests {
         assert!(!sealed.windows(6).any(|window| window == b"canary"));
         assert_eq!(fs::metadata(&of.kept).unwrap().permissions().mode() & 0o777, 0o600);
         let other = RegistrationSettings { client_id: "other".into(), ..of.clone() };
-        assert_eq!(token(&vault().open(&other).unwrap()), "canary-given");
+        assert_eq!(token(&rights().open(&other).unwrap()), "canary-given");
         // The one before is there as long as the one after it is new.
         assert_eq!(again.access_before().unwrap().token.expose(), b"canary-given");
         again.go_back();
         assert_eq!(token(&again), "canary-given");
         // Once the issuer's is kept, the first is needed no more.
         fs::remove_file(&of.token_file).unwrap();
-        assert_eq!(token(&vault().open(&of).unwrap()), "canary-second");
+        assert_eq!(token(&rights().open(&of).unwrap()), "canary-second");
         // Another file, or another place, is the operator's word.
         give(&of, "canary-third");
-        let third = vault().open(&of).unwrap();
+        let third = rights().open(&of).unwrap();
         assert_eq!((token(&third), third.known.is_none()), ("canary-third".into(), true));
         let elsewhere = RegistrationSettings { uri: "https://idp.example/other".into(), ..of };
-        assert_eq!(token(&vault().open(&elsewhere).unwrap()), "canary-third");
+        assert_eq!(token(&rights().open(&elsewhere).unwrap()), "canary-third");
     }
 
     #[test]
     fn a_token_that_others_could_read_or_that_is_none_is_not_used() {
         // KEY-09, KEY-11
         let (dir, of) = house();
-        let why = |of: &RegistrationSettings| vault().open(of).err().unwrap().to_string();
+        let why = |of: &RegistrationSettings| rights().open(of).err().unwrap().to_string();
         assert!(why(&of).contains("is not there"), "{}", why(&of));
         for bad in ["", "two tokens", "a\nb", "caf\u{e9}"] {
             give(&of, bad);
@@ -311,7 +311,7 @@ mod tests {
         let real = dir.path().join("real");
         fs::rename(&of.token_file, &real).unwrap();
         std::os::unix::fs::symlink(&real, &of.token_file).unwrap();
-        assert!(vault().open(&of).is_err(), "a link is not followed");
+        assert!(rights().open(&of).is_err(), "a link is not followed");
     }
 
     #[test]
@@ -319,25 +319,25 @@ mod tests {
         // KEY-09
         let (_dir, of) = house();
         give(&of, "canary-given");
-        let vault = vault();
-        let mut kept = vault.open(&of).unwrap();
-        vault.keep(&of, &kept).unwrap();
+        let rights = rights();
+        let mut kept = rights.open(&of).unwrap();
+        rights.keep(&of, &kept).unwrap();
         let before = fs::read(&of.kept).unwrap();
         // As a disk that is full, also if we are root.
         fs::create_dir(of.kept.with_extension("new")).unwrap();
         kept.renew(&renewed("canary-second"));
-        let error = vault.keep(&of, &kept).unwrap_err();
+        let error = rights.keep(&of, &kept).unwrap_err();
         assert!(
             matches!(&error, IssueError::Retry { detail, .. } if detail.contains("make room")),
             "{error}"
         );
         assert_eq!(fs::read(&of.kept).unwrap(), before);
-        assert_eq!(token(&vault.open(&of).unwrap()), "canary-second", "nobody else knows it");
+        assert_eq!(token(&rights.open(&of).unwrap()), "canary-second", "nobody else knows it");
         fs::remove_dir(of.kept.with_extension("new")).unwrap();
-        vault.keep(&of, &vault.open(&of).unwrap()).unwrap();
-        assert_eq!(token(&self::vault().open(&of).unwrap()), "canary-second", "and so does the next agent");
+        rights.keep(&of, &rights.open(&of).unwrap()).unwrap();
+        assert_eq!(token(&self::rights().open(&of).unwrap()), "canary-second", "and so does the next agent");
         // Half of one that was killed while it wrote is written over.
         fs::write(of.kept.with_extension("new"), "half").unwrap();
-        vault.keep(&of, &kept).unwrap();
+        rights.keep(&of, &kept).unwrap();
     }
 }
