@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use fluent_uri::Uri;
+use http::HeaderMap;
 use jiff::Timestamp;
 use ring::digest;
 use serde::Serialize;
@@ -179,6 +180,32 @@ impl Nonce {
     pub fn parse(text: &str) -> Option<Self> {
         let sound = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
         ((1..=MAX_NONCE).contains(&text.len()) && text.bytes().all(sound)).then(|| Self(text.to_owned()))
+    }
+}
+
+/// What an answer said about the next proof.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Told {
+    /// It is to hold this.
+    New(Nonce),
+    /// Nothing.
+    Nothing,
+    /// Something that is not to be used, and why (DPOP-09, DPOP-10).
+    Unusable(&'static str),
+}
+
+impl Told {
+    /// Reads the `DPoP-Nonce` of any answer, whatever its status (RFC 9449 8.2, DPOP-09).
+    pub fn by(headers: &HeaderMap) -> Self {
+        let mut sent = headers.get_all("dpop-nonce").into_iter();
+        match (sent.next(), sent.next()) {
+            (None, _) => Self::Nothing,
+            (Some(_), Some(_)) => Self::Unusable("there are two of them"),
+            (Some(only), None) => only.to_str().ok().and_then(Nonce::parse).map_or(
+                Self::Unusable("it is longer than 4 KiB or holds characters that no nonce may hold"),
+                Self::New,
+            ),
+        }
     }
 }
 
