@@ -146,6 +146,11 @@ impl Keeper {
                 self.before = Some(before);
                 Event::Kept { keep }
             }
+            Request::Reject { order, rejected, deadline, answer } => {
+                self.next_waiter += 1;
+                self.waiting.insert(self.next_waiter, answer);
+                Event::Rejected { order, credential: rejected, waiter: self.next_waiter, deadline }
+            }
             Request::Release(order, credential) => Event::Released { order, credential },
             Request::Retire { which, cause, done } => {
                 let count = self.shelf.count(&which);

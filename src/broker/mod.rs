@@ -158,13 +158,34 @@ pub struct Shelved {
 }
 
 enum Request {
-    Ask { order: Order, min_ttl: Duration, deadline: Boot, answer: oneshot::Sender<Result<Fetched, Failure>> },
-    Keep { keep: HashSet<Order>, before: Arc<Books> },
+    Ask {
+        order: Order,
+        min_ttl: Duration,
+        deadline: Boot,
+        answer: oneshot::Sender<Result<Fetched, Failure>>,
+    },
+    Keep {
+        keep: HashSet<Order>,
+        before: Arc<Books>,
+    },
+    Reject {
+        order: Order,
+        rejected: Arc<Credential>,
+        deadline: Boot,
+        answer: oneshot::Sender<Result<Fetched, Failure>>,
+    },
     Release(Order, Arc<Credential>),
-    Retire { which: Which, cause: Cause, done: oneshot::Sender<usize> },
+    Retire {
+        which: Which,
+        cause: Cause,
+        done: oneshot::Sender<usize>,
+    },
     Revoke(Order, Arc<Credential>, Cause),
     Unwatch(Order),
-    Watch { order: Order, topic: oneshot::Sender<watch::Receiver<Topic>> },
+    Watch {
+        order: Order,
+        topic: oneshot::Sender<watch::Receiver<Topic>>,
+    },
 }
 
 /// What those who listen hear.
@@ -187,6 +208,25 @@ impl Broker {
     ) -> Result<Fetched, Failure> {
         let order = self.shared.books.load().order(grant)?;
         self.fetch_order(order, min_ttl, patience).await
+    }
+
+    /// The credential of `grant` after `rejected`, which an API did not take: another, unless one was rejected just before. What
+    /// comes is `rejected` itself then, and of no more use than before (MT-09).
+    ///
+    /// # Errors
+    /// [`Failure`] with what to do next.
+    pub async fn renew(
+        &self,
+        grant: &Grant,
+        rejected: &Arc<Credential>,
+        patience: Duration,
+    ) -> Result<Fetched, Failure> {
+        let order = self.shared.books.load().order(grant)?;
+        let deadline = self.shared.clock.boot() + patience;
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Reject { order, rejected: Arc::clone(rejected), deadline, answer };
+        self.sender.send(request).map_err(|_| Failure::Closed)?;
+        answered.await.map_err(|_| Failure::Closed)?
     }
 
     async fn fetch_order(
