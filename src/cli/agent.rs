@@ -34,7 +34,8 @@ pub(super) fn mistaken(mistakes: Vec<Mistake>) -> Exit {
 
 pub(super) fn unbuilt(error: BuildError) -> Exit {
     let code = match &error {
-        BuildError::Certificates(_)
+        BuildError::Api(..)
+        | BuildError::Certificates(_)
         | BuildError::Issuer(..)
         | BuildError::Keys(_)
         | BuildError::Sealing(_) => Exit::CONFIG,

@@ -19,7 +19,7 @@ use crate::{
     credential::Binding,
     jose::Algorithm,
     keys::{CertificateSettings, Custody, KeySettings, RotationSettings, rotation::MAX_AGE},
-    policy::{Assurance, CredentialRule, Exception, Identity, Named, Per, Proofs, Selectors},
+    policy::{Assurance, CredentialRule, Exception, Forward, Identity, Named, Per, Proofs, Selectors},
     proof::Target,
 };
 
@@ -178,7 +178,9 @@ fn credential(
     scope.dedup();
     let resource: Option<Arc<str>> = reader.string("resource").map(Arc::from);
     let dev = matches!(issuers.get(&issuer), Some(IssuerSettings::OAuth(oauth)) if oauth.dev);
-    let proofs = proofs(&mut reader, resource.as_deref(), binding, dev);
+    let forward = forward(&mut reader);
+    let used = binding == Binding::Dpop || forward.is_some();
+    let proofs = proofs(&mut reader, resource.as_deref(), used, dev);
     let rule = CredentialRule {
         name: name.into(),
         issuer,
@@ -190,6 +192,7 @@ fn credential(
         key_export,
         terms: Arc::new(terms(&mut reader)),
         proofs,
+        forward,
         per: reader.word("per", Per::Identity, &[("identity", Per::Identity), ("process", Per::Process)]),
         max_uses: reader
             .has("max_uses")
@@ -205,11 +208,29 @@ fn credential(
     rule
 }
 
-/// Where proofs may go: by default to the API that the credential is for.
-fn proofs(reader: &mut Reader<'_>, resource: Option<&str>, binding: Binding, dev: bool) -> Proofs {
+/// Whether the agent calls the API for programs, and how.
+fn forward(reader: &mut Reader<'_>) -> Option<Forward> {
+    const SECOND: Duration = Duration::from_secs(1);
+    let words = [("never", None), ("allowed", Some(false)), ("only", Some(true))];
+    let forward = reader.word("forward", None, &words);
+    let ca_file = reader.path("api_ca_file");
+    let patience = reader.duration("api_timeout", Duration::from_secs(30));
+    if !(SECOND..=600 * SECOND).contains(&patience) {
+        reader.wrong("api_timeout", "it has to be from 1s to 10m");
+    }
+    for key in ["api_ca_file", "api_timeout"] {
+        if forward.is_none() && reader.has(key) {
+            reader.wrong(key, "it is only used with forward = \"allowed\" or \"only\"");
+        }
+    }
+    forward.map(|only| Forward { only, ca_file, patience })
+}
+
+/// Where proofs and calls may go: by default to the API that the credential is for.
+fn proofs(reader: &mut Reader<'_>, resource: Option<&str>, used: bool, dev: bool) -> Proofs {
     for key in ["origins", "methods"] {
-        if binding != Binding::Dpop && reader.has(key) {
-            reader.wrong(key, "it is only used with binding = \"dpop\"");
+        if !used && reader.has(key) {
+            reader.wrong(key, "it is only used with binding = \"dpop\", or with forward");
         }
     }
     let mut proofs = Proofs { plain: dev, ..Proofs::default() };

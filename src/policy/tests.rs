@@ -71,6 +71,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         key_export: false,
         terms: Arc::default(),
         proofs: Proofs::default(),
+        forward: None,
         per: Per::Identity,
         max_uses: None,
         max_ttl: Duration::from_secs(300),
@@ -98,7 +99,8 @@ fn refused(identities: Vec<Identity>) -> Vec<String> {
     problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
 }
 
-const LEDGER: Wish<'static> = Wish { credential: "ledger", scope: &[], door: &Door::Own, proof: None };
+const LEDGER: Wish<'static> =
+    Wish { credential: "ledger", scope: &[], door: &Door::Own, purpose: Purpose::Take };
 
 fn reason(policy: &Policy, evidence: &Evidence, wish: &Wish<'_>, at: Timestamp) -> Option<Reason> {
     policy.explain(evidence, wish, at).0
@@ -366,7 +368,7 @@ fn a_proof_is_for_a_bound_credential_an_origin_and_a_method() {
     let policy = policy(vec![bound(ours), identity("other", user(2000))]);
     let judged = |uid, method, url: &str| {
         let target = Target::parse(url).unwrap();
-        let wish = Wish { proof: Some(Proving { method, target: &target }), ..LEDGER };
+        let wish = Wish { purpose: Purpose::Prove(Proving { method, target: &target }), ..LEDGER };
         reason(&policy, &evidence(uid, None), &wish, now())
     };
     assert_eq!(judged(1000, "GET", "https://ledger.example.com/a?b"), None);

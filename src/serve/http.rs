@@ -1,26 +1,30 @@
 //! HTTP/1.1 on a Unix socket of its own: for curl, for probes, for programs without gRPC. In goes a request of an attested
-//! session; out comes JSON. Credentials are walked for like any other; `/live` and `/ready` say how the agent is, and
+//! session; out comes JSON, or an API's answer (`forward.rs`). Credentials are walked for like any other; `/live` and `/ready` say how the agent is, and
 //! nothing about anybody.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::{
-    proving,
+    forward, proving,
     status::{EXCHANGE, Told, invalid, told},
 };
 use crate::{
+    api::Answering,
     clock::Clock,
     journey::{self, Answer, Call, Journey, Session, trace_id},
     policy::name_is_sound,
     secret::Secret,
 };
+
+/// What is answered: JSON of our own, or an API's answer as it comes.
+pub type Body = Either<Full<Bytes>, Answering>;
 
 /// The face.
 #[derive(Clone, Debug)]
@@ -35,7 +39,18 @@ pub struct Face {
 
 impl Face {
     /// Answers one request.
-    pub async fn answer(self, session: Arc<Session>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    pub async fn answer(self, session: Arc<Session>, request: Request<Incoming>) -> Response<Body> {
+        if let Some(rest) = request.uri().path().strip_prefix(forward::PREFIX) {
+            let rest = rest.to_owned();
+            let answered = self.forward(&session.enter(), &rest, request).await;
+            return answered
+                .map_or_else(|no| forward::refused(&no).map(Either::Left), |yes| yes.map(Either::Right));
+        }
+        self.tell(session, request).await.map(Either::Left)
+    }
+
+    /// Answers one that is about the agent or a credential.
+    async fn tell(self, session: Arc<Session>, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
         if request.method() != Method::GET {
             return json_response(
@@ -59,7 +74,8 @@ impl Face {
                 None => json_response(
                     StatusCode::NOT_FOUND,
                     None,
-                    &json!({"error": "there are /live, /ready, /v1/credentials/NAME and /v1/credentials/NAME/proof"}),
+                    &json!({"error": "there are /live, /ready, /v1/credentials/NAME, /v1/credentials/NAME/proof and \
+                                      /v1/forward/NAME/PATH"}),
                 ),
             },
         }
@@ -106,7 +122,7 @@ impl Face {
     }
 
     /// What every request for a credential has to have.
-    async fn asked(
+    pub(super) async fn asked(
         &self,
         session: &Session,
         name: &str,
@@ -155,7 +171,7 @@ impl Face {
         shown
     }
 
-    async fn broke(&self, session: &Session, what: &'static str) -> Told {
+    pub(super) async fn broke(&self, session: &Session, what: &'static str) -> Told {
         match self.journey.broke_protocol(session, what).await {
             Ok(receipt) => Told { exchange: Some(receipt.exchange().to_string()), ..invalid(what) },
             Err(refusal) => told(&refusal),
@@ -194,7 +210,7 @@ impl Face {
     }
 }
 
-fn refused(no: &Told) -> Response<Full<Bytes>> {
+pub(super) fn refused(no: &Told) -> Response<Full<Bytes>> {
     let status = StatusCode::from_u16(no.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = json!({"error": no.reason, "message": no.message, "exchange": no.exchange});
     let mut response = json_response(status, no.exchange.as_deref(), &body);
