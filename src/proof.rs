@@ -80,6 +80,17 @@ impl Target {
         &self.htu[..self.origin]
     }
 
+    /// Whether a server that is careless about letters, slashes at the end and parameters of a path would take one for the other.
+    pub fn resembles(&self, other: &Self) -> bool {
+        let steps = |target: &Self| -> Vec<String> {
+            let path = target.normal.get(target.origin..).unwrap_or_default().trim_end_matches('/');
+            path.split('/')
+                .map(|step| step.split(';').next().unwrap_or_default().to_ascii_lowercase())
+                .collect()
+        };
+        self.origin() == other.origin() && steps(self) == steps(other)
+    }
+
     /// Whether it goes over TLS.
     pub fn is_https(&self) -> bool {
         self.htu.starts_with("https:")
@@ -306,6 +317,31 @@ mod tests {
         {
             assert_ne!(Target::parse(url).unwrap(), token, "{url}");
         }
+    }
+
+    #[test]
+    fn targets_resemble_each_other_if_a_careless_server_takes_one_for_the_other() {
+        // DPOP-20: routers that ignore case and a slash at the end are many.
+        let token = Target::parse("https://op.example/a/token").unwrap();
+        for url in [
+            "https://op.example/a/token",
+            "https://op.example/a/token/",
+            "https://op.example/A/TOKEN",
+            "https://op.example/a/%54oken;x=y//?z",
+            "https://op.example/a;b/token",
+        ] {
+            assert!(Target::parse(url).unwrap().resembles(&token), "{url}");
+        }
+        for url in [
+            "https://op.example/a/tokens",
+            "https://op.example/a",
+            "https://op.example/a/token/x",
+            "https://op.example:1/a/token",
+        ] {
+            assert!(!Target::parse(url).unwrap().resembles(&token), "{url}");
+        }
+        let root = Target::parse("https://op.example").unwrap();
+        assert!(root.resembles(&Target::parse("https://op.example/").unwrap()) && !root.resembles(&token));
     }
 
     #[test]

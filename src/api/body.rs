@@ -52,6 +52,8 @@ impl Default for Room {
 pub struct Asking {
     front: Bytes,
     rest: Option<Coming>,
+    /// Whether there was more than `front` in the beginning.
+    is_longer: bool,
     /// For as long as `front` is kept.
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -78,32 +80,42 @@ impl Asking {
         let pieces = u32::try_from(most.div_ceil(PIECE)).unwrap_or(u32::MAX);
         let room = (least <= KEPT).then(|| Arc::clone(&room.0).try_acquire_many_owned(pieces).ok()).flatten();
         if room.is_none() {
-            return Ok(Self { front: Bytes::new(), rest: Some(body), _room: None });
+            return Ok(Self { front: Bytes::new(), rest: Some(body), is_longer: true, _room: None });
         }
         let mut front = BytesMut::new();
         loop {
             let frame = timeout(patience, body.frame()).await.map_err(|_| BodyError::Late(patience))?;
             match frame {
-                None => return Ok(Self { front: front.freeze(), rest: None, _room: room }),
+                None => return Ok(Self { front: front.freeze(), _room: room, ..Self::default() }),
                 Some(Err(_)) => return Err(BodyError::Broken),
                 Some(Ok(frame)) => {
                     front.extend_from_slice(frame.data_ref().map_or(&[][..], |piece| piece));
                     if front.len() > KEPT {
-                        return Ok(Self { front: front.freeze(), rest: Some(body), _room: room });
+                        return Ok(Self {
+                            front: front.freeze(),
+                            rest: Some(body),
+                            is_longer: true,
+                            _room: room,
+                        });
                     }
                 }
             }
         }
     }
 
-    /// Whether it can be sent once more.
+    /// Whether all of it is kept, so that it can be sent once more.
     pub fn is_whole(&self) -> bool {
-        self.rest.is_none()
+        !self.is_longer
     }
 
-    /// What goes out with one attempt. Of a body that is not whole, the second has nothing: see [`Asking::is_whole`].
-    pub(super) fn outgoing(&mut self, moved: &Moved) -> Outgoing {
-        Outgoing { front: self.front.clone(), rest: self.rest.take(), moved: moved.clone() }
+    /// What goes out with one attempt. None if it would go out for the second time and was not kept.
+    pub(super) fn outgoing(&mut self, moved: &Moved) -> Option<Outgoing> {
+        let rest = self.rest.take();
+        (rest.is_some() == self.is_longer).then(|| Outgoing {
+            front: self.front.clone(),
+            rest,
+            moved: moved.clone(),
+        })
     }
 }
 

@@ -230,7 +230,8 @@ impl Apis {
         let client = self.client(&attempt)?;
         let moved = Moved::default();
         let patience = attempt.patience;
-        let request = request(attempt, body.outgoing(&moved))?;
+        let outgoing = body.outgoing(&moved).ok_or_else(|| ApiError::Unusable("its body is gone".into()))?;
+        let request = request(attempt, outgoing)?;
         let answer = tokio::select! {
             answer = client.send(request) => answer?,
             () = moved.stuck(patience) => return Err(ApiError::Late),

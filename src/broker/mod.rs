@@ -313,11 +313,12 @@ impl Broker {
         theirs.flat_map(|(_, live)| std::iter::once(&live.credential).chain(&live.before)).find(fits).cloned()
     }
 
-    /// Whether `target` is an endpoint of any issuer in the settings (DPOP-20).
+    /// Whether `target` is an endpoint of any issuer in the settings, or one that the issuer may take for such (DPOP-20).
     pub fn is_issuers(&self, target: &Target) -> bool {
-        let told = |issuer: &Arc<dyn Issuer>| issuer.endpoints().contains(target);
+        let among = |endpoints: &[Target]| endpoints.iter().any(|endpoint| endpoint.resembles(target));
+        let told = |issuer: &Arc<dyn Issuer>| among(&issuer.endpoints());
         self.shared.books.load().issuers.values().any(told)
-            || self.shared.remembered.load().values().any(|endpoints| endpoints.contains(target))
+            || self.shared.remembered.load().values().any(|endpoints| among(endpoints))
     }
 
     /// From now on, these issuers and keys. What `keep` does not name is taken off the shelf.

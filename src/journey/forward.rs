@@ -74,20 +74,9 @@ impl Journey {
             let rules = self.rules();
             let purpose = Purpose::Forward(forwarding.wanted());
             let (account, workload, grant) = self.admit(session, request, purpose, &rules).await?;
-            let way = match grant.forward() {
-                Some((target, how)) if !self.broker.is_issuers(target) => Ok((target, how)),
-                // A certificate or a proof shown there could fetch tokens.
-                Some(_) => Err((Reason::HtuNotAllowed, "the URL is an endpoint of an issuer (DPOP-20)")),
-                None => Err((Reason::ForwardNotAllowed, "the grant is for no call")),
-            };
-            let (target, how) = match way {
-                Ok(way) => way,
-                Err((reason, why)) => {
-                    let went = Went { error: Some((reason.as_str(), why)), ..Went::default() };
-                    let receipt =
-                        self.ledger.record(account.forwarded(&workload, &grant, None, went)).await?;
-                    return Err(Refusal::OffLimits(receipt, reason));
-                }
+            let Some((target, how)) = grant.forward() else {
+                let why = (Reason::ForwardNotAllowed, "the grant is for no call");
+                return Err(self.off_limits(&account, &workload, &grant, why).await?);
             };
             let account = account.bound_for(target);
             if let Err(wait) = self.paced(&grant) {
@@ -108,6 +97,11 @@ impl Journey {
                 Err(_) if !self.in_force(&rules) => continue,
                 Err(failure) => return Err(self.failed(account, &workload, &grant, failure).await?),
             };
+            // Its endpoints are known once it was asked. A certificate or a proof that is shown there could fetch tokens.
+            if self.broker.is_issuers(target) {
+                let why = (Reason::HtuNotAllowed, "the URL is an endpoint of an issuer (DPOP-20)");
+                return Err(self.off_limits(&account, &workload, &grant, why).await?);
+            }
             if let Some(body) = coming.take() {
                 match self.apis.take(body, how.patience).await {
                     Ok(whole) => taken = Some(whole),
@@ -139,6 +133,19 @@ impl Journey {
             };
             return trip.make(fetched, &mut body, place).await;
         }
+    }
+
+    /// A call that policy grants as far as policy can tell, and that is not made.
+    async fn off_limits(
+        &self,
+        account: &Account<'_>,
+        workload: &Workload,
+        grant: &Grant,
+        (reason, why): (Reason, &str),
+    ) -> Result<Refusal, Refusal> {
+        let went = Went { error: Some((reason.as_str(), why)), ..Went::default() };
+        let receipt = self.ledger.record(account.forwarded(workload, grant, None, went)).await?;
+        Ok(Refusal::OffLimits(receipt, reason))
     }
 
     /// A call that policy grants and that was not made.

@@ -65,7 +65,7 @@ fn forwarding<B>(path: &str, request: &Request<B>) -> Result<Forwarding, &'stati
     }
     let path = Path::parse(path, uri.query()).map_err(|error| match error {
         PathError::Form => "the path is no path: write /PATH?QUERY in the characters of RFC 3986, others percent-encoded UTF-8",
-        PathError::Hidden => "a path holds no %2F, %5C or control character, however often it is encoded",
+        PathError::Hidden => "a path holds no %2F, %5C or control character, and nothing that is encoded twice",
         PathError::Long => "path and query are longer than 8 KiB",
         PathError::Steps => "a path holds no `.`, `..` or empty step (`//`), however it is written",
         PathError::Token => "a query holds no access_token: the agent adds the token, as a header",
