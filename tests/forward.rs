@@ -700,6 +700,52 @@ async fn nonces_are_asked_for_once_and_no_more() {
     assert!(agent.client().await.release("orders", &[]).await.unwrap());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_identity_that_rests_on_its_program_is_called_for_on_the_workloads_socket() {
+    // ATT-17: HTTP/2 carries the challenge, HTTP/1.1 does not.
+    use http_body_util::{BodyExt as _, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let vault = Vault::open().await;
+    let program = std::env::current_exe().unwrap();
+    let setup = vault.setup(&vault.url, "forward = \"only\"");
+    let uid = rustix::process::geteuid().as_raw();
+    let agent = setup
+        .with(&format!("match = {{ uid = {uid} }}"), &format!("match = {{ uid = {uid}, exe = {program:?} }}"))
+        .start(None);
+    assert_eq!(get(&agent.socket("http.sock"), "/v1/forward/vault/x").0, 403);
+    let stream = tokio::net::UnixStream::connect(agent.socket("agent.sock")).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = |path: &str, header: &str| {
+        let request = http::Request::post(format!("http://keybearer/v1/forward/{path}"));
+        request.header("keybearer", header).body(Full::new(bytes::Bytes::from_static(b"amount"))).unwrap()
+    };
+    vault.will([invalid_token()]);
+    let answer = sender.send_request(request("vault/entries?a=b", "v1")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "{\"ok\":true}");
+    let seen = vault.diary();
+    assert_eq!((seen[1].line.as_str(), seen[1].body.1.as_str()), ("POST /entries?a=b HTTP/1.1", "amount"));
+    assert!(seen.len() == 2 && seen[1].is_bound && !seen[1].head.contains("host: keybearer"));
+    for (path, header, status) in
+        [("vault/../token", "v1", 400), ("vault/x", "v2", 400), ("none/x", "v1", 403)]
+    {
+        assert_eq!(sender.send_request(request(path, header)).await.unwrap().status(), status, "{path}");
+    }
+    assert_eq!(vault.diary().len(), 2);
+    assert_eq!(calls(&agent)[0].peer.as_ref().unwrap().challenge, Some(true));
+    // Calls on one connection do not wait for one another, and one that is given up is ended.
+    vault.will([Says::Nothing]);
+    let slow = sender.send_request(request("vault/slow", "v1"));
+    let slow = tokio::spawn(slow);
+    vault.asked(3).await;
+    assert_eq!(sender.send_request(request("vault/quick", "v1")).await.unwrap().status(), 200);
+    slow.abort();
+    vault.hung_up(1).await;
+    on_record(&agent, "CALLER_GONE").await;
+}
+
 /// An API without TLS that says what it is told to say, and keeps the proofs that it was sent.
 struct Scripted {
     url: String,

@@ -166,7 +166,19 @@ impl<'a> Account<'a> {
         with_proof(supplied(entry, &fetched.credential, &fetched.source), proof)
     }
 
-    /// What became of a request that was made, or was not made though policy grants it.
+    /// A request is not made, though policy grants the credential.
+    pub(super) fn unforwarded(
+        &self,
+        workload: &Workload,
+        grant: &Grant,
+        reason: &str,
+        detail: &str,
+    ) -> Entry {
+        let entry = self.granted(EventType::ForwardAnswer, Outcome::Denied, workload, grant);
+        entry.because(reason).detail(detail)
+    }
+
+    /// What became of a request that was made, or could not be made though policy grants it.
     pub(super) fn forwarded(
         &self,
         workload: &Workload,

@@ -80,12 +80,9 @@ impl Journey {
             };
             let account = account.bound_for(target);
             if let Err(wait) = self.paced(&grant) {
-                let why = Some((
-                    "PROOF_RATE",
-                    "more than 200 proofs and calls a second for this identity (DPOP-22)",
-                ));
-                let went = Went { error: why, ..Went::default() };
-                let receipt = self.ledger.record(account.forwarded(&workload, &grant, None, went)).await?;
+                let why = "more than 200 proofs and calls a second for this identity (DPOP-22)";
+                let entry = account.unforwarded(&workload, &grant, "PROOF_RATE", why);
+                let receipt = self.ledger.record(entry).await?;
                 return Err(Refusal::TooFast(receipt, wait));
             }
             let place = match self.apis.enter(grant.identity()) {
@@ -143,8 +140,7 @@ impl Journey {
         grant: &Grant,
         (reason, why): (Reason, &str),
     ) -> Result<Refusal, Refusal> {
-        let went = Went { error: Some((reason.as_str(), why)), ..Went::default() };
-        let receipt = self.ledger.record(account.forwarded(workload, grant, None, went)).await?;
+        let receipt = self.ledger.record(account.unforwarded(workload, grant, reason.as_str(), why)).await?;
         Ok(Refusal::OffLimits(receipt, reason))
     }
 

@@ -1,14 +1,14 @@
 //! Calls of APIs, as programs ask for them over HTTP: `/v1/forward/CREDENTIAL/PATH?QUERY`, with the method, headers and body that
-//! the API is to get. In goes such a request; out comes what the API answered, or a refusal of the agent's own, which has the
+//! the API is to get; in HTTP/1.1 on the socket for it, or in HTTP/2 on a workloads' socket, which can put the challenge. In goes such a request; out comes what the API answered, or a refusal of the agent's own, which has the
 //! header `keybearer-error`: no API's answer has that.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response};
-use http_body_util::{BodyExt as _, Full};
+use http::{HeaderName, HeaderValue, Request, Response, Version};
+use http_body_util::{BodyExt as _, Either, Full};
 use hyper::body::Incoming;
 
 use super::{
-    http::{self as face, Face},
+    http::{self as face, Body, Face},
     status::{EXCHANGE, Told, told},
 };
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// What every such path begins with.
-pub(super) const PREFIX: &str = "/v1/forward/";
+const PREFIX: &str = "/v1/forward/";
 
 /// Names the origin to call, of several that the credential is for.
 const ORIGIN: HeaderName = HeaderName::from_static("keybearer-origin");
@@ -25,14 +25,22 @@ const ORIGIN: HeaderName = HeaderName::from_static("keybearer-origin");
 /// Tells an answer of the agent's own from one of the API, and why there is none of the API.
 const ERROR: HeaderName = HeaderName::from_static("keybearer-error");
 
+/// Whether a request is meant for an API.
+pub(super) fn is_meant<B>(request: &Request<B>) -> bool {
+    request.uri().path().starts_with(PREFIX)
+}
+
 impl Face {
-    /// One call. `rest` is what follows [`PREFIX`].
-    pub(super) async fn forward(
-        &self,
-        call: &Call,
-        rest: &str,
-        request: Request<Incoming>,
-    ) -> Result<Response<Answering>, Told> {
+    /// Answers one call.
+    pub(super) async fn forward(&self, call: &Call, request: Request<Incoming>) -> Response<Body> {
+        match self.pass(call, request).await {
+            Ok(answer) => answer.map(Either::Right),
+            Err(no) => refused(&no).map(Either::Left),
+        }
+    }
+
+    async fn pass(&self, call: &Call, request: Request<Incoming>) -> Result<Response<Answering>, Told> {
+        let rest = request.uri().path().strip_prefix(PREFIX).unwrap_or_default();
         let (name, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let asked = self.asked(call, name, vec![], request.headers()).await?;
         let forwarding = match forwarding(path, &request) {
@@ -50,7 +58,7 @@ impl Face {
 }
 
 /// A refusal, marked as one of the agent's own.
-pub(super) fn refused(no: &Told) -> Response<Full<Bytes>> {
+fn refused(no: &Told) -> Response<Full<Bytes>> {
     let mut response = face::refused(no);
     response.headers_mut().insert(ERROR, HeaderValue::from_static(no.reason));
     response
@@ -59,8 +67,9 @@ pub(super) fn refused(no: &Told) -> Response<Full<Bytes>> {
 /// The call that a request asks for; the error says what is wrong with it.
 fn forwarding<B>(path: &str, request: &Request<B>) -> Result<Forwarding, &'static str> {
     let uri = request.uri();
-    if uri.scheme().is_some() || uri.authority().is_some() {
-        // Whoever stands between could go by the one or the other.
+    // In HTTP/1.1, whoever stands between could go by the one or the other; in HTTP/2 there is always an authority, which
+    // means nothing here.
+    if request.version() < Version::HTTP_2 && (uri.scheme().is_some() || uri.authority().is_some()) {
         return Err("the request line has a path, not a whole URL: GET /v1/forward/CREDENTIAL/PATH");
     }
     let path = Path::parse(path, uri.query()).map_err(|error| match error {

@@ -40,11 +40,8 @@ pub struct Face {
 impl Face {
     /// Answers one request.
     pub async fn answer(self, session: Arc<Session>, request: Request<Incoming>) -> Response<Body> {
-        if let Some(rest) = request.uri().path().strip_prefix(forward::PREFIX) {
-            let rest = rest.to_owned();
-            let answered = self.forward(&session.enter(), &rest, request).await;
-            return answered
-                .map_or_else(|no| forward::refused(&no).map(Either::Left), |yes| yes.map(Either::Right));
+        if forward::is_meant(&request) {
+            return self.forward(&session.enter(), request).await;
         }
         self.tell(session, request).await.map(Either::Left)
     }
