@@ -221,7 +221,15 @@ impl Broker {
         rejected: &Arc<Credential>,
         patience: Duration,
     ) -> Result<Fetched, Failure> {
-        let order = self.shared.books.load().order(grant)?;
+        self.renew_order(self.shared.books.load().order(grant)?, rejected, patience).await
+    }
+
+    async fn renew_order(
+        &self,
+        order: Order,
+        rejected: &Arc<Credential>,
+        patience: Duration,
+    ) -> Result<Fetched, Failure> {
         let deadline = self.shared.clock.boot() + patience;
         let (answer, answered) = oneshot::channel();
         let request = Request::Reject { order, rejected: Arc::clone(rejected), deadline, answer };
