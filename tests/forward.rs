@@ -18,7 +18,7 @@ use std::{
 
 use keybearer::audit::{Entry, EventType, Outcome};
 use serde_json::Value;
-use support::{Setup, TestAgent, body, demo_api, get, http, issuer, jwt_in};
+use support::{Setup, TestAgent, attacker, body, demo_api, get, http, issuer, jwt_in};
 use tokio::sync::Notify;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -663,10 +663,11 @@ async fn nonces_are_asked_for_once_and_no_more() {
     };
     let invalid = "HTTP/1.1 401 x\r\nwww-authenticate: DPoP error=\"invalid_token\"\r\n".to_owned();
     let fine = "HTTP/1.1 200 x\r\ndpop-nonce: six\r\n".to_owned();
-    let rows: [(&[String], u16, &[Option<&str>]); 6] = [
+    type Row<'a> = (&'a [String], u16, &'a [Option<&'a str>]);
+    let rows: [Row<'_>; 6] = [
         (&[wants("one"), wants("two")], 401, &[None, Some("one")]),
         // What came with any answer is used next.
-        (&[fine.clone()], 200, &[Some("two")]),
+        (std::slice::from_ref(&fine), 200, &[Some("two")]),
         (&[wants("three"), invalid.clone(), fine.clone()], 200, &[Some("six"), Some("three"), Some("three")]),
         // Without a nonce that can be used, asking again is of no use.
         (&[wants("a b")], 401, &[Some("six")]),
@@ -744,6 +745,98 @@ async fn an_identity_that_rests_on_its_program_is_called_for_on_the_workloads_so
     slow.abort();
     vault.hung_up(1).await;
     on_record(&agent, "CALLER_GONE").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_speaks_http_2_is_called_the_same_way() {
+    // MT-10, MT-13: one connection for all calls of the identity, each given up by itself.
+    use http_body_util::BodyExt as _;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let vault = Vault::open().await;
+    let mut tls = (*vault.tls).clone();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+    let (connections, seen) =
+        (Arc::new(AtomicUsize::new(0)), Arc::<std::sync::Mutex<Vec<String>>>::default());
+    let (counted, noted) = (Arc::clone(&connections), Arc::clone(&seen));
+    let slow = Arc::new(Notify::new());
+    let (given_up, waits) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&slow));
+    let ended = Arc::clone(&given_up);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let stream = acceptor.accept(stream).await.unwrap();
+            assert!(stream.get_ref().1.peer_certificates().is_some(), "it shows its certificate");
+            let (noted, waits, ended) = (Arc::clone(&noted), Arc::clone(&waits), Arc::clone(&ended));
+            let service = hyper::service::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                let (noted, waits, ended) = (Arc::clone(&noted), Arc::clone(&waits), Arc::clone(&ended));
+                async move {
+                    let (head, body) = request.into_parts();
+                    let body = body.collect().await.unwrap().to_bytes();
+                    noted.lock().unwrap().push(format!("{head:?} {body:?}"));
+                    if head.uri.path() == "/slow" {
+                        struct Ended(Arc<AtomicUsize>, Arc<Notify>);
+                        impl Drop for Ended {
+                            fn drop(&mut self) {
+                                self.0.fetch_add(1, Ordering::SeqCst);
+                                self.1.notify_one();
+                            }
+                        }
+                        let _ended = Ended(ended, waits);
+                        std::future::pending::<()>().await;
+                    }
+                    let answer = http_body_util::Full::new(bytes::Bytes::from_static(b"{\"two\":2}"));
+                    Ok::<_, std::convert::Infallible>(http::Response::new(answer))
+                }
+            });
+            let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(serving.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    let agent = vault.setup(&url, "forward = \"only\"").start(None);
+    let socket = agent.socket("http.sock");
+    let mut gone = UnixStream::connect(&socket).unwrap();
+    gone.write_all(b"GET /v1/forward/vault/slow HTTP/1.1\r\nhost: x\r\nkeybearer: v1\r\n\r\n").unwrap();
+    while seen.lock().unwrap().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (status, answer) = {
+        let socket = socket.clone();
+        apart(move || post(&socket, "/v1/forward/vault/entries?a=b", "amount")).await
+    };
+    assert_eq!((status, body(&answer)["two"].as_u64()), (200, Some(2)), "{answer}");
+    let said = seen.lock().unwrap()[1].clone();
+    for part in ["/entries?a=b", "\"via\": \"1.1 keybearer\"", "b\"amount\"", "\"content-length\": \"6\""] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(said.contains(url.trim_start_matches("https://")) && !said.contains("\"host\": \"x\""), "{said}");
+    drop(gone);
+    slow.notified().await;
+    assert_eq!(get(&socket, "/v1/forward/vault/x").0, 200, "the connection outlives the call");
+    assert_eq!((connections.load(Ordering::SeqCst), given_up.load(Ordering::SeqCst)), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_became_anothers_makes_no_call() {
+    // ATT-16, DPOP-23: the attackers of E1, E3 and E10.
+    let vault = Vault::open().await;
+    let agent = vault.agent();
+    let ask = |experiment: &str| {
+        let mut command = Command::new(attacker(&agent));
+        let output =
+            command.arg(experiment).arg(agent.socket("http.sock")).arg("/v1/forward/vault/x").output();
+        let said: Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+        assert_eq!(said["ran"], true, "{experiment}: {said}");
+        said["answer"].as_str().unwrap().to_owned()
+    };
+    assert!(ask("honest").contains("\"ok\":true"), "the control");
+    for experiment in ["E1", "E3", "E10"] {
+        let answer = ask(experiment);
+        assert!(!answer.contains("\"ok\":true"), "{experiment}: {answer}");
+    }
+    assert_eq!(vault.diary().len(), 1, "nothing was sent");
 }
 
 /// An API without TLS that says what it is told to say, and keeps the proofs that it was sent.

@@ -25,7 +25,7 @@ const HOP_BY_HOP: [&str; 13] = [
 
 /// What says who calls, or on whose behalf, or by which way: the agent's business. A cookie is a bearer credential that nobody
 /// weighed.
-const OURS: [&str; 10] = [
+const OURS: [&str; 12] = [
     "authorization",
     "client-cert",
     "client-cert-chain",
@@ -34,12 +34,14 @@ const OURS: [&str; 10] = [
     "dpop",
     "forwarded",
     "host",
+    "remote-user",
     "true-client-ip",
+    "x-host",
     "x-real-ip",
 ];
 
-/// The same by how a name begins: proxies that end TLS write who was there into such headers (MT-13).
-const OURS_BEGIN: [&str; 17] = [
+/// The same by how a name begins: proxies that end TLS or log users in write who was there into such headers (MT-13).
+const OURS_BEGIN: [&str; 23] = [
     "cf-client-cert",
     "cf-connecting",
     "client-verif",
@@ -50,13 +52,19 @@ const OURS_BEGIN: [&str; 17] = [
     "workload-proof",
     "x-amzn-mtls-",
     "x-arr-clientcert",
+    "x-auth-request-",
+    "x-authenticated-",
     "x-client-cert",
     "x-client-dn",
     "x-client-s-dn",
     "x-client-verif",
     "x-forwarded",
+    "x-http-host",
+    "x-original-",
+    "x-remote-",
     "x-ssl-",
     "x-tls-",
+    "x-webauth-",
 ];
 
 /// What makes another request of the one that was decided about: another method, another path.
@@ -191,6 +199,12 @@ mod tests {
             "X-TLS-Client-Subject",
             "CF-Client-Cert-DER-Base64",
             "Workload-Identity-Token",
+            "Remote-User",
+            "X-Remote-User",
+            "X-Auth-Request-Email",
+            "X-Original-Host",
+            "X-HTTP-Host-Override",
+            "X-Host",
         ] {
             assert_eq!(onward(&of(&[(name, "close")])), Ok(of(&[("via", "1.1 keybearer")])), "{name}");
         }

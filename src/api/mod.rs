@@ -7,6 +7,8 @@ mod body;
 mod challenge;
 mod headers;
 mod path;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 
 use std::{
     collections::HashMap,

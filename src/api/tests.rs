@@ -268,3 +268,16 @@ async fn calls_of_one_identity_are_so_many_at_once() {
     places.pop();
     assert!(house.apis.enter(&loud).is_ok());
 }
+
+proptest::proptest! {
+    /// DPOP-27, MT-09: of the characters that such things are made of.
+    #[test]
+    fn whatever_is_asked_for_leads_home(text in "/[/a.%2eEfF5cCzZ0;?@:=&~-]{0,24}(\n(x-a|te|connection|via): [a-z,= \"\\\\_]{0,12}){0,3}") {
+        properties::forward(text.as_bytes());
+    }
+
+    #[test]
+    fn whatever_an_api_says_of_a_token_is_read_or_not(text in "(Bearer|DPoP|Basic|,|=|\"|\\\\| |error|invalid_token|use_dpop_nonce){0,24}") {
+        properties::forward(text.as_bytes());
+    }
+}

@@ -86,6 +86,7 @@ struct Book {
 pub struct Vault {
     pub url: String,
     pub root: String,
+    pub tls: Arc<ServerConfig>,
     book: Arc<Book>,
 }
 
@@ -161,13 +162,14 @@ impl Vault {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
         let book = Arc::<Book>::default();
-        let (acceptor, issuer, kept) = (TlsAcceptor::from(Arc::new(config)), url.clone(), Arc::clone(&book));
+        let tls = Arc::new(config);
+        let (acceptor, issuer, kept) = (TlsAcceptor::from(Arc::clone(&tls)), url.clone(), Arc::clone(&book));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serve(acceptor.clone(), stream, issuer.clone(), Arc::clone(&kept)));
             }
         });
-        Self { url, root: certificate.pem(), book }
+        Self { url, root: certificate.pem(), tls, book }
     }
 
     /// Settings of an agent with the credential `vault`, whose API is here; `more` stands in its table.
