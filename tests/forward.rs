@@ -18,7 +18,7 @@ use std::{
 
 use keybearer::audit::{Entry, EventType, Outcome};
 use serde_json::Value;
-use support::{Setup, TestAgent, attacker, body, demo_api, get, http, issuer, jwt_in};
+use support::{Setup, TestAgent, attacker, body, copies, demo_api, get, http, issuer, jwt_in, skip};
 use tokio::sync::Notify;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -120,6 +120,44 @@ async fn a_program_calls_an_api_with_a_certificate_bound_token_and_never_holds_t
     assert!(explained.contains(&format!("POST {}/entries", vault.url)), "{explained}");
     assert!(explained.contains("status 200"), "{explained}");
     agent.verify().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_token_or_key_is_in_the_memory_of_the_program() {
+    // MT-11: the app never holds the key. The program is curl, in the middle of an answer.
+    let vault = Vault::open().await;
+    let agent = vault.agent();
+    let head = "HTTP/1.1 200 x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+    vault.will([Says::Pieces(vec![head, "0\r\n\r\n"], Arc::new(Notify::new()))]);
+    let canary = "canary-of-the-program-itself";
+    let mut curl = Command::new("curl");
+    curl.args(["-sSN", "--http1.1", "--unix-socket"]).arg(agent.socket("http.sock"));
+    curl.args([
+        "-H",
+        "keybearer: v1",
+        "-H",
+        &format!("x-mine: {canary}"),
+        "http://keybearer/v1/forward/vault/x",
+    ]);
+    let Ok(mut program) = curl.stdout(std::process::Stdio::piped()).spawn() else {
+        return skip("nothing_of_token_or_key_is_in_the_memory_of_the_program", "curl is not here");
+    };
+    program.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
+    let (key, token) =
+        (agent.dir.path().join("state/keys/shop.client-certificate.pem"), vault.tokens().remove(0));
+    let pem = fs::read_to_string(key).unwrap();
+    let der = <rustls_pki_types::PrivatePkcs8KeyDer<'_> as rustls_pki_types::pem::PemObject>::from_pem_slice(
+        pem.as_bytes(),
+    );
+    let der = der.unwrap().secret_pkcs8_der().to_vec();
+    // The private number of a P-256 key in PKCS#8 (RFC 5915): an OCTET STRING of 32 bytes.
+    let at = der.windows(2).position(|window| window == [4, 32]).unwrap() + 2;
+    assert!(copies(program.id(), canary.as_bytes()) > 0, "the search finds what is there");
+    for secret in [&der[at..at + 32], pem.lines().nth(1).unwrap().as_bytes(), &token.as_bytes()[20..60]] {
+        assert_eq!(copies(program.id(), secret), 0);
+    }
+    program.kill().unwrap();
+    program.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,7 +54,11 @@ where
     /// [`HttpError`], by what went wrong. After [`HttpError::Protocol`] the API may or may not have acted.
     pub async fn send(&self, request: Request<B>) -> Result<Response<Incoming>, HttpError> {
         may_go(request.uri(), &self.door, self.allow_plain_loopback)?;
-        self.client.request(request).await.map_err(|error| fault(&error))
+        self.client.request(request).await.map_err(|error| match fault(&error) {
+            // Past the handshake, something may have arrived.
+            HttpError::Tls(_) if !error.is_connect() => HttpError::Protocol,
+            fault => fault,
+        })
     }
 }
 
