@@ -89,6 +89,13 @@ impl Journey {
                 Ok(place) => place,
                 Err(error) => return Err(self.not_sent(&account, &workload, &grant, error).await?),
             };
+            // Before the credential, which would grow old meanwhile; after the decision, without which no body is read.
+            if let Some(body) = coming.take() {
+                match self.apis.take(body, how.patience).await {
+                    Ok(whole) => taken = Some(whole),
+                    Err(error) => return Err(self.not_sent(&account, &workload, &grant, error).await?),
+                }
+            }
             let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
                 Ok(fetched) => fetched,
                 Err(_) if !self.in_force(&rules) => continue,
@@ -99,13 +106,7 @@ impl Journey {
                 let why = (Reason::HtuNotAllowed, "the URL is an endpoint of an issuer (DPOP-20)");
                 return Err(self.off_limits(&account, &workload, &grant, why).await?);
             }
-            if let Some(body) = coming.take() {
-                match self.apis.take(body, how.patience).await {
-                    Ok(whole) => taken = Some(whole),
-                    Err(error) => return Err(self.not_sent(&account, &workload, &grant, error).await?),
-                }
-            }
-            // A program can take its time to send a body, and become another meanwhile.
+            // A program can take its time to send a body, and an issuer to answer, and the program become another meanwhile.
             if let Err(error) = session.confirm(&workload).await {
                 return Err(self.unattested(account, &error).await?);
             }
@@ -193,7 +194,7 @@ impl Trip<'_> {
         loop {
             let proof = match self.proof(&fetched) {
                 Ok(proof) => proof,
-                Err(error) => return Err(self.no_answer(&fetched, attempts, error).await?),
+                Err(error) => return Err(self.no_answer(&fetched, attempts, error, None).await?),
             };
             let entry = self.account.forwarding(self.workload, self.grant, &fetched, proof.as_ref());
             let receipt = self.journey.ledger.record(entry).await?;
@@ -204,7 +205,7 @@ impl Trip<'_> {
                 Ok(answer) => answer,
                 Err(error) => {
                     unheard.was_heard();
-                    return Err(self.no_answer(&fetched, attempts, error).await?);
+                    return Err(self.no_answer(&fetched, attempts, error, Some(receipt)).await?);
                 }
             };
             let again = self.again(&answer, &fetched, body.is_whole(), &mut used).await;
@@ -318,8 +319,15 @@ impl Trip<'_> {
         Forwarded { response: api::answer(answer, method, patience, self.may_go_on(), place), receipt }
     }
 
-    /// The call failed.
-    async fn no_answer(&self, fetched: &Fetched, attempts: u32, error: ApiError) -> Result<Refusal, Refusal> {
+    /// The call failed. If that cannot be written, it is told all the same where the call itself is on record: whoever is told
+    /// that nothing was done does it again.
+    async fn no_answer(
+        &self,
+        fetched: &Fetched,
+        attempts: u32,
+        error: ApiError,
+        sent: Option<Receipt>,
+    ) -> Result<Refusal, Refusal> {
         let went = Went {
             status: None,
             latency: Some(self.journey.clock.boot().since(self.began)),
@@ -327,7 +335,10 @@ impl Trip<'_> {
             error: Some((error.reason(), &error.to_string())),
         };
         let entry = self.account.forwarded(self.workload, self.grant, Some(&fetched.credential), went);
-        Ok(Refusal::Api(self.journey.ledger.record(entry).await?, error))
+        match (self.journey.ledger.record(entry).await, sent) {
+            (Ok(receipt), _) | (Err(_), Some(receipt)) => Ok(Refusal::Api(receipt, error)),
+            (Err(unwritten), None) => Err(unwritten.into()),
+        }
     }
 
     /// Whether a program still may have what comes: asked anew whenever the rules have changed (GA-10).
