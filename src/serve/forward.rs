@@ -1,6 +1,7 @@
 //! Calls of APIs, as programs ask for them over HTTP: `/v1/forward/CREDENTIAL/PATH?QUERY`, with the method, headers and body that
-//! the API is to get; in HTTP/1.1 on the socket for it, or in HTTP/2 on a workloads' socket, which can put the challenge. In goes such a request; out comes what the API answered, or a refusal of the agent's own, which has the
-//! header `keybearer-error`: no API's answer has that.
+//! the API is to get; in HTTP/1.1 on the socket for it, or in HTTP/2 on a workloads' socket, which can put the challenge. In goes
+//! such a request; out comes what the API answered, or a refusal of the agent's own, which has the header `keybearer-error`: no
+//! API's answer has that.
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, Version};

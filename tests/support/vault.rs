@@ -6,6 +6,7 @@
 use std::{
     collections::VecDeque,
     fs,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -14,7 +15,10 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
-use keybearer::clock::SystemClock;
+use keybearer::{
+    audit::{Entry, EventType},
+    clock::SystemClock,
+};
 use ring::digest::{SHA256, digest};
 use rustls::{
     DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
@@ -31,7 +35,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::support::{RESOURCE, Setup, TestAgent};
+use super::support::{RESOURCE, Setup, TestAgent, http};
 
 /// What the API does with one request.
 pub enum Says {
@@ -373,4 +377,39 @@ fn token(issuer: &str, thumbprint: Option<&str>, number: usize) -> (String, Stri
         format!("{}.{}.c2lnbmF0dXJl", part(r#"{"alg":"ES256","typ":"at+jwt"}"#), part(&claims.to_string()));
     let answer = json!({"access_token": token, "token_type": "Bearer", "expires_in": 300});
     (answer.to_string(), token)
+}
+
+/// The records about calls, in order.
+pub fn calls(agent: &TestAgent) -> Vec<Entry> {
+    let entries = agent.records().into_iter().map(|record| record.entry);
+    entries
+        .filter(|entry| matches!(entry.event.kind, EventType::ForwardSend | EventType::ForwardAnswer))
+        .collect()
+}
+
+/// Waits until there is a record of this reason.
+pub async fn on_record(agent: &TestAgent, reason: &str) -> Entry {
+    let look = async {
+        loop {
+            let found = calls(agent).into_iter().find(|entry| entry.event.reason.as_deref() == Some(reason));
+            match found {
+                Some(entry) => return entry,
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), look)
+        .await
+        .unwrap_or_else(|_| panic!("no record of {reason}"))
+}
+
+/// A request with a body.
+pub fn post(socket: &Path, path: &str, body: &str) -> (u16, String) {
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\nkeybearer: v1\r\nconnection: close\r\n");
+    http(socket, &format!("{head}content-length: {}\r\n\r\n{body}", body.len()))
+}
+
+/// Runs what waits for a socket where it holds up nobody.
+pub async fn apart<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(call).await.unwrap()
 }
