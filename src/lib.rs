@@ -30,6 +30,7 @@ pub mod proof;
 pub mod credential;
 pub mod proto;
 pub mod issuer;
+pub mod api;
 pub mod attest;
 pub mod policy;
 pub mod audit;

@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use fluent_uri::Uri;
+use http::HeaderMap;
 use jiff::Timestamp;
 use ring::digest;
 use serde::Serialize;
@@ -77,6 +78,17 @@ impl Target {
     /// Scheme, host and port.
     pub fn origin(&self) -> &str {
         &self.htu[..self.origin]
+    }
+
+    /// Whether a server that is careless about letters, slashes at the end and parameters of a path would take one for the other.
+    pub fn resembles(&self, other: &Self) -> bool {
+        let steps = |target: &Self| -> Vec<String> {
+            let path = target.normal.get(target.origin..).unwrap_or_default().trim_end_matches('/');
+            path.split('/')
+                .map(|step| step.split(';').next().unwrap_or_default().to_ascii_lowercase())
+                .collect()
+        };
+        self.origin() == other.origin() && steps(self) == steps(other)
     }
 
     /// Whether it goes over TLS.
@@ -182,6 +194,32 @@ impl Nonce {
     }
 }
 
+/// What an answer said about the next proof.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Told {
+    /// It is to hold this.
+    New(Nonce),
+    /// Nothing.
+    Nothing,
+    /// Something that is not to be used, and why (DPOP-09, DPOP-10).
+    Unusable(&'static str),
+}
+
+impl Told {
+    /// Reads the `DPoP-Nonce` of any answer, whatever its status (RFC 9449 8.2, DPOP-09).
+    pub fn by(headers: &HeaderMap) -> Self {
+        let mut sent = headers.get_all("dpop-nonce").into_iter();
+        match (sent.next(), sent.next()) {
+            (None, _) => Self::Nothing,
+            (Some(_), Some(_)) => Self::Unusable("there are two of them"),
+            (Some(only), None) => only.to_str().ok().and_then(Nonce::parse).map_or(
+                Self::Unusable("it is longer than 4 KiB or holds characters that no nonce may hold"),
+                Self::New,
+            ),
+        }
+    }
+}
+
 impl fmt::Debug for Nonce {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Nonce(..)")
@@ -279,6 +317,31 @@ mod tests {
         {
             assert_ne!(Target::parse(url).unwrap(), token, "{url}");
         }
+    }
+
+    #[test]
+    fn targets_resemble_each_other_if_a_careless_server_takes_one_for_the_other() {
+        // DPOP-20: routers that ignore case and a slash at the end are many.
+        let token = Target::parse("https://op.example/a/token").unwrap();
+        for url in [
+            "https://op.example/a/token",
+            "https://op.example/a/token/",
+            "https://op.example/A/TOKEN",
+            "https://op.example/a/%54oken;x=y//?z",
+            "https://op.example/a;b/token",
+        ] {
+            assert!(Target::parse(url).unwrap().resembles(&token), "{url}");
+        }
+        for url in [
+            "https://op.example/a/tokens",
+            "https://op.example/a",
+            "https://op.example/a/token/x",
+            "https://op.example:1/a/token",
+        ] {
+            assert!(!Target::parse(url).unwrap().resembles(&token), "{url}");
+        }
+        let root = Target::parse("https://op.example").unwrap();
+        assert!(root.resembles(&Target::parse("https://op.example/").unwrap()) && !root.resembles(&token));
     }
 
     #[test]

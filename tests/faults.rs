@@ -4,11 +4,14 @@
 #[path = "support/disk.rs"]
 mod disk;
 mod support;
+#[path = "support/vault.rs"]
+mod vault;
 
 use std::{os::unix::net::UnixStream, process::Command, thread};
 
 use disk::Disk;
 use support::{Setup, body, get, is_root, issuer, skip};
+use vault::Vault;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_means_no_credential_and_passes() {
@@ -44,6 +47,43 @@ async fn a_full_disk_means_no_credential_and_passes() {
     let (code, _) = agent.stop();
     assert_eq!(code, Some(0));
     keybearer::audit::verify(&state.join("audit"), None).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_means_no_call_either() {
+    // AUD-02: what cannot be recorded does not leave.
+    if !is_root() {
+        return skip("a_full_disk_means_no_call_either", "only root can mount a small disk");
+    }
+    let vault = Vault::open().await;
+    let setup = vault.setup(&vault.url, "forward = \"only\"");
+    let state = setup.dir.path().join("state");
+    let Some(disk) = Disk::mount(&state) else {
+        return skip("a_full_disk_means_no_call_either", "a tmpfs cannot be mounted here");
+    };
+    let agent = setup.start(None);
+    let socket = agent.socket("http.sock");
+    let call = || get(&socket, "/v1/forward/vault/x");
+    assert_eq!(call().0, 200, "the control");
+
+    disk.fill();
+    // The last page of the ledger may still have room for a record or two: then for the call, and perhaps not for its answer.
+    let mut answered = 1;
+    let (status, answer) = loop {
+        let (status, answer) = call();
+        match status {
+            200 => answered += 1,
+            _ => break (status, answer),
+        }
+    };
+    assert_eq!((status, body(&answer)["error"].as_str()), (503, Some("AUDIT_UNAVAILABLE")), "{answer}");
+    assert_eq!(vault.diary().len(), answered, "nothing left that is not on record");
+
+    disk.clear();
+    assert_eq!(call().0, 200, "it passes with its cause");
+    agent.verify().unwrap();
+    let (code, _) = agent.stop();
+    assert_eq!(code, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,6 @@ mod support;
 
 use std::{
     fs,
-    io::{Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -18,7 +17,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose};
 use keybearer::{dev::Fault, proto::v1::credential::Kind};
 use scripted::{Says, Scripted, token};
-use support::{Setup, TestAgent, get, is_root, issuer, jwt_in, skip};
+use support::{Setup, TestAgent, copies, get, is_root, issuer, jwt_in, skip};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_talkative_agent_says_no_secret() {
@@ -174,9 +173,9 @@ async fn a_stopped_agent_holds_no_assertion_that_was_used() {
     let agent = Setup::new(&issuer.url).start(None);
     assert_eq!(get(&agent.socket("http.sock"), "/v1/credentials/orders").0, 200);
     agent.signal("-STOP");
-    assert!(copies(&agent, b"honest-and-opaque") > 0, "the search finds what is there");
+    assert!(copies(agent.pid(), b"honest-and-opaque") > 0, "the search finds what is there");
     let assertion = issuer.assertion();
-    let left = copies(&agent, assertion.rsplit('.').next().unwrap().as_bytes());
+    let left = copies(agent.pid(), assertion.rsplit('.').next().unwrap().as_bytes());
     agent.signal("-CONT");
     println!("{left} copies of a used assertion");
     assert_eq!(left, 0);
@@ -271,30 +270,14 @@ async fn a_token_that_was_given_back_is_wiped_where_it_was_kept() {
     let credential = client.get("orders", &[]).await.unwrap();
     let Some(Kind::AccessToken(token)) = &credential.kind else { panic!("not a token") };
     let token = token.token.clone();
-    let live = copies(&agent, token.as_bytes());
+    let live = copies(agent.pid(), token.as_bytes());
     assert!(live > 0, "the search finds what is there");
     client.release("orders", &[]).await.unwrap();
     drop(client);
-    let after = copies(&agent, token.as_bytes());
+    let after = copies(agent.pid(), token.as_bytes());
     println!("{live} copies while it was live, {after} after it was given back");
     // Ours is wiped; buffers that were freed are not, until they are used again (SECURITY.md, "What remains").
     assert!(after <= live, "giving it back made more copies of it");
     let swapped = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     println!("{}", swapped.lines().find(|line| line.starts_with("VmSwap")).unwrap_or("no swap"));
-}
-
-/// How often `secret` lies in the memory of the agent that can be written.
-fn copies(agent: &TestAgent, secret: &[u8]) -> usize {
-    let maps = fs::read_to_string(format!("/proc/{}/maps", agent.pid())).unwrap();
-    let mut memory = fs::File::open(format!("/proc/{}/mem", agent.pid())).unwrap();
-    let mut found = 0;
-    for line in maps.lines().filter(|line| line.contains(" rw")) {
-        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
-        let [from, to] = [from, to].map(|text| u64::from_str_radix(text, 16).unwrap());
-        let mut bytes = vec![0; (to - from) as usize];
-        if memory.seek(SeekFrom::Start(from)).is_ok() && memory.read_exact(&mut bytes).is_ok() {
-            found += bytes.windows(secret.len()).filter(|window| *window == secret).count();
-        }
-    }
-    found
 }

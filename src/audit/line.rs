@@ -6,7 +6,9 @@ use std::{io::Write as _, sync::Arc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::record::{CredentialPart, Entry, IssuerPart, PeerPart, PolicyPart, TargetPart, WorkloadPart};
+use super::record::{
+    ApiPart, CredentialPart, Entry, IssuerPart, PeerPart, PolicyPart, TargetPart, WorkloadPart,
+};
 
 /// What is to be recorded about one exchange, spelled out.
 #[derive(Clone, Debug)]
@@ -34,6 +36,7 @@ impl From<Entry> for Line {
             target: &entry.target,
             policy: &entry.policy,
             issuer_response: &entry.issuer_response,
+            api_response: &entry.api_response,
             detail: &entry.detail,
         };
         let told = Told { facts: members(&facts).into(), event: json(&entry.event).into() };
@@ -80,6 +83,7 @@ struct Facts<'a> {
     target: &'a Option<TargetPart>,
     policy: &'a Option<PolicyPart>,
     issuer_response: &'a Option<IssuerPart>,
+    api_response: &'a Option<ApiPart>,
     detail: &'a Option<String>,
 }
 

@@ -72,13 +72,16 @@ pub struct Entry {
     pub socket: Option<String>,
     /// What.
     pub credential: Option<CredentialPart>,
-    /// The request that a proof was wanted for.
+    /// The request to an API that it is about: one that a proof was wanted for, or one that the agent was asked to make.
     #[serde(default)]
     pub target: Option<TargetPart>,
     /// Under which decision.
     pub policy: Option<PolicyPart>,
     /// What the issuer said.
     pub issuer_response: Option<IssuerPart>,
+    /// What the API said.
+    #[serde(default)]
+    pub api_response: Option<ApiPart>,
     /// Anything else worth knowing.
     pub detail: Option<String>,
 }
@@ -97,6 +100,7 @@ impl Entry {
             target: None,
             policy: None,
             issuer_response: None,
+            api_response: None,
             detail: None,
         }
     }
@@ -133,7 +137,11 @@ impl Entry {
         }
         if let Some(target) = &mut self.target {
             target.htm.truncate(32);
+            // Both are ASCII by the form of URLs.
             target.origin.truncate(MAX_TEXT);
+            if let Some(path) = &mut target.path {
+                *path = scrubbed(path, MAX_TEXT);
+            }
         }
         if let Some(policy) = &mut self.policy {
             policy.missing.truncate(32);
@@ -186,6 +194,10 @@ pub enum EventType {
     ExceptionEnding,
     /// An operator asked why.
     Explain,
+    /// What became of a request that the agent made for a program.
+    ForwardAnswer,
+    /// A request is about to leave for an API, made for a program with a credential of its own.
+    ForwardSend,
     /// An identity was switched off.
     IdentityDisable,
     /// An identity was switched on again.
@@ -325,13 +337,16 @@ pub struct CredentialPart {
     pub source: Option<String>,
 }
 
-/// The request that a proof was wanted for.
+/// A request to an API.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct TargetPart {
     /// Its method.
     pub htm: String,
-    /// Where it goes; the path may be nobody's business but the API's.
+    /// Where it goes; empty if that was never decided.
     pub origin: String,
+    /// The path, where the agent makes the request: for a proof it may be nobody's business but the API's. Never the query.
+    #[serde(default)]
+    pub path: Option<String>,
     /// The first 16 bytes of the SHA-256 of the proof's `jti`, if one was made.
     pub jti_hash: Option<String>,
 }
@@ -382,6 +397,17 @@ pub struct IssuerPart {
     /// Why a lease that was held goes on no longer, where there is another one instead.
     #[serde(default)]
     pub lease_replaced: Option<String>,
+}
+
+/// What an API said.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct ApiPart {
+    /// HTTP status; none if there was no answer.
+    pub http_status: Option<u16>,
+    /// How long it took.
+    pub latency_ms: Option<u64>,
+    /// How often the request went out.
+    pub attempts: u32,
 }
 
 impl Record {
@@ -442,7 +468,10 @@ impl Record {
             }),
         );
         if let Some(target) = &entry.target {
-            line("proof for", format!("{} {}", target.htm, target.origin));
+            match &target.path {
+                None => line("proof for", format!("{} {}", target.htm, target.origin)),
+                Some(path) => line("request", format!("{} {}{path}", target.htm, target.origin)),
+            }
         }
         line(
             "decision",
@@ -461,6 +490,11 @@ impl Record {
                 "issuer said",
                 format!("status {status}, error {error}, after {} ms", issuer.latency_ms.unwrap_or(0)),
             );
+        }
+        if let Some(api) = &entry.api_response {
+            let status = api.http_status.map_or_else(none, |status| status.to_string());
+            let (latency, attempts) = (api.latency_ms.unwrap_or(0), api.attempts);
+            line("API said", format!("status {status} after {latency} ms, asked {attempts} times"));
         }
         if let Some(detail) = &entry.detail {
             line("detail", detail.clone());

@@ -161,6 +161,11 @@ impl Keeper {
                 forget(&order, &credential, self.shared.books.load().keys.vault());
                 Event::Released { order, credential }
             }
+            Request::Reject { order, rejected, deadline, answer } => {
+                self.next_waiter += 1;
+                self.waiting.insert(self.next_waiter, answer);
+                Event::Rejected { order, credential: rejected, waiter: self.next_waiter, deadline }
+            }
             Request::Retire { which, cause, done } => {
                 let count = self.shelf.count(&which);
                 // Whoever asked may be gone again.

@@ -203,14 +203,35 @@ pub struct Shelved {
 }
 
 enum Request {
-    Ask { order: Order, min_ttl: Duration, deadline: Boot, answer: oneshot::Sender<Result<Fetched, Failure>> },
-    Keep { keep: HashSet<Order>, before: Arc<Books> },
+    Ask {
+        order: Order,
+        min_ttl: Duration,
+        deadline: Boot,
+        answer: oneshot::Sender<Result<Fetched, Failure>>,
+    },
+    Keep {
+        keep: HashSet<Order>,
+        before: Arc<Books>,
+    },
+    Reject {
+        order: Order,
+        rejected: Arc<Credential>,
+        deadline: Boot,
+        answer: oneshot::Sender<Result<Fetched, Failure>>,
+    },
     Release(Order, Arc<Credential>),
-    Retire { which: Which, cause: Cause, done: oneshot::Sender<usize> },
+    Retire {
+        which: Which,
+        cause: Cause,
+        done: oneshot::Sender<usize>,
+    },
     Revoke(Order, Arc<Credential>, Cause),
     Tend(Vec<Order>),
     Unwatch(Order),
-    Watch { order: Order, topic: oneshot::Sender<watch::Receiver<Topic>> },
+    Watch {
+        order: Order,
+        topic: oneshot::Sender<watch::Receiver<Topic>>,
+    },
 }
 
 /// What those who listen hear.
@@ -233,6 +254,33 @@ impl Broker {
     ) -> Result<Fetched, Failure> {
         let order = self.shared.books.load().order(grant)?;
         self.fetch_order(order, min_ttl, patience).await
+    }
+
+    /// The credential of `grant` after `rejected`, which an API did not take: another, unless one was rejected just before. What
+    /// comes is `rejected` itself then, and of no more use than before (MT-09).
+    ///
+    /// # Errors
+    /// [`Failure`] with what to do next.
+    pub async fn renew(
+        &self,
+        grant: &Grant,
+        rejected: &Arc<Credential>,
+        patience: Duration,
+    ) -> Result<Fetched, Failure> {
+        self.renew_order(self.shared.books.load().order(grant)?, rejected, patience).await
+    }
+
+    async fn renew_order(
+        &self,
+        order: Order,
+        rejected: &Arc<Credential>,
+        patience: Duration,
+    ) -> Result<Fetched, Failure> {
+        let deadline = self.shared.clock.boot() + patience;
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Reject { order, rejected: Arc::clone(rejected), deadline, answer };
+        self.sender.send(request).map_err(|_| Failure::Closed)?;
+        answered.await.map_err(|_| Failure::Closed)?
     }
 
     async fn fetch_order(
@@ -316,11 +364,12 @@ impl Broker {
         theirs.flat_map(|(_, live)| std::iter::once(&live.credential).chain(&live.before)).find(fits).cloned()
     }
 
-    /// Whether `target` is an endpoint of any issuer in the settings (DPOP-20).
+    /// Whether `target` is an endpoint of any issuer in the settings, or one that the issuer may take for such (DPOP-20).
     pub fn is_issuers(&self, target: &Target) -> bool {
-        let told = |issuer: &Arc<dyn Issuer>| issuer.endpoints().contains(target);
+        let among = |endpoints: &[Target]| endpoints.iter().any(|endpoint| endpoint.resembles(target));
+        let told = |issuer: &Arc<dyn Issuer>| among(&issuer.endpoints());
         self.shared.books.load().issuers.values().any(told)
-            || self.shared.remembered.load().values().any(|endpoints| endpoints.contains(target))
+            || self.shared.remembered.load().values().any(|endpoints| among(endpoints))
     }
 
     /// From now on, these issuers and keys. What `keep` does not name is taken off the shelf.

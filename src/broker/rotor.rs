@@ -520,6 +520,7 @@ mod tests {
             binding: Binding::Dpop,
             key_export: false,
             proofs: Proofs { origins: ["https://a.example".into()].into(), ..Proofs::default() },
+            forward: None,
             per: Per::Identity,
             max_uses: None,
             max_ttl: order.max_ttl,

@@ -55,6 +55,8 @@ pub enum Event {
     Fetched { order: Order, issued: Box<Issued>, chance: (f64, f64) },
     /// Settings changed: only what `keep` says stays.
     Kept { keep: HashSet<Order> },
+    /// A caller wants another credential than this one, which an API did not take.
+    Rejected { order: Order, credential: Arc<Credential>, waiter: WaiterId, deadline: Boot },
     /// These end now, whoever has them.
     Retired { which: Which, cause: Cause },
     /// This credential was given back.
@@ -253,6 +255,8 @@ struct Slot {
     watchers: usize,
     /// From when on it is kept fresh without being asked for.
     tended: Option<Boot>,
+    /// When an API last rejected what was live, and another was asked for.
+    rejected_at: Option<Boot>,
     refused: Option<(Boot, IssueError, IssueFacts)>,
     /// How often in a row, and until when it is not asked for again unless somebody does.
     refusals: u32,
@@ -326,6 +330,10 @@ impl Shelf {
                     (slot.refusals, slot.left_alone_until) = (0, from);
                 }
             }
+            Event::Rejected { order, credential, waiter, deadline } => {
+                let waiter = Waiter { id: waiter, min_ttl: Duration::ZERO, deadline, failures: 0 };
+                self.rejected(order, &credential, waiter, now, &mut actions);
+            }
             Event::Tick => self.tick(now, &mut actions),
             Event::Unwatched { order } => {
                 if let Some(slot) = self.slots.get_mut(&order) {
@@ -385,7 +393,6 @@ impl Shelf {
     }
 
     fn asked(&mut self, order: Order, waiter: Waiter, now: Boot, actions: &mut Vec<Action>) {
-        let health = self.issuers.entry(Arc::clone(&order.issuer)).or_default();
         let slot = self.slots.entry(order.clone()).or_default();
         if let Some(live) = &slot.live
             && now < live.serve_until
@@ -402,6 +409,37 @@ impl Shelf {
                 return;
             }
         }
+        self.wait_for_issuer(order, waiter, now, actions);
+    }
+
+    /// Another for one that an API did not take: the one that came since, or a new one. Not again at once: an API that takes
+    /// nothing at all is no reason to ask an issuer for ever (TM-20); who comes then is given the same. Until the new one is
+    /// there, the old one stays, for one API's word is not the issuer's; then it goes the way of all that are replaced.
+    fn rejected(
+        &mut self,
+        order: Order,
+        credential: &Arc<Credential>,
+        waiter: Waiter,
+        now: Boot,
+        actions: &mut Vec<Action>,
+    ) {
+        let slot = self.slots.entry(order.clone()).or_default();
+        if let Some(live) = slot.live.as_ref().filter(|live| now < live.serve_until) {
+            let is_another = !Arc::ptr_eq(&live.credential, credential);
+            let just_before = slot.rejected_at.is_some_and(|before| now.since(before) < FRESH);
+            if (is_another || just_before && !slot.fetching) && live.take_use() {
+                let credential = Arc::clone(&live.credential);
+                actions.push(Action::Answer(waiter.id, Ok(Fetched { credential, source: Source::Cache })));
+                return;
+            }
+            slot.rejected_at = Some(now);
+        }
+        self.wait_for_issuer(order, waiter, now, actions);
+    }
+
+    fn wait_for_issuer(&mut self, order: Order, waiter: Waiter, now: Boot, actions: &mut Vec<Action>) {
+        let health = self.issuers.entry(Arc::clone(&order.issuer)).or_default();
+        let slot = self.slots.entry(order.clone()).or_default();
         if let Some((until, error, facts)) = &slot.refused
             && now < *until
         {

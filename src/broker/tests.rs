@@ -280,6 +280,50 @@ async fn five_hundred_callers_are_one_call_to_the_issuer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_an_api_does_not_take_is_replaced_by_one_order() {
+    // MT-09
+    let house = house();
+    let renew = |rejected: &Arc<Credential>| {
+        let (broker, rejected) = (house.broker.clone(), Arc::clone(rejected));
+        async move { broker.renew_order(order("corp", "a"), &rejected, Duration::from_secs(10)).await }
+    };
+    let first = house.get("a").await.unwrap().credential;
+    // Who comes while another is fetched waits for that; whoever only wants one has what there is.
+    let (one, two, cached) = tokio::join!(renew(&first), renew(&first), house.get("a"));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!((House::token(&one), House::token(&two)), ("token-1", "token-1"));
+    assert_eq!(House::token(&cached.unwrap()), "token-0", "valid is not taken away before there is another");
+    assert_eq!(House::token(&house.get("a").await.unwrap()), "token-1");
+    // Who comes late with the first has the second, and nobody is asked.
+    let late = renew(&first).await.unwrap();
+    assert_eq!((House::token(&late), &late.source), ("token-1", &Source::Cache));
+    assert_eq!(house.corp.diary().len(), 2);
+    // An API that takes neither is no reason to ask for ever.
+    for _ in 0..10 {
+        assert_eq!(House::token(&renew(&one.credential).await.unwrap()), "token-1");
+    }
+    assert_eq!(house.corp.diary().len(), 2);
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!(House::token(&renew(&one.credential).await.unwrap()), "token-2");
+    // And what was rejected lives on for those that hold it, as anything that is replaced.
+    let live = house.broker.shared.live.load();
+    let before = live[&order("corp", "a")].before.iter().map(|before| before.fingerprint).collect::<Vec<_>>();
+    assert_eq!(before, [one.credential.fingerprint, first.fingerprint]);
+    assert_eq!(house.corp.revoked.load(Ordering::Relaxed), 0, "one API's word is not the issuer's");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_an_api_does_not_take_stays_if_there_is_no_other() {
+    // MT-09, CLK-07
+    let house = house();
+    let first = house.get("a").await.unwrap().credential;
+    house.corp.down(Some(refused()));
+    let renewed = house.broker.renew_order(order("corp", "a"), &first, Duration::from_secs(10)).await;
+    assert!(matches!(renewed, Err(Failure::Issue { error: IssueError::Refused { .. }, .. })), "{renewed:?}");
+    assert_eq!(House::token(&house.get("a").await.unwrap()), "token-0");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_used_is_refreshed_once_around_two_thirds() {
     // CLK-08
     let house = house();

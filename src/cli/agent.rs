@@ -34,7 +34,8 @@ pub(super) fn mistaken(mistakes: Vec<Mistake>) -> Exit {
 
 pub(super) fn unbuilt(error: BuildError) -> Exit {
     let code = match &error {
-        BuildError::Authority(..)
+        BuildError::Api(..)
+        | BuildError::Authority(..)
         | BuildError::Certificates(_)
         | BuildError::Issuer(..)
         | BuildError::Home(_)

@@ -24,7 +24,7 @@ use crate::{
         CLIENT_AUTH, CertificateSettings, Custody, KeySettings, RotationSettings, default_path,
         rotation::MAX_AGE,
     },
-    policy::{self, Assurance, CredentialRule, Exception, Identity, Named, Per, Proofs, Selectors},
+    policy::{self, Assurance, CredentialRule, Exception, Forward, Identity, Named, Per, Proofs, Selectors},
     proof::Target,
 };
 
@@ -182,8 +182,16 @@ fn credential(
     } else {
         Kind::Token
     };
-    for key in ["authorization_details", "binding", "grant", "introspect", "require_aud", "resource", "scope"]
-    {
+    for key in [
+        "authorization_details",
+        "binding",
+        "forward",
+        "grant",
+        "introspect",
+        "require_aud",
+        "resource",
+        "scope",
+    ] {
         if kind != Kind::Token && reader.has(key) {
             reader.wrong(key, "it is for access tokens: a certificate or a lease has none of it");
         }
@@ -215,7 +223,9 @@ fn credential(
     scope.dedup();
     let resource: Option<Arc<str>> = reader.string("resource").map(Arc::from);
     let dev = matches!(issuers.get(&issuer), Some(IssuerSettings::OAuth(oauth)) if oauth.dev);
-    let proofs = proofs(&mut reader, resource.as_deref(), binding, dev);
+    let forward = forward(&mut reader);
+    let used = binding == Binding::Dpop || forward.is_some();
+    let proofs = proofs(&mut reader, resource.as_deref(), used, dev);
     let rule = CredentialRule {
         name: name.as_str().into(),
         issuer,
@@ -233,6 +243,7 @@ fn credential(
             Arc::new(terms(&mut reader, wants))
         },
         proofs,
+        forward,
         per,
         max_uses: reader
             .has("max_uses")
@@ -259,11 +270,29 @@ enum Kind {
     Token,
 }
 
-/// Where proofs may go: by default to the API that the credential is for.
-fn proofs(reader: &mut Reader<'_>, resource: Option<&str>, binding: Binding, dev: bool) -> Proofs {
+/// Whether the agent calls the API for programs, and how.
+fn forward(reader: &mut Reader<'_>) -> Option<Forward> {
+    const SECOND: Duration = Duration::from_secs(1);
+    let words = [("never", None), ("allowed", Some(false)), ("only", Some(true))];
+    let forward = reader.word("forward", None, &words);
+    let ca_file = reader.path("api_ca_file");
+    let patience = reader.duration("api_timeout", Duration::from_secs(30));
+    if !(SECOND..=600 * SECOND).contains(&patience) {
+        reader.wrong("api_timeout", "it has to be from 1s to 10m");
+    }
+    for key in ["api_ca_file", "api_timeout"] {
+        if forward.is_none() && reader.has(key) {
+            reader.wrong(key, "it is only used with forward = \"allowed\" or \"only\"");
+        }
+    }
+    forward.map(|only| Forward { only, ca_file, patience })
+}
+
+/// Where proofs and calls may go: by default to the API that the credential is for.
+fn proofs(reader: &mut Reader<'_>, resource: Option<&str>, used: bool, dev: bool) -> Proofs {
     for key in ["origins", "methods"] {
-        if binding != Binding::Dpop && reader.has(key) {
-            reader.wrong(key, "it is only used with binding = \"dpop\"");
+        if !used && reader.has(key) {
+            reader.wrong(key, "it is only used with binding = \"dpop\", or with forward");
         }
     }
     let mut proofs = Proofs { plain: dev, ..Proofs::default() };

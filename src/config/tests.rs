@@ -16,7 +16,7 @@ use crate::{
         x509::RootSource,
     },
     keys::{Custody, KeySettings},
-    policy::Proofs,
+    policy::{Forward, Proofs},
 };
 
 const NOW: &str = "2026-11-01T00:00:00Z";
@@ -106,6 +106,10 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     assert_eq!((bound.binding, bearer.binding), (Binding::Dpop, Binding::Bearer));
     let vault = &identity.credentials["vault"];
     assert_eq!((vault.binding, vault.key_export), (Binding::Mtls, false));
+    assert_eq!(bound.forward, None, "never, unless somebody says so");
+    let patience = std::time::Duration::from_secs(30);
+    assert_eq!(vault.forward, Some(Forward { only: true, ca_file: None, patience }));
+    assert_eq!(vault.proofs.origins, ["https://vault.example.com"], "by default that of the resource");
     let with_certificate = Desk::with(&format!("{GOOD}{CERTIFIED}")).load(&[]).unwrap();
     assert_eq!(example.certificates, with_certificate.certificates);
     let registration = format!(

@@ -21,6 +21,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    api::{ApiError, Reach},
     attest::{Attestor, Hold, Interests, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
     broker::{self, Books, Broker, Keeper, News, PendingFile, Registrar, Rights, Rotor},
@@ -52,6 +53,9 @@ use steward::{Steward, disabled_before};
 /// Why there is no daemon.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// An API cannot be called as it is set up.
+    #[error("{0}: {1}")]
+    Api(String, ApiError),
     /// Client certificates cannot be had.
     #[error("{}", lines(.0))]
     Certificates(Vec<CertificateError>),
@@ -410,6 +414,15 @@ fn books(
                         .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
                 issuers.insert(Arc::clone(name), Arc::new(made));
             }
+        }
+    }
+    for identity in settings.policy.identities() {
+        for rule in identity.credentials.values() {
+            let Some(forward) = &rule.forward else { continue };
+            let reach = Reach { ca_file: forward.ca_file.clone(), plain: rule.proofs.plain };
+            reach.check().map_err(|error| {
+                BuildError::Api(format!("identities.{}.credentials.{}", identity.name, rule.name), error)
+            })?;
         }
     }
     let mut books = Books {

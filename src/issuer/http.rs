@@ -5,10 +5,17 @@
 //! Each issuer has a client of its own, with its own roots and its own connections (OA-06, OA-08); and each certificate that
 //! is shown to it has one more (MT-10).
 
-use std::{error::Error, fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use http_body::Body as HttpBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::{
     client::legacy::Client,
@@ -144,8 +151,8 @@ impl Http {
     /// # Errors
     /// [`HttpError::CaFile`] or [`HttpError::NoRoots`]; [`HttpError::Protocol`] if the user agent is no header.
     pub fn new(settings: HttpSettings) -> Result<Self, HttpError> {
-        let roots = roots(&settings)?;
-        Self::speaking(settings, speech().with_root_certificates(roots).with_no_client_auth())
+        let door = door(settings.ca_file.as_deref(), settings.allow_plain_loopback)?;
+        Self::through(settings, door)
     }
 
     /// The same, for a server that `roots` and nobody else vouch for, whatever the settings say.
@@ -162,7 +169,10 @@ impl Http {
 
     /// A client that speaks TLS in this way.
     pub(super) fn speaking(settings: HttpSettings, tls: ClientConfig) -> Result<Self, HttpError> {
-        let door = Door::new(Route::from_environment(), tls);
+        Self::through(settings, Door::new(Route::from_environment(), tls))
+    }
+
+    fn through(settings: HttpSettings, door: Door) -> Result<Self, HttpError> {
         Ok(Self {
             client: client(door.clone()),
             door,
@@ -185,17 +195,7 @@ impl Http {
     /// [`HttpError`], by what went wrong. After an error the issuer may or may not have seen the request.
     pub async fn send(&self, request: Request) -> Result<Response, HttpError> {
         let target: Uri = request.url.parse().map_err(|_| HttpError::Plain)?;
-        let allowed = match target.scheme_str() {
-            Some("https") => true,
-            Some("http") => self.allow_plain_loopback && is_loopback(&target),
-            _ => false,
-        };
-        if !allowed {
-            return Err(HttpError::Plain);
-        }
-        if self.door.shows_certificate() && target.scheme_str() == Some("http") {
-            return Err(HttpError::CertNotAccepted("the endpoint is plain http, which carries none".into()));
-        }
+        may_go(&target, &self.door, self.allow_plain_loopback)?;
         let builder = http::Request::builder().uri(target).method(request.method);
         let (body, media_type) = match request.body {
             None => (Full::default(), None),
@@ -297,7 +297,34 @@ pub(super) fn speech() -> ConfigBuilder<ClientConfig, WantsVerifier> {
         .expect("ring speaks TLS 1.2 and 1.3")
 }
 
-fn client(door: Door) -> Client<Door, Full<Bytes>> {
+/// Whether anything is sent to `target`: over TLS, or within this host where development allows that; and not past a
+/// certificate that should be shown.
+pub(super) fn may_go(target: &Uri, door: &Door, allow_plain_loopback: bool) -> Result<(), HttpError> {
+    let allowed = match target.scheme_str() {
+        Some("https") => true,
+        Some("http") => allow_plain_loopback && is_loopback(target),
+        _ => false,
+    };
+    if !allowed {
+        return Err(HttpError::Plain);
+    }
+    if door.shows_certificate() && target.scheme_str() == Some("http") {
+        return Err(HttpError::CertNotAccepted("the endpoint is plain http, which carries none".into()));
+    }
+    Ok(())
+}
+
+/// A door without a certificate, behind which only these roots are trusted: the one place where TLS is set up (MT-06).
+pub(super) fn door(ca_file: Option<&Path>, allow_plain_loopback: bool) -> Result<Door, HttpError> {
+    let tls = speech().with_root_certificates(roots(ca_file, allow_plain_loopback)?).with_no_client_auth();
+    Ok(Door::new(Route::from_environment(), tls))
+}
+
+/// A pool of connections through `door`.
+pub(super) fn client<B>(door: Door) -> Client<Door, B>
+where
+    B: HttpBody<Data: Send> + Send,
+{
     Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
@@ -316,7 +343,7 @@ pub(super) fn printable(text: &str, longest: usize) -> String {
 }
 
 /// The body of a request, wiped when the connection is done with it. What TLS buffers is out of our hands.
-struct Wiped(Secret);
+pub(super) struct Wiped(pub(super) Secret);
 
 impl AsRef<[u8]> for Wiped {
     fn as_ref(&self) -> &[u8] {
@@ -324,17 +351,13 @@ impl AsRef<[u8]> for Wiped {
     }
 }
 
-fn roots(settings: &HttpSettings) -> Result<RootCertStore, HttpError> {
+fn roots(ca_file: Option<&Path>, allow_plain_loopback: bool) -> Result<RootCertStore, HttpError> {
     let mut store = RootCertStore::empty();
-    let Some(path) = &settings.ca_file else {
+    let Some(path) = ca_file else {
         store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return if store.is_empty() && !settings.allow_plain_loopback {
-            Err(HttpError::NoRoots)
-        } else {
-            Ok(store)
-        };
+        return if store.is_empty() && !allow_plain_loopback { Err(HttpError::NoRoots) } else { Ok(store) };
     };
-    let unusable = |what: String| HttpError::CaFile { path: path.clone(), what };
+    let unusable = |what: String| HttpError::CaFile { path: path.to_owned(), what };
     let listed = CertificateDer::pem_file_iter(path).map_err(|error| unusable(error.to_string()))?;
     for certificate in listed {
         let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
@@ -344,7 +367,7 @@ fn roots(settings: &HttpSettings) -> Result<RootCertStore, HttpError> {
 }
 
 /// Sorts what the layers below report, which wrap one another in errors without kinds.
-fn fault(error: &(dyn Error + 'static)) -> HttpError {
+pub(super) fn fault(error: &(dyn Error + 'static)) -> HttpError {
     if let Some(not_shown) = find::<NotShown>(error) {
         return HttpError::CertNotAccepted(not_shown.to_string());
     }

@@ -18,6 +18,7 @@ mod route;
 mod script;
 pub mod skew;
 pub mod spiffe;
+pub mod stream;
 pub mod terms;
 pub mod token_file;
 pub mod token_type;

@@ -1,24 +1,24 @@
 //! How an exchange is written down. In go the slips it collected on its way; out comes an entry for the ledger, which
 //! answers who called what, from where, under which decision (S28).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use super::{Journey, Proving, Request, Rules, Session, session::Release};
+use super::{Journey, Request, Rules, Session, session::Release};
 use crate::{
     attest::{AttestError, Evidence, Manager, Missing, Peer, Status, Workload},
     audit::{
-        CredentialPart, Entry, EventType, ExePart, IssuerPart, Line, Outcome, PeerPart, PolicyPart,
+        ApiPart, CredentialPart, Entry, EventType, ExePart, IssuerPart, Line, Outcome, PeerPart, PolicyPart,
         TargetPart, UnitPart, WorkloadPart,
     },
-    broker::{Failure, Renewed, Revoked, Source},
+    broker::{Failure, Fetched, Renewed, Revoked, Source},
     clock::uuid_v7,
     credential::{Bound, Credential},
     issuer::{IssueFacts, Order},
-    policy::{Denial, Entitlement, Explanation, Grant},
-    proof::Proof,
-    secret::hex,
+    policy::{Denial, Entitlement, Explanation, Grant, Purpose},
+    proof::{Proof, Target},
+    secret::{hex, scrubbed},
 };
 
 /// One exchange under way.
@@ -26,8 +26,8 @@ pub(super) struct Account<'a> {
     exchange: Uuid,
     session: &'a Session,
     request: &'a Request,
-    /// The request that a proof is wanted for, if it is a proof that is wanted.
-    proving: Option<&'a Proving>,
+    /// The request to an API that it is about, if it is about one.
+    target: Option<TargetPart>,
     rules: &'a Arc<Rules>,
 }
 
@@ -42,14 +42,37 @@ impl<'a> Account<'a> {
             exchange: uuid_v7(journey.clock.wall(), &*journey.dice),
             session,
             request,
-            proving: None,
+            target: None,
             rules,
         }
     }
 
-    /// An exchange about this request to an API.
-    pub(super) fn about(self, proving: Option<&'a Proving>) -> Self {
-        Self { proving, ..self }
+    /// An exchange for this purpose.
+    pub(super) fn about(self, purpose: &Purpose<'_>) -> Self {
+        let target = match purpose {
+            Purpose::Nothing | Purpose::Take => None,
+            Purpose::Prove(wanted) => Some(TargetPart {
+                htm: wanted.method.to_owned(),
+                origin: wanted.target.origin().to_owned(),
+                ..TargetPart::default()
+            }),
+            // Where it goes is decided by policy: until then, only what was asked for is known.
+            Purpose::Forward(wanted) => Some(TargetPart {
+                htm: wanted.method.to_owned(),
+                origin: scrubbed(wanted.origin.unwrap_or_default(), 256),
+                path: Some(wanted.path.as_str().to_owned()),
+                ..TargetPart::default()
+            }),
+        };
+        Self { target, ..self }
+    }
+
+    /// It goes there, by a grant.
+    pub(super) fn bound_for(mut self, target: &Target) -> Self {
+        if let Some(part) = &mut self.target {
+            part.origin = target.origin().to_owned();
+        }
+        self
     }
 
     pub(super) fn unattested(self, error: &AttestError) -> Entry {
@@ -115,21 +138,7 @@ impl<'a> Account<'a> {
             Source::Cache => EventType::CredentialRelease,
             Source::Issuer(_) => EventType::CredentialIssue,
         };
-        let mut entry = self.granted(kind, Outcome::Success, workload, grant);
-        if let Some(what) = &mut entry.credential {
-            what.kind = Some(credential.payload.as_str().into());
-            what.scope_granted = Some(credential.scope.clone());
-            what.ttl_s = Some(credential.window.life().as_secs());
-            what.not_after = Some(format!("{:.0}", credential.window.until_wall));
-            what.binding = Some(credential.binding().as_str().into());
-            what.thumbprint = credential.bound.thumbprint().map(str::to_owned);
-            what.token_hash = Some(credential.fingerprint.to_string());
-            what.jti_hash = credential.jti.map(|jti| jti.to_string());
-            what.source = Some(if *source == Source::Cache { "cache" } else { "issuer" }.into());
-        }
-        if let Source::Issuer(facts) = source {
-            entry.issuer_response = Some(issuer(facts, None));
-        }
+        let entry = supplied(self.granted(kind, Outcome::Success, workload, grant), credential, source);
         if exports_key(grant, credential) { entry.because("KEY_EXPORTED") } else { entry }
     }
 
@@ -141,16 +150,56 @@ impl<'a> Account<'a> {
         credential: &Credential,
         proof: &Proof,
     ) -> Entry {
-        let mut entry = self.granted(EventType::ProofMint, Outcome::Success, workload, grant);
-        if let Some(what) = &mut entry.credential {
-            what.binding = Some(credential.binding().as_str().into());
-            what.thumbprint = credential.bound.thumbprint().map(str::to_owned);
-            what.token_hash = Some(credential.fingerprint.to_string());
+        let entry = self.granted(EventType::ProofMint, Outcome::Success, workload, grant);
+        with_proof(with_credential(entry, credential), Some(proof))
+    }
+
+    /// A request is about to leave for an API.
+    pub(super) fn forwarding(
+        &self,
+        workload: &Workload,
+        grant: &Grant,
+        fetched: &Fetched,
+        proof: Option<&Proof>,
+    ) -> Entry {
+        let entry = self.granted(EventType::ForwardSend, Outcome::Success, workload, grant);
+        with_proof(supplied(entry, &fetched.credential, &fetched.source), proof)
+    }
+
+    /// A request is not made, though policy grants the credential.
+    pub(super) fn unforwarded(
+        &self,
+        workload: &Workload,
+        grant: &Grant,
+        reason: &str,
+        detail: &str,
+    ) -> Entry {
+        let entry = self.granted(EventType::ForwardAnswer, Outcome::Denied, workload, grant);
+        entry.because(reason).detail(detail)
+    }
+
+    /// What became of a request that was made, or could not be made though policy grants it.
+    pub(super) fn forwarded(
+        &self,
+        workload: &Workload,
+        grant: &Grant,
+        credential: Option<&Credential>,
+        went: Went<'_>,
+    ) -> Entry {
+        let outcome = if went.error.is_none() { Outcome::Success } else { Outcome::Failed };
+        let mut entry = self.granted(EventType::ForwardAnswer, outcome, workload, grant);
+        if let Some(credential) = credential {
+            entry = with_credential(entry, credential);
         }
-        if let Some(target) = &mut entry.target {
-            target.jti_hash = Some(proof.jti.to_string());
+        entry.api_response = Some(ApiPart {
+            http_status: went.status,
+            latency_ms: went.latency.and_then(|latency| u64::try_from(latency.as_millis()).ok()),
+            attempts: went.attempts,
+        });
+        match went.error {
+            Some((reason, detail)) => entry.because(reason).detail(detail),
+            None => entry,
         }
-        entry
     }
 
     /// A proof was not made, though policy grants the credential.
@@ -197,11 +246,7 @@ impl<'a> Account<'a> {
         let mut entry = Entry::new(kind, outcome, self.exchange);
         entry.trace_id.clone_from(&self.request.trace_id);
         entry.socket = Some(self.session.socket.to_string());
-        entry.target = self.proving.map(|proving| TargetPart {
-            htm: proving.method.clone(),
-            origin: proving.target.origin().to_owned(),
-            jti_hash: None,
-        });
+        entry.target.clone_from(&self.target);
         entry
     }
 
@@ -231,6 +276,51 @@ impl<'a> Account<'a> {
             missing: explanation.missing(),
         }
     }
+}
+
+/// How a call of an API went.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Went<'a> {
+    pub(super) status: Option<u16>,
+    pub(super) latency: Option<Duration>,
+    pub(super) attempts: u32,
+    /// The reason code and what it means here.
+    pub(super) error: Option<(&'a str, &'a str)>,
+}
+
+/// With all that may be said of a credential that is used now, and of where it came from.
+fn supplied(entry: Entry, credential: &Credential, source: &Source) -> Entry {
+    let mut entry = with_credential(entry, credential);
+    if let Some(what) = &mut entry.credential {
+        what.kind = Some(credential.payload.as_str().into());
+        what.scope_granted = Some(credential.scope.clone());
+        what.ttl_s = Some(credential.window.life().as_secs());
+        what.not_after = Some(format!("{:.0}", credential.window.until_wall));
+        what.jti_hash = credential.jti.map(|jti| jti.to_string());
+        what.source = Some(if *source == Source::Cache { "cache" } else { "issuer" }.into());
+    }
+    if let Source::Issuer(facts) = source {
+        entry.issuer_response = Some(issuer(facts, None));
+    }
+    entry
+}
+
+/// With what tells which credential it is.
+fn with_credential(mut entry: Entry, credential: &Credential) -> Entry {
+    if let Some(what) = &mut entry.credential {
+        what.binding = Some(credential.binding().as_str().into());
+        what.thumbprint = credential.bound.thumbprint().map(str::to_owned);
+        what.token_hash = Some(credential.fingerprint.to_string());
+    }
+    entry
+}
+
+/// With what may be said of the proof.
+fn with_proof(mut entry: Entry, proof: Option<&Proof>) -> Entry {
+    if let Some(target) = &mut entry.target {
+        target.jti_hash = proof.map(|proof| proof.jti.to_string());
+    }
+    entry
 }
 
 /// What came of asking an issuer for nobody in particular.

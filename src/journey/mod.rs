@@ -3,6 +3,7 @@
 //! is no other way to a credential.
 
 mod account;
+mod forward;
 mod lives;
 mod pace;
 mod prove;
@@ -17,17 +18,19 @@ use arc_swap::ArcSwap;
 use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 
 use crate::{
+    api::{ApiError, Apis},
     attest::{AttestError, Attestor, Challenge, Hold, Interests, Missing, Peer, Turns, Workload},
     audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
     broker::{Broker, Failure, Fetched, News, Subscription},
     clock::{Clock, Dice, uuid_v7},
     credential::{Bound, Credential},
     keys::ClientCertificate,
-    policy::{Denial, Door, Entitlement, Explanation, Grant, Policy, Reason, Wish},
+    policy::{Denial, Door, Entitlement, Explanation, Grant, Policy, Purpose, Reason, Wish},
     proof::Nonces,
     secret::Secret,
 };
 use account::Account;
+pub use forward::{Forwarded, Forwarding};
 use lives::Lives;
 use pace::Pace;
 pub use prove::{Proved, Proving};
@@ -44,9 +47,10 @@ pub struct Journey {
     rules: ArcSwap<Rules>,
     broker: Broker,
     ledger: Ledger,
-    /// What APIs want to see in the next proof, as callers handed it back.
+    /// What APIs want to see in the next proof, as callers handed it back or as they told the agent.
     nonces: Mutex<Nonces>,
     pace: Mutex<Pace>,
+    apis: Apis,
     lives: Lives,
     calls: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
@@ -121,9 +125,11 @@ pub enum Refusal {
     Denied(Receipt),
     /// The credential that goes with the proof is not, or no longer, there.
     NotHeld(Receipt),
-    /// Policy grants the credential, and no proof for this request.
+    /// Policy grants the credential, and not what it is wanted for.
     OffLimits(Receipt, Reason),
-    /// So many proofs in so short a time are not made.
+    /// The API was not asked, or did not answer.
+    Api(Receipt, ApiError),
+    /// So many proofs and calls in so short a time are not made.
     TooFast(Receipt, Duration),
     /// The caller is not, or no longer, who connected.
     Unattested(Receipt),
@@ -158,6 +164,7 @@ impl Journey {
             ledger,
             nonces: Mutex::default(),
             pace: Mutex::default(),
+            apis: Apis::new(Arc::clone(&clock)),
             lives: Lives::default(),
             calls: Arc::default(),
             clock,
@@ -168,6 +175,7 @@ impl Journey {
     /// From now on, these rules decide: for open connections too.
     pub fn follow(&self, rules: Rules) {
         self.rules.store(Arc::new(rules));
+        self.apis.forget();
     }
 
     /// The rules in force.
@@ -203,7 +211,7 @@ impl Journey {
         let session: &Session = call;
         loop {
             let rules = self.rules.load_full();
-            let (account, workload, grant) = self.admit(session, request, None, &rules).await?;
+            let (account, workload, grant) = self.admit(session, request, Purpose::Take, &rules).await?;
             let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
                 Ok(fetched) => fetched,
                 Err(_) if !self.in_force(&rules) => continue,
@@ -232,20 +240,20 @@ impl Journey {
         Arc::ptr_eq(&self.rules.load(), rules)
     }
 
-    /// The first half of every request for a credential: who calls, and may it.
+    /// The first half of every request for a credential: who calls, and may it, for this purpose.
     async fn admit<'a>(
         &self,
         session: &'a Session,
         request: &'a Request,
-        proving: Option<&'a Proving>,
+        purpose: Purpose<'a>,
         rules: &'a Arc<Rules>,
     ) -> Result<(Account<'a>, Arc<Workload>, Grant), Refusal> {
-        let account = Account::open(self, session, request, rules).about(proving);
+        let account = Account::open(self, session, request, rules).about(&purpose);
         let workload = match self.attest(session, rules).await {
             Ok(workload) => workload,
             Err(error) => return Err(self.unattested(account, &error).await?),
         };
-        let wish = Wish { proof: proving.map(Proving::wanted), ..wish(session, request) };
+        let wish = Wish { purpose, ..wish(session, request) };
         let grant = match rules.policy.decide(&workload, &wish, self.clock.wall()) {
             Ok(grant) => grant,
             Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
@@ -348,7 +356,7 @@ impl Journey {
     /// A [`Refusal`], on record.
     pub async fn release(&self, session: &Session, request: &Request) -> Result<(bool, Receipt), Refusal> {
         let rules = self.rules.load_full();
-        let (account, workload, grant) = self.admit(session, request, None, &rules).await?;
+        let (account, workload, grant) = self.admit(session, request, Purpose::Nothing, &rules).await?;
         // Whoever is not who it was ends nobody's credential.
         if let Err(error) = session.confirm(&workload).await {
             return Err(self.unattested(account, &error).await?);
@@ -489,7 +497,7 @@ impl Journey {
     ) -> Result<Refusal, Refusal> {
         let receipt = self.ledger.record(account.denied(workload, denial)).await?;
         Ok(match denial.reason {
-            reason if reason.is_about_the_proof() => Refusal::OffLimits(receipt, reason),
+            reason if reason.is_about_the_request() => Refusal::OffLimits(receipt, reason),
             _ => Refusal::Denied(receipt),
         })
     }
@@ -524,7 +532,7 @@ pub struct Explained {
 }
 
 fn wish<'a>(session: &'a Session, request: &'a Request) -> Wish<'a> {
-    Wish { credential: &request.name, scope: &request.scope, door: &session.door, proof: None }
+    Wish { credential: &request.name, scope: &request.scope, door: &session.door, purpose: Purpose::Take }
 }
 
 /// The trace id of a `traceparent` (W3C Trace Context), if it is valid (AUD-08).

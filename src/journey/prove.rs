@@ -1,14 +1,18 @@
 //! A proof's whole way: attest, decide, find the credential that the caller holds, confirm, sign, record, answer. The key stays
 //! with the agent; what leaves is good for one request to one place that policy names (DPOP-18 to DPOP-26).
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use super::{Account, Call, Journey, Refusal, Request, Session};
 use crate::{
     attest::Workload,
     audit::Receipt,
     credential::{Bound, Credential},
-    policy::{self, Grant, Reason},
+    jose::Signer,
+    policy::{self, Grant, Purpose, Reason},
     proof::{Claim, Nonce, Proof, Target},
     secret::{Fingerprint, Secret},
 };
@@ -60,7 +64,8 @@ impl Journey {
         let session: &Session = call;
         loop {
             let rules = self.rules();
-            let (account, workload, grant) = self.admit(session, request, Some(proving), &rules).await?;
+            let (account, workload, grant) =
+                self.admit(session, request, Purpose::Prove(proving.wanted()), &rules).await?;
             if self.broker().is_issuers(&proving.target) {
                 let detail =
                     "the URL is an endpoint of an issuer: a proof for it could fetch tokens (DPOP-20)";
@@ -68,12 +73,7 @@ impl Journey {
                 let receipt = self.unproved(account, &workload, &grant, reason.as_str(), detail).await?;
                 return Err(Refusal::OffLimits(receipt, reason));
             }
-            let paced = self
-                .pace
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(grant.identity(), self.clock.boot());
-            if let Err(wait) = paced {
+            if let Err(wait) = self.paced(&grant) {
                 let detail = "more than 200 proofs a second for this identity (DPOP-22)";
                 let receipt = self.unproved(account, &workload, &grant, "PROOF_RATE", detail).await?;
                 return Err(Refusal::TooFast(receipt, wait));
@@ -106,21 +106,23 @@ impl Journey {
 
     fn sign(&self, proving: &Proving, held: &Credential) -> Option<Proof> {
         let Bound::Dpop(key) = &held.bound else { return None };
-        let (origin, now) = (proving.target.origin(), self.clock.boot());
-        let nonce = {
-            let mut nonces = self.nonces();
-            if let Some(nonce) = &proving.nonce {
-                nonces.keep(key.kid(), origin, nonce.clone(), now);
-            }
-            nonces.current(key.kid(), origin, now)
-        };
-        let claim = Claim {
-            method: &proving.method,
-            target: &proving.target,
-            token: held.token(),
-            nonce: nonce.as_ref(),
-            now: self.clock.wall(),
-        };
+        if let Some(nonce) = &proving.nonce {
+            self.nonces().keep(key.kid(), proving.target.origin(), nonce.clone(), self.clock.boot());
+        }
+        self.proof(&proving.method, &proving.target, key, held)
+    }
+
+    /// A proof for one request, with the nonce that its API wants to see (DPOP-09, DPOP-11). None if custody does not sign.
+    pub(super) fn proof(
+        &self,
+        method: &str,
+        target: &Target,
+        key: &Arc<dyn Signer>,
+        held: &Credential,
+    ) -> Option<Proof> {
+        let nonce = self.nonces().current(key.kid(), target.origin(), self.clock.boot());
+        let claim =
+            Claim { method, target, token: held.token(), nonce: nonce.as_ref(), now: self.clock.wall() };
         claim.sign(&**key, &*self.dice).ok()
     }
 
@@ -135,7 +137,13 @@ impl Journey {
         Ok(self.ledger().record(account.unproved(workload, grant, reason, detail)).await?)
     }
 
-    fn nonces(&self) -> MutexGuard<'_, crate::proof::Nonces> {
+    /// Whether the identity may have another proof or call now, or when.
+    pub(super) fn paced(&self, grant: &Grant) -> Result<(), Duration> {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.take(grant.identity(), self.clock.boot())
+    }
+
+    pub(super) fn nonces(&self) -> MutexGuard<'_, crate::proof::Nonces> {
         self.nonces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

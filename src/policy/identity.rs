@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::PathBuf,
     str::FromStr,
     sync::Arc,
     time::Duration,
@@ -10,8 +11,9 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Reason, Selectors};
+use super::{Purpose, Reason, Selectors};
 use crate::{
+    api::Path,
     attest::Level,
     credential::Binding,
     issuer::{Scope, terms::Terms},
@@ -60,8 +62,10 @@ pub struct CredentialRule {
     pub key_export: bool,
     /// How it is asked for.
     pub terms: Arc<Terms>,
-    /// Where proofs for it may go, by origin, and with which methods (DPOP-19, DPOP-21).
+    /// Where proofs for it may go, by origin, and with which methods (DPOP-19, DPOP-21). Calls of the agent's go nowhere else.
     pub proofs: Proofs,
+    /// Whether the agent calls its API for the program, and how (MT-11).
+    pub forward: Option<Forward>,
     /// Who shares it.
     pub per: Per,
     /// How often one may be handed out, if that is limited (S29).
@@ -86,6 +90,30 @@ impl CredentialRule {
         narrowed.dedup();
         Ok(narrowed.into())
     }
+
+    /// Whether it is there for that, and where a call with it goes if it is a call that is wanted; or why not, in a word and in
+    /// words.
+    pub(super) fn purpose(&self, purpose: &Purpose<'_>) -> Result<Option<Target>, (Reason, String)> {
+        let only = self.forward.as_ref().is_some_and(|forward| forward.only);
+        match purpose {
+            Purpose::Forward(_) if self.forward.is_none() => {
+                Err((Reason::ForwardNotAllowed, "the agent calls nobody with it".into()))
+            }
+            Purpose::Forward(wanted) => self.proofs.target(wanted).map(Some),
+            Purpose::Nothing => Ok(None),
+            Purpose::Prove(_) | Purpose::Take if only => {
+                Err((Reason::ForwardOnly, "it does not leave the agent, which calls its API itself".into()))
+            }
+            Purpose::Prove(_) if self.binding != Binding::Dpop => {
+                Err((Reason::NotBound, format!("it is {}, and nothing is proved with it", self.binding)))
+            }
+            Purpose::Prove(wanted) => match self.proofs.refuse(wanted) {
+                Some(no) => Err(no),
+                None => Ok(None),
+            },
+            Purpose::Take => Ok(None),
+        }
+    }
 }
 
 /// The longest a certificate lives unless the settings say otherwise (S2), and the longest they may say (K57-3).
@@ -102,11 +130,33 @@ pub enum Per {
     Process,
 }
 
+/// How the agent calls an API for a program.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Forward {
+    /// Whether that is all that the program gets: neither the credential nor proofs for it (DR-08).
+    pub only: bool,
+    /// The only roots to trust for the API, PEM; without it, the host's.
+    pub ca_file: Option<PathBuf>,
+    /// How long nothing may move on the way to the API and back.
+    pub patience: Duration,
+}
+
+/// A call that the agent is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Forwarding<'a> {
+    /// Its method.
+    pub method: &'a str,
+    /// The origin, if it is not the first of the credential's.
+    pub origin: Option<&'a str>,
+    /// Where to at that origin.
+    pub path: &'a Path,
+}
+
 /// What proofs of possession may be made for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Proofs {
-    /// Origins, as `https://api.example:8443`.
-    pub origins: BTreeSet<String>,
+    /// Origins, as `https://api.example:8443`. The first is where the agent's own calls go if nobody says otherwise.
+    pub origins: Vec<String>,
     /// Methods, as they are sent.
     pub methods: BTreeSet<String>,
     /// Whether an origin may be plain HTTP on this host: development only.
@@ -116,7 +166,7 @@ pub struct Proofs {
 impl Default for Proofs {
     fn default() -> Self {
         let methods = Self::METHODS.map(str::to_owned).into();
-        Self { origins: BTreeSet::new(), methods, plain: false }
+        Self { origins: Vec::new(), methods, plain: false }
     }
 }
 
@@ -127,7 +177,7 @@ impl Proofs {
     /// Why no proof is made for this request; `None` if one is.
     pub(super) fn refuse(&self, wanted: &Proving<'_>) -> Option<(Reason, String)> {
         let target = wanted.target;
-        if !self.origins.contains(target.origin()) || !self.plain && !target.is_https() {
+        if !self.origins.iter().any(|origin| origin == target.origin()) || !self.plain && !target.is_https() {
             let allowed: Vec<&str> = self.origins.iter().map(String::as_str).collect();
             let missed = format!("{} is not among the origins {allowed:?}", scrubbed(target.origin(), 200));
             return Some((Reason::HtuNotAllowed, missed));
@@ -137,6 +187,27 @@ impl Proofs {
             return Some((Reason::HtmNotAllowed, missed));
         }
         None
+    }
+
+    /// Where a call goes, if it goes anywhere: to an origin that the operator named, whatever the caller says.
+    pub(super) fn target(&self, wanted: &Forwarding<'_>) -> Result<Target, (Reason, String)> {
+        let nowhere = |missed: String| (Reason::HtuNotAllowed, missed);
+        let origin = match wanted.origin {
+            Some(named) => named,
+            None => self.origins.first().ok_or_else(|| nowhere("it has no origin".into()))?,
+        };
+        let target = wanted
+            .path
+            .at(origin)
+            .map_err(|error| nowhere(format!("the origin {:?}: {error}", scrubbed(origin, 200))))?;
+        // What is more than an origin would have become part of the path.
+        if target.origin() != origin {
+            return Err(nowhere(format!("{:?} is no origin", scrubbed(origin, 200))));
+        }
+        match self.refuse(&Proving { method: wanted.method, target: &target }) {
+            Some(no) => Err(no),
+            None => Ok(target),
+        }
     }
 }
 

@@ -171,9 +171,15 @@ fn of_credential(
         let message = "\"high\" is only for credentials that a key binds, whatever the exception (S39, MT-12): binding = \"dpop\" or \"mtls\"";
         add(problems, format!("{key}.binding"), message);
     }
+    if rule.forward.is_some() || rule.binding == Binding::Dpop && rule.exception.is_none() {
+        of_proofs(problems, key, &rule.proofs, rule.binding);
+    }
+    if rule.forward.as_ref().is_some_and(|forward| forward.only) && rule.key_export {
+        let message = "with forward = \"only\" nothing leaves the agent: take key_export out, or say forward = \"allowed\"";
+        add(problems, format!("{key}.forward"), message);
+    }
     match (&rule.exception, rule.binding) {
-        (None, Binding::Dpop) => of_proofs(problems, key, &rule.proofs),
-        (None, Binding::Mtls) => {}
+        (None, Binding::Dpop | Binding::Mtls) => {}
         (Some(_), Binding::Dpop | Binding::Mtls) => {
             let message = "a bound credential needs none: take it out, or say binding = \"bearer\" (BCP-01)";
             add(problems, format!("{key}.exception"), message);
@@ -206,15 +212,17 @@ fn of_credential(
     }
 }
 
-fn of_proofs(problems: &mut Vec<Problem>, key: &str, proofs: &Proofs) {
+fn of_proofs(problems: &mut Vec<Problem>, key: &str, proofs: &Proofs, binding: Binding) {
     if proofs.origins.is_empty() {
         let message = "name where it is used, as origins = [\"https://api.example.com\"]: without a resource that is a URL \
-                       nobody could prove possession of it (DPOP-19)";
+                       there is no place to use it at (DPOP-19)";
         add(problems, format!("{key}.origins"), message);
     }
     for origin in &proofs.origins {
         let sound = Target::parse(origin).is_ok_and(|target| {
-            target.origin() == origin && (target.is_https() || proofs.plain && target.is_loopback())
+            // A certificate is shown in TLS or not at all.
+            let plain = proofs.plain && binding != Binding::Mtls;
+            target.origin() == origin && (target.is_https() || plain && target.is_loopback())
         });
         if !sound {
             let message = "an origin is https://HOST or https://HOST:PORT in small letters, with nothing after it; plain http \

@@ -20,8 +20,8 @@ use jiff::Timestamp;
 
 pub use door::{Door, Export, Exports};
 pub use identity::{
-    Assurance, CERTIFICATE_TTL, CredentialRule, Exception, Identity, OWNER_FORM, Per, Proofs, Proving,
-    name_is_sound,
+    Assurance, CERTIFICATE_TTL, CredentialRule, Exception, Forward, Forwarding, Identity, OWNER_FORM, Per,
+    Proofs, Proving, name_is_sound,
 };
 use index::Index;
 pub use lint::Problem;
@@ -29,8 +29,8 @@ pub use selector::{Named, Selectors};
 
 use crate::{
     attest::{Evidence, Interests, Level, Workload},
-    credential::Binding,
     issuer::{Instance, Scope},
+    proof::Target,
 };
 
 /// All identities of this host, proved not to overlap.
@@ -106,13 +106,14 @@ impl Policy {
     /// A [`Denial`] with its reason and all that was weighed.
     pub fn decide(&self, workload: &Workload, wish: &Wish<'_>, now: Timestamp) -> Result<Grant, Denial> {
         match self.judge(workload.evidence(), wish, now) {
-            (Ok((identity, rule, scope)), explanation) => Ok(Grant {
+            (Ok((identity, rule, scope, target)), explanation) => Ok(Grant {
                 identity: Arc::clone(identity),
                 level: workload.evidence().level(),
                 instance: (rule.per == Per::Process)
                     .then(|| Instance { pid: workload.peer().pid(), start: workload.peer().start() }),
                 rule: Arc::clone(rule),
                 scope,
+                target,
                 explanation,
             }),
             (Err(reason), explanation) => Err(Denial { reason, explanation }),
@@ -128,7 +129,7 @@ impl Policy {
         match self.identify(workload.evidence(), door, &mut explanation) {
             Ok(identity) => {
                 let usable = |rule: &&Arc<CredentialRule>| {
-                    let wish = Wish { credential: &rule.name, ..Wish::at(door) };
+                    let wish = Wish { credential: &rule.name, purpose: Purpose::Nothing, ..Wish::at(door) };
                     self.judge(workload.evidence(), &wish, now).0.is_ok()
                 };
                 let credentials = identity.credentials.values().filter(usable).cloned().collect();
@@ -195,17 +196,13 @@ impl Policy {
                 explanation.missed.push(format!("scope {wider:?} is not among those granted"));
                 Reason::Scope
             })?;
-            if let Some(wanted) = &wish.proof {
-                if rule.binding != Binding::Dpop {
-                    explanation.missed.push(format!("it is {}, and nothing is proved with it", rule.binding));
-                    return Err(Reason::NotBound);
-                }
-                if let Some((reason, missed)) = rule.proofs.refuse(wanted) {
+            match rule.purpose(&wish.purpose) {
+                Ok(target) => Ok((identity, rule, scope, target)),
+                Err((reason, missed)) => {
                     explanation.missed.push(missed);
-                    return Err(reason);
+                    Err(reason)
                 }
             }
-            Ok((identity, rule, scope))
         });
         (judged, explanation)
     }
@@ -255,7 +252,21 @@ impl Policy {
     }
 }
 
-type Judged<'a> = Result<(&'a Arc<Identity>, &'a Arc<CredentialRule>, Scope), Reason>;
+type Judged<'a> = Result<(&'a Arc<Identity>, &'a Arc<CredentialRule>, Scope, Option<Target>), Reason>;
+
+/// What a caller wants with a credential.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Purpose<'a> {
+    /// To have the agent call its API with it.
+    Forward(Forwarding<'a>),
+    /// Nothing that would leave the agent: it is named, or given back.
+    Nothing,
+    /// A proof of possession for a request.
+    Prove(Proving<'a>),
+    /// To have it.
+    #[default]
+    Take,
+}
 
 /// What a caller asks for.
 #[derive(Clone, Copy, Debug)]
@@ -264,16 +275,16 @@ pub struct Wish<'a> {
     pub credential: &'a str,
     /// A narrower scope than policy grants; empty for all of it.
     pub scope: &'a [String],
-    /// The request to prove possession for, if it is a proof that is wanted.
-    pub proof: Option<Proving<'a>>,
+    /// What it wants with it.
+    pub purpose: Purpose<'a>,
     /// The socket that it asks at.
     pub door: &'a Door,
 }
 
 impl<'a> Wish<'a> {
-    /// A wish for nothing yet, at this socket.
+    /// A wish for no credential yet, at this socket.
     pub fn at(door: &'a Door) -> Self {
-        Self { credential: "", scope: &[], door, proof: None }
+        Self { credential: "", scope: &[], door, purpose: Purpose::Take }
     }
 }
 
@@ -285,6 +296,7 @@ pub struct Grant {
     instance: Option<Instance>,
     rule: Arc<CredentialRule>,
     scope: Scope,
+    target: Option<Target>,
     explanation: Explanation,
 }
 
@@ -322,6 +334,11 @@ impl Grant {
     /// The scope it gets: policy's, or the caller's narrower one.
     pub fn scope(&self) -> &Scope {
         &self.scope
+    }
+
+    /// Where the agent may call for the workload, and how: only in a grant of that.
+    pub fn forward(&self) -> Option<(&Target, &Forward)> {
+        self.target.as_ref().zip(self.rule.forward.as_ref())
     }
 
     /// What was weighed.
@@ -363,6 +380,10 @@ pub enum Reason {
     Disabled,
     /// Its dated exception is over (S36).
     ExceptionExpired,
+    /// The agent does not call this credential's API for programs.
+    ForwardNotAllowed,
+    /// The agent calls this credential's API, and hands out nothing of it.
+    ForwardOnly,
     /// The method is none that a proof is made for (DPOP-21).
     HtmNotAllowed,
     /// The URL is none that a proof is made for (DPOP-19, DPOP-20).
@@ -390,6 +411,8 @@ impl Reason {
             Self::Ambiguous => "AMBIGUOUS",
             Self::Disabled => "DISABLED",
             Self::ExceptionExpired => "EXCEPTION_EXPIRED",
+            Self::ForwardNotAllowed => "FORWARD_NOT_ALLOWED",
+            Self::ForwardOnly => "FORWARD_ONLY",
             Self::HtmNotAllowed => "HTM_NOT_ALLOWED",
             Self::HtuNotAllowed => "HTU_NOT_ALLOWED",
             Self::Level => "LEVEL",
@@ -403,8 +426,15 @@ impl Reason {
     }
 
     /// Whether a caller may hear it: it is told only to one who has the credential, of a request that is not for it.
-    pub fn is_about_the_proof(self) -> bool {
-        matches!(self, Self::HtmNotAllowed | Self::HtuNotAllowed | Self::NotBound)
+    pub fn is_about_the_request(self) -> bool {
+        matches!(
+            self,
+            Self::ForwardNotAllowed
+                | Self::ForwardOnly
+                | Self::HtmNotAllowed
+                | Self::HtuNotAllowed
+                | Self::NotBound
+        )
     }
 
     /// What an operator can do about it.
@@ -413,6 +443,12 @@ impl Reason {
             Self::Ambiguous => "make the selectors of these identities exclude each other",
             Self::Disabled => "keybearer enable IDENTITY, once it may have credentials again",
             Self::ExceptionExpired => "bind the credential, or have its owner renew the exception",
+            Self::ForwardNotAllowed => {
+                "set forward = \"allowed\" for the credential, or have the program call its API itself"
+            }
+            Self::ForwardOnly => {
+                "have the program call its API through /v1/forward, or set forward = \"allowed\""
+            }
             Self::HtmNotAllowed => "use one of the credential's methods, or add this one to them",
             Self::HtuNotAllowed => {
                 "send the request to an origin of the credential, or add this one to its origins; never an issuer's endpoint"

@@ -1,9 +1,10 @@
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    api::Path,
     attest::{Executable, Hold, Manager, Missing, Status, Unit},
     credential::Binding,
     proof::Target,
@@ -71,6 +72,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         key_export: false,
         terms: Arc::default(),
         proofs: Proofs::default(),
+        forward: None,
         per: Per::Identity,
         max_uses: None,
         max_ttl: Duration::from_secs(300),
@@ -99,7 +101,8 @@ fn refused(identities: Vec<Identity>) -> Vec<String> {
     problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
 }
 
-const LEDGER: Wish<'static> = Wish { credential: "ledger", scope: &[], door: &Door::Own, proof: None };
+const LEDGER: Wish<'static> =
+    Wish { credential: "ledger", scope: &[], door: &Door::Own, purpose: Purpose::Take };
 
 fn reason(policy: &Policy, evidence: &Evidence, wish: &Wish<'_>, at: Timestamp) -> Option<Reason> {
     policy.explain(evidence, wish, at).0
@@ -214,13 +217,13 @@ fn at_an_exported_socket_only_those_count_that_it_is_for() {
         let (reason, why) = policy.explain(&evidence(uid, None), &Wish { door, ..LEDGER }, now());
         (reason, why.missing())
     };
-    let web = Door::Export(Path::new("/run/web/agent.sock").into());
+    let web = Door::Export(std::path::Path::new("/run/web/agent.sock").into());
     assert_eq!((at(1000, &web).0, at(1001, &Door::Own).0), (None, None));
     let refused = (Some(Reason::NotAtThisSocket), vec!["billing is not served at this socket".to_owned()]);
     assert_eq!(at(1001, &web), refused);
     assert_eq!(at(7, &web).0, Some(Reason::NoIdentity), "whoever is nobody is nobody here too");
     // The settings name it no more, or its name is another's now, but it listens until the restart.
-    let gone = Door::Export(Path::new("/run/gone/agent.sock").into());
+    let gone = Door::Export(std::path::Path::new("/run/gone/agent.sock").into());
     assert_eq!(at(1000, &gone).0, Some(Reason::NotAtThisSocket));
 
     let said = |served| {
@@ -330,6 +333,25 @@ fn the_lint_names_the_key_and_the_row() {
             "credentials.ledger.origins",
             "DPOP-19",
         ),
+        (with_rule(|rule| rule.forward = Some(forwarded(false))), "credentials.ledger.origins", "DPOP-19"),
+        (
+            with_rule(|rule| {
+                (rule.binding, rule.exception) = (Binding::Mtls, None);
+                rule.proofs = Proofs { plain: true, ..Proofs::default() };
+                rule.proofs.origins = ["http://127.0.0.1:80".into()].into();
+                rule.forward = Some(forwarded(false));
+            }),
+            "credentials.ledger.origins",
+            "DPOP-19",
+        ),
+        (
+            with_rule(|rule| {
+                (rule.binding, rule.exception, rule.key_export) = (Binding::Mtls, None, true);
+                rule.forward = Some(forwarded(true));
+            }),
+            "credentials.ledger.forward",
+            "key_export",
+        ),
         (bound(|proofs| proofs.methods = ["TRACE".into()].into()), "credentials.ledger.methods", "DPOP-21"),
         (bound(|proofs| proofs.methods = ["get".into()].into()), "credentials.ledger.methods", "DPOP-21"),
         (
@@ -367,7 +389,7 @@ fn a_proof_is_for_a_bound_credential_an_origin_and_a_method() {
     let policy = policy(vec![bound(ours), identity("other", user(2000))]);
     let judged = |uid, method, url: &str| {
         let target = Target::parse(url).unwrap();
-        let wish = Wish { proof: Some(Proving { method, target: &target }), ..LEDGER };
+        let wish = Wish { purpose: Purpose::Prove(Proving { method, target: &target }), ..LEDGER };
         reason(&policy, &evidence(uid, None), &wish, now())
     };
     assert_eq!(judged(1000, "GET", "https://ledger.example.com/a?b"), None);
@@ -393,6 +415,75 @@ fn a_proof_is_for_a_bound_credential_an_origin_and_a_method() {
         Some(Reason::NoIdentity),
         "and a stranger hears less"
     );
+}
+
+/// What is allowed by `forward = "allowed"`, or "only".
+fn forwarded(only: bool) -> Forward {
+    Forward { only, ca_file: None, patience: Duration::from_secs(30) }
+}
+
+#[test]
+fn a_call_goes_to_an_origin_that_the_operator_named_and_nowhere_else() {
+    // DPOP-19, DPOP-21, DPOP-27, MT-11
+    let (first, second) = ("https://ledger.example.com", "https://b.example.com:8443");
+    let with = |binding, forward: Option<Forward>| {
+        let mut identity = bound(|proofs| proofs.origins = vec![first.into(), second.into()]);
+        let rule = Arc::make_mut(identity.credentials.get_mut("ledger").unwrap());
+        (rule.binding, rule.forward) = (binding, forward);
+        policy(vec![identity])
+    };
+    let path = Path::parse("/entries/7", Some("a=b")).unwrap();
+    let call = |method, origin| Purpose::Forward(Forwarding { method, origin, path: &path });
+    for binding in [Binding::Dpop, Binding::Mtls] {
+        let open = with(binding, Some(forwarded(false)));
+        let judged = |purpose| open.judge(&evidence(1000, None), &Wish { purpose, ..LEDGER }, now()).0;
+        let goes = |purpose| judged(purpose).map(|(.., target)| target.map(|target| target.htu().to_owned()));
+        assert_eq!(
+            goes(call("GET", None)),
+            Ok(Some(format!("{first}/entries/7"))),
+            "the first, if nobody says so"
+        );
+        assert_eq!(goes(call("PUT", Some(second))), Ok(Some(format!("{second}/entries/7"))));
+        for origin in [
+            "https://evil.example",
+            "https://b.example.com",
+            "http://ledger.example.com",
+            "https://ledger.example.com/",
+            "https://ledger.example.com/x",
+            "https://ledger.example.com?",
+            "https://ledger.example.com#",
+            "https://ledger.example.com:443",
+            "https://LEDGER.example.com",
+            "https://me@ledger.example.com",
+            "https://ledger.example.com@evil.example",
+            "https://ledger.example.com.evil.example",
+            "",
+        ] {
+            assert_eq!(goes(call("GET", Some(origin))), Err(Reason::HtuNotAllowed), "{origin:?}");
+        }
+        for method in ["TRACE", "CONNECT", "get", ""] {
+            assert_eq!(goes(call(method, None)), Err(Reason::HtmNotAllowed), "{method:?}");
+        }
+        assert_eq!(goes(Purpose::Take), Ok(None), "allowed is not only");
+
+        // Only: nothing but calls, and it can be given back.
+        let only = with(binding, Some(forwarded(true)));
+        let target = Target::parse(first).unwrap();
+        let prove = Purpose::Prove(Proving { method: "GET", target: &target });
+        let judged = |purpose| reason(&only, &evidence(1000, None), &Wish { purpose, ..LEDGER }, now());
+        assert_eq!(judged(call("GET", None)), None);
+        assert_eq!(judged(Purpose::Nothing), None);
+        assert_eq!(
+            (judged(Purpose::Take), judged(prove)),
+            (Some(Reason::ForwardOnly), Some(Reason::ForwardOnly))
+        );
+
+        let never = with(binding, None);
+        let judged = |purpose| reason(&never, &evidence(1000, None), &Wish { purpose, ..LEDGER }, now());
+        assert_eq!(judged(call("GET", None)), Some(Reason::ForwardNotAllowed));
+        let stranger = Wish { purpose: call("GET", None), ..LEDGER };
+        assert_eq!(reason(&open, &evidence(3000, None), &stranger, now()), Some(Reason::NoIdentity));
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use tonic_health::ServingStatus;
 use tower::Service as _;
 
 use super::{
+    forward,
     framed::{Framed, Next, Step, foreign, framed, read},
     proving,
     status::{EXCHANGE, invalid, told},
@@ -80,6 +81,12 @@ impl Workloads {
                 async move { face.answer(call, request).await.unwrap_or_else(Status::into_http) },
             );
         }
+        if forward::is_meant(&request) {
+            let (face, call) = (self.face.http(), session.enter());
+            return Box::pin(async move {
+                face.forward(&call, request).await.map(|body| Framed::Foreign(Body::new(body)))
+            });
+        }
         let answered = self.others.clone().call(request.map(Body::new));
         Box::pin(async move { foreign(answered.await) })
     }
@@ -107,6 +114,15 @@ struct Face {
 }
 
 impl Face {
+    /// The same journey, for what is no gRPC.
+    fn http(&self) -> super::http::Face {
+        super::http::Face {
+            journey: Arc::clone(&self.journey),
+            clock: Arc::clone(&self.clock),
+            stop: self.stop.clone(),
+        }
+    }
+
     async fn answer(
         self: Arc<Self>,
         call: Call,

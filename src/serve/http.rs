@@ -1,27 +1,31 @@
 //! HTTP/1.1 on a Unix socket of its own: for curl, for probes, for programs without gRPC. In goes a request of an attested
-//! session; out comes JSON. Credentials are walked for like any other; `/live` and `/ready` say how the agent is, and
+//! session; out comes JSON, or an API's answer (`forward.rs`). Credentials are walked for like any other; `/live` and `/ready` say how the agent is, and
 //! nothing about anybody.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::{
-    proving,
+    forward, proving,
     status::{EXCHANGE, Told, invalid, told},
 };
 use crate::{
+    api::Answering,
     clock::Clock,
     credential::Payload,
     journey::{self, Answer, Call, Journey, Session, trace_id},
     policy::name_is_sound,
     secret::Secret,
 };
+
+/// What is answered: JSON of our own, or an API's answer as it comes.
+pub type Body = Either<Full<Bytes>, Answering>;
 
 /// The face.
 #[derive(Clone, Debug)]
@@ -36,7 +40,15 @@ pub struct Face {
 
 impl Face {
     /// Answers one request.
-    pub async fn answer(self, session: Arc<Session>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    pub async fn answer(self, session: Arc<Session>, request: Request<Incoming>) -> Response<Body> {
+        if forward::is_meant(&request) {
+            return self.forward(&session.enter(), request).await;
+        }
+        self.tell(session, request).await.map(Either::Left)
+    }
+
+    /// Answers one that is about the agent or a credential.
+    async fn tell(self, session: Arc<Session>, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path().to_owned();
         if request.method() != Method::GET {
             return json_response(
@@ -60,7 +72,8 @@ impl Face {
                 None => json_response(
                     StatusCode::NOT_FOUND,
                     None,
-                    &json!({"error": "there are /live, /ready, /v1/credentials/NAME and /v1/credentials/NAME/proof"}),
+                    &json!({"error": "there are /live, /ready, /v1/credentials/NAME, /v1/credentials/NAME/proof and \
+                                      /v1/forward/NAME/PATH"}),
                 ),
             },
         }
@@ -107,7 +120,7 @@ impl Face {
     }
 
     /// What every request for a credential has to have.
-    async fn asked(
+    pub(super) async fn asked(
         &self,
         session: &Session,
         name: &str,
@@ -165,7 +178,7 @@ impl Face {
         shown
     }
 
-    async fn broke(&self, session: &Session, what: &'static str) -> Told {
+    pub(super) async fn broke(&self, session: &Session, what: &'static str) -> Told {
         match self.journey.broke_protocol(session, what).await {
             Ok(receipt) => Told { exchange: Some(receipt.exchange().to_string()), ..invalid(what) },
             Err(refusal) => told(&refusal),
@@ -204,7 +217,7 @@ impl Face {
     }
 }
 
-fn refused(no: &Told) -> Response<Full<Bytes>> {
+pub(super) fn refused(no: &Told) -> Response<Full<Bytes>> {
     let status = StatusCode::from_u16(no.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = json!({"error": no.reason, "message": no.message, "exchange": no.exchange});
     let mut response = json_response(status, no.exchange.as_deref(), &body);

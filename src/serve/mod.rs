@@ -2,6 +2,7 @@
 //! listeners; out come answers in the words of gRPC or HTTP. How little a stranger learns is decided in one place
 //! ([`status`]).
 
+mod forward;
 mod framed;
 pub mod grpc;
 pub mod http;

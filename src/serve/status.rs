@@ -8,10 +8,12 @@ use tonic::{Code, Status, metadata::AsciiMetadataValue};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
+    api::ApiError,
     audit::Receipt,
     broker::Failure,
     issuer::{IssueError, Reason},
     journey::Refusal,
+    policy,
 };
 
 /// The domain of every reason.
@@ -53,13 +55,9 @@ pub fn told(refusal: &Refusal) -> Told {
             Some(receipt),
         ),
         // The caller has the credential; that its request is not for it is no secret to it.
-        Refusal::OffLimits(receipt, reason) => told(
-            Code::PermissionDenied,
-            reason.as_str(),
-            "no proof is made for this request; an operator can see why in the ledger",
-            None,
-            Some(receipt),
-        ),
+        Refusal::OffLimits(receipt, reason) => {
+            told(Code::PermissionDenied, reason.as_str(), of_request(*reason), None, Some(receipt))
+        }
         Refusal::NotHeld(receipt) => told(
             Code::FailedPrecondition,
             "NOT_HELD",
@@ -70,10 +68,14 @@ pub fn told(refusal: &Refusal) -> Told {
         Refusal::TooFast(receipt, wait) => told(
             Code::ResourceExhausted,
             "PROOF_RATE",
-            "so many proofs in so short a time are not made",
+            "so many proofs and calls in so short a time are not made",
             Some(*wait),
             Some(receipt),
         ),
+        Refusal::Api(receipt, error) => {
+            let (code, message, retry_after) = of_api(error);
+            told(code, error.reason(), message, retry_after, Some(receipt))
+        }
         Refusal::Unattested(receipt) => told(
             Code::PermissionDenied,
             "NOT_ATTESTED",
@@ -119,6 +121,9 @@ impl Told {
             Code::FailedPrecondition => 409,
             Code::ResourceExhausted => 429,
             Code::Internal => 500,
+            // Only a call of an API ends in one of these.
+            Code::Unknown => 502,
+            Code::DeadlineExceeded => 504,
             _ => 503,
         }
     }
@@ -132,6 +137,45 @@ pub fn invalid(message: &'static str) -> Told {
         message,
         retry_after: None,
         exchange: None,
+    }
+}
+
+fn of_request(reason: policy::Reason) -> &'static str {
+    match reason {
+        policy::Reason::ForwardNotAllowed => {
+            "the agent does not call this credential's API for programs; an operator can allow it with forward = \"allowed\""
+        }
+        policy::Reason::ForwardOnly => {
+            "the agent calls this credential's API itself and hands out nothing of it: call /v1/forward/CREDENTIAL/PATH on its HTTP \
+             socket"
+        }
+        _ => "this request is not for this credential; an operator can see why in the ledger",
+    }
+}
+
+/// Whether the API may have acted is what a program needs to know before it tries again.
+fn of_api(error: &ApiError) -> (Code, &'static str, Option<Duration>) {
+    const MAY_HAVE: &str = "the API may have acted on it all the same: look before you send it again";
+    const OPERATOR: &str = "the agent cannot reach the API as it is set up, and sent nothing; an operator can see why in the ledger";
+    match error {
+        ApiError::Body(_) => {
+            (Code::InvalidArgument, "the request's body did not come: send it whole and without pauses", None)
+        }
+        ApiError::Broken => (Code::Unknown, MAY_HAVE, None),
+        ApiError::Busy => (
+            Code::ResourceExhausted,
+            "as many calls of this identity are under way as there may be: wait for one to end",
+            Some(Duration::from_secs(1)),
+        ),
+        ApiError::Late => (Code::DeadlineExceeded, MAY_HAVE, None),
+        ApiError::Unreachable(_) => (
+            Code::Unknown,
+            "the API cannot be reached, and nothing was sent: try again",
+            Some(Duration::from_secs(5)),
+        ),
+        ApiError::Certificate(_) | ApiError::Tls(_) | ApiError::Unusable(_) => {
+            (Code::Unknown, OPERATOR, None)
+        }
     }
 }
 

@@ -118,7 +118,7 @@ events { worker_connections 64; }
 http {
   access_log off; client_body_temp_path .; proxy_temp_path .; fastcgi_temp_path .; uwsgi_temp_path .; scgi_temp_path .;
   server {
-    listen 127.0.0.1:$api_port ssl;
+    listen 127.0.0.1:$api_port ssl http2;
     ssl_certificate $certs/server.pem; ssl_certificate_key $certs/server.key;
     ssl_protocols TLSv1.2 TLSv1.3; ssl_session_tickets off; ssl_verify_client optional_no_ca;
     location / {
@@ -147,6 +147,29 @@ NGINX
   same "and with that of another identity" "another certificate 401" "$(call ca --cert "$mtls/self.chain" --key "$mtls/self.key")"
   same "and with a header that names the right one" "another certificate 401" \
     "$(call ca --cert "$certs/stranger.pem" --key "$certs/stranger.key" -H "x-client-certificate: $(node -p 'encodeURIComponent(require("fs").readFileSync(process.argv[1], "utf8"))' "$mtls/ca.chain")")"
+  # The agent calls the same API for curl, which so needs neither the token nor the key.
+  forward="forward = \"only\"\\norigins = [\"https://localhost:$api_port\"]\\napi_ca_file = \"$certs/ca.pem\""
+  sed "s#^key_export = .*#$forward#" "$stage/ca.toml" > "$stage/forward.toml"
+  chmod 600 "$stage/forward.toml"
+  start_agent "$stage/forward.toml" ca
+  forwarded() { # CREDENTIAL CURL_ARGUMENT...
+    local of=$1; shift
+    curl -sS --max-time 10 --unix-socket "$stage/run-ca/http.sock" -H 'keybearer: v1' -w '%{http_code}' "$@" \
+      "http://keybearer/v1/forward/$of/orders" 2>&1 | sed 's/^yours .*/yours/' | paste -sd' '
+  }
+  for of in ca jwt; do
+    same "nginx and jose: a call that the agent makes for curl with the token of \"$of\"" "yours 200" "$(forwarded "$of")"
+    same "and whatever curl says of itself" "yours 200" \
+      "$(forwarded "$of" -H 'authorization: Bearer x' -H 'x-client-certificate: x' -d 'a=b')"
+  done
+  if curl --version | grep -q HTTP2; then
+    same "the same over HTTP/2 on the workloads' socket" "yours 200" \
+      "$(forwarded ca --http2-prior-knowledge --unix-socket "$stage/run-ca/agent.sock")"
+  else
+    skip "a call over HTTP/2 on the workloads' socket" "this curl does not speak it"
+  fi
+  case $(take ca ca) in *FORWARD_ONLY*) ok "and the token itself is handed out to nobody" ;; *) no "and the token itself is handed out to nobody" "it was" ;; esac
+  stop_agent
 else
   skip "nginx and jose as an API for bound tokens" "nginx or curl is not here and cannot be unpacked by apt-get"
 fi

@@ -13,7 +13,7 @@ use crate::{
     clock::{Clock, Dice},
     credential::{Binding, Bound},
     issuer::{IssueError, Reason, Signers, assertion::no_signature, http::Response},
-    proof::{Claim, Nonce, Nonces, Target},
+    proof::{Claim, Nonces, Target, Told},
     secret::Secret,
 };
 
@@ -89,17 +89,13 @@ impl Prover {
     /// Takes the nonce of any answer, whatever its status (DPOP-09).
     pub(super) fn hear(&self, bound: &Bound, endpoint: &str, response: &Response) -> Heard {
         let (Bound::Dpop(key), Ok(target)) = (bound, Target::parse(endpoint)) else { return Heard::Nothing };
-        let mut sent = response.headers.get_all("dpop-nonce").into_iter();
-        let Some(first) = sent.next() else { return Heard::Nothing };
-        if sent.next().is_some() {
-            return Heard::Unusable("there are two of them");
-        }
-        match first.to_str().ok().and_then(Nonce::parse) {
-            Some(nonce) => {
+        match Told::by(&response.headers) {
+            Told::Nothing => Heard::Nothing,
+            Told::Unusable(why) => Heard::Unusable(why),
+            Told::New(nonce) => {
                 self.nonces().keep(key.kid(), target.origin(), nonce, self.clock.boot());
                 Heard::New
             }
-            None => Heard::Unusable("it is longer than 4 KiB or holds characters that no nonce may hold"),
         }
     }
 
