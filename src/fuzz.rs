@@ -12,8 +12,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 pub use crate::{
-    attest::properties::proc, issuer::oauth::properties::reply, policy::properties::policy,
-    wire::properties::frames,
+    attest::properties::proc, issuer::oauth::properties::reply, issuer::x509::est::properties::est,
+    policy::properties::policy, wire::properties::frames,
 };
 use crate::{
     audit::{self, Fault, Record, Report, VerifyError, properties::Files},
@@ -29,8 +29,9 @@ use crate::{
 type Property = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Property); 9] = [
+pub const TARGETS: [(&str, Property); 10] = [
     ("checkpoint", checkpoint),
+    ("est", est),
     ("frames", frames),
     ("jose", jose),
     ("ledger", ledger),

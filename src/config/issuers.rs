@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::{pins::pins, reader::Reader};
+use super::{est, pins::pins, reader::Reader};
 use crate::{
     issuer::{
         oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
         terms::{ClientAuth, Wants},
+        x509::est::EstSettings,
     },
     policy::CredentialRule,
 };
@@ -14,6 +15,8 @@ use crate::{
 /// One issuer, by kind.
 #[derive(Clone, Debug)]
 pub enum IssuerSettings {
+    /// `kind = "est"`.
+    Est(EstSettings),
     /// `kind = "oauth"`.
     OAuth(OAuthSettings),
 }
@@ -22,6 +25,7 @@ impl IssuerSettings {
     /// What is wrong with asking this issuer for `rule`, as a key of its table and what to do.
     pub(super) fn misfit(&self, rule: &CredentialRule) -> Option<(&'static str, String)> {
         match self {
+            Self::Est(_) => est::misfit(rule),
             Self::OAuth(_) => match (&rule.terms.wants, &rule.terms.client_auth) {
                 (Wants::Certificate(_), _) => {
                     let what = "an \"oauth\" issuer makes no certificates: name an issuer that is a CA";
@@ -56,7 +60,12 @@ pub(super) fn issuers(top: &mut Reader<'_>, environment: &str) -> BTreeMap<Arc<s
                 issuers.insert(name, IssuerSettings::OAuth(settings));
                 reader.finish();
             }
-            Some(_) => reader.wrong("kind", "this version knows the kind \"oauth\""),
+            Some("est") => {
+                let settings = est::est_issuer(&mut reader, &name, environment);
+                issuers.insert(name, IssuerSettings::Est(settings));
+                reader.finish();
+            }
+            Some(_) => reader.wrong("kind", "this version knows the kinds \"oauth\" and \"est\""),
             None => reader.finish(),
         }
     }

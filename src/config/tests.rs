@@ -111,7 +111,7 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     assert_eq!(*bound.terms, Terms::default());
     assert_eq!(example.keys["payments"].dpop, BTreeSet::from(["corp".into()]));
     let oauth = |settings: &Settings| {
-        let IssuerSettings::OAuth(oauth) = settings.issuers["corp"].clone();
+        let IssuerSettings::OAuth(oauth) = settings.issuers["corp"].clone() else { panic!("oauth") };
         oauth
     };
     let issuer = oauth(&plain).issuer;
@@ -507,7 +507,7 @@ fn pins_are_read_and_their_mistakes_told() {
     let digits = "ab".repeat(32);
     let pinned = with(&format!("metadata_pin = \"sha256:{digits}\"\nmetadata_change = \"strict\""));
     let settings = Desk::with(&pinned).load(&[]).unwrap();
-    let IssuerSettings::OAuth(oauth) = &settings.issuers["corp"];
+    let IssuerSettings::OAuth(oauth) = &settings.issuers["corp"] else { panic!("oauth") };
     assert_eq!((oauth.pins.document, oauth.pins.on_change), (Some([0xab; 32]), OnChange::Strict));
     Desk::with(&with("endpoint_pins = { token_endpoint = \"https://idp.example.com/token\" }"))
         .load(&[])
@@ -525,4 +525,57 @@ fn pins_are_read_and_their_mistakes_told() {
         let told = mistakes(&with(&lines));
         assert!(told.iter().any(|line| line.contains(expected)), "{lines}: {told:?}");
     }
+}
+
+/// An EST server, and a certificate from it.
+const EST: &str = r#"
+[issuers.devices]
+kind = "est"
+url = "https://est.example.com"
+roots = "/etc/keybearer/devices.pem"
+
+[identities.payments.credentials.device]
+issuer = "devices"
+client_id = "payments"
+client_auth = "bootstrap"
+bootstrap = "/var/lib/keybearer/once"
+certificate = { uri = ["spiffe://example.com/payments"] }
+"#;
+
+#[test]
+fn an_est_server_has_roots_and_gives_certificates_to_those_it_can_know() {
+    // EST-01, EST-02
+    let whole = format!("{GOOD}{EST}");
+    let settings = Desk::with(&whole).load(&[]).unwrap();
+    assert!(
+        matches!(&settings.issuers["devices"], IssuerSettings::Est(est) if est.csr_attributes && !est.dev)
+    );
+    let pin = format!("root_sha256 = \"{}\"", "ab".repeat(32));
+    let pinned = whole.replace("roots = \"/etc/keybearer/devices.pem\"", &pin);
+    Desk::with(&pinned).load(&[]).unwrap();
+    for (from, to, key) in [
+        ("roots = \"/etc/keybearer/devices.pem\"", "", "issuers.devices.roots"),
+        ("roots = \"/etc/keybearer/devices.pem\"", "root_sha256 = \"ab\"", "issuers.devices.root_sha256"),
+        ("url = \"https://est.example.com\"", "url = \"https://est.example.com/est\"", "issuers.devices.url"),
+        ("kind = \"est\"", "kind = \"est\"\nlabel = \"simpleenroll\"", "issuers.devices.label"),
+        ("kind = \"est\"", "kind = \"est\"\ndev = true", "issuers.devices.dev"),
+        (
+            "client_auth = \"bootstrap\"\nbootstrap = \"/var/lib/keybearer/once\"",
+            "client_auth = \"private_key_jwt\"",
+            "credentials.device.client_auth",
+        ),
+        ("/payments\"] }", "/payments\"], custody = \"memory\" }", "credentials.device.certificate.custody"),
+        ("/payments\"] }", "/payments\"], at = \"pki\" }", "credentials.device.certificate.at"),
+        (
+            "certificate = { uri = [\"spiffe://example.com/payments\"] }",
+            "lease = { at = \"a\" }",
+            "device.certificate",
+        ),
+    ] {
+        assert!(whole.contains(from), "{from}");
+        let told = mistakes(&whole.replace(from, to));
+        assert!(told.iter().any(|told| told.contains(key)), "{key} in {told:?}");
+    }
+    let both = whole.replace("roots = ", &format!("{pin}\nroots = "));
+    assert!(mistakes(&both)[0].contains("not both"), "{:?}", mistakes(&both));
 }

@@ -9,6 +9,7 @@ use crate::{
 
 pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidence>) -> Facts {
     let url = |issuer: &IssuerSettings| match issuer {
+        IssuerSettings::Est(est) => est.url.clone(),
         IssuerSettings::OAuth(oauth) => oauth.issuer.clone(),
     };
     let mut warnings = Vec::new();

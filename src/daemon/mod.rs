@@ -26,7 +26,7 @@ use crate::{
     broker::{self, Books, Broker, Keeper, PendingFile, Revoked, Rotor},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Settings},
-    issuer::{Issuer, Order, Scope, http::HttpError, oauth::OAuth, terms::Wants},
+    issuer::{Issuer, Order, Scope, http::HttpError, oauth::OAuth, terms::Wants, x509::est},
     journey::{Journey, Rules},
     keys::{CertificateError, Certificates, FileError, KeyError, Keyring, Now, SealingKey},
     policy::{Door, Identity, Per},
@@ -342,6 +342,11 @@ fn books(
     let mut issuers: HashMap<Arc<str>, Arc<dyn Issuer>> = HashMap::new();
     for (name, issuer) in &settings.issuers {
         match issuer {
+            IssuerSettings::Est(est) => {
+                let made = est::open(est.clone(), Arc::clone(clock))
+                    .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
+                issuers.insert(Arc::clone(name), made);
+            }
             IssuerSettings::OAuth(oauth) => {
                 let made = OAuth::new(oauth.clone(), Arc::clone(clock), Arc::clone(dice))
                     .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
