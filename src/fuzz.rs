@@ -13,7 +13,7 @@ use serde_json::Value;
 
 pub use crate::{
     api::properties::forward, attest::properties::proc, issuer::oauth::properties::reply,
-    policy::properties::policy, wire::properties::frames,
+    issuer::x509::est::properties::est, policy::properties::policy, wire::properties::frames,
 };
 use crate::{
     audit::{self, Fault, Record, Report, VerifyError, properties::Files},
@@ -29,8 +29,9 @@ use crate::{
 type Property = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Property); 10] = [
+pub const TARGETS: [(&str, Property); 11] = [
     ("checkpoint", checkpoint),
+    ("est", est),
     ("forward", forward),
     ("frames", frames),
     ("jose", jose),

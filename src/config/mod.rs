@@ -3,6 +3,7 @@
 //! for `keybearer check`, at start and at reload, so a file that passes one passes all.
 
 mod certificate;
+mod est;
 mod file;
 mod identities;
 mod issuers;

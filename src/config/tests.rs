@@ -845,3 +845,56 @@ fn a_sealing_key_is_the_service_managers_or_lies_outside_the_state_directory() {
         assert!(told.len() == 1 && told[0].contains(key), "{wrong}: {told:?}");
     }
 }
+
+/// An EST server, and a certificate from it.
+const EST: &str = r#"
+[issuers.devices]
+kind = "est"
+url = "https://est.example.com"
+roots = "/etc/keybearer/devices.pem"
+
+[identities.payments.credentials.device]
+issuer = "devices"
+client_id = "payments"
+client_auth = "bootstrap"
+bootstrap = "/var/lib/keybearer/once"
+certificate = { uri = ["spiffe://example.com/payments"] }
+"#;
+
+#[test]
+fn an_est_server_has_roots_and_gives_certificates_to_those_it_can_know() {
+    // EST-01, EST-02
+    let whole = format!("{GOOD}{EST}");
+    let settings = Desk::with(&whole).load(&[]).unwrap();
+    assert!(
+        matches!(&settings.issuers["devices"], IssuerSettings::Est(est) if est.csr_attributes && !est.dev)
+    );
+    let pin = format!("root_sha256 = \"{}\"", "ab".repeat(32));
+    let pinned = whole.replace("roots = \"/etc/keybearer/devices.pem\"", &pin);
+    Desk::with(&pinned).load(&[]).unwrap();
+    for (from, to, key) in [
+        ("roots = \"/etc/keybearer/devices.pem\"", "", "issuers.devices.roots"),
+        ("roots = \"/etc/keybearer/devices.pem\"", "root_sha256 = \"ab\"", "issuers.devices.root_sha256"),
+        ("url = \"https://est.example.com\"", "url = \"https://est.example.com/est\"", "issuers.devices.url"),
+        ("kind = \"est\"", "kind = \"est\"\nlabel = \"simpleenroll\"", "issuers.devices.label"),
+        ("kind = \"est\"", "kind = \"est\"\ndev = true", "issuers.devices.dev"),
+        (
+            "client_auth = \"bootstrap\"\nbootstrap = \"/var/lib/keybearer/once\"",
+            "client_auth = \"private_key_jwt\"",
+            "credentials.device.client_auth",
+        ),
+        ("/payments\"] }", "/payments\"], custody = \"memory\" }", "credentials.device.certificate.custody"),
+        ("/payments\"] }", "/payments\"], at = \"pki\" }", "credentials.device.certificate.at"),
+        (
+            "certificate = { uri = [\"spiffe://example.com/payments\"] }",
+            "lease = { at = \"a\" }",
+            "device.certificate",
+        ),
+    ] {
+        assert!(whole.contains(from), "{from}");
+        let told = mistakes(&whole.replace(from, to));
+        assert!(told.iter().any(|told| told.contains(key)), "{key} in {told:?}");
+    }
+    let both = whole.replace("roots = ", &format!("{pin}\nroots = "));
+    assert!(mistakes(&both)[0].contains("not both"), "{:?}", mistakes(&both));
+}

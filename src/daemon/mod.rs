@@ -33,7 +33,7 @@ use crate::{
         oauth::OAuth,
         openbao::OpenBao,
         terms::Wants,
-        x509::{Unbuilt, step},
+        x509::{Unbuilt, est, step},
     },
     journey::{Journey, Rules},
     keys::{CertificateError, Certificates, FileError, HomeError, KeyError, Keyring, Now, SealingKey, Vault},
@@ -397,6 +397,11 @@ fn books(
     let mut issuers: HashMap<Arc<str>, Arc<dyn Issuer>> = HashMap::new();
     for (name, issuer) in &settings.issuers {
         match issuer {
+            IssuerSettings::Est(est) => {
+                let made = est::open(est.clone(), keys.vault().clone(), Arc::clone(clock))
+                    .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
+                issuers.insert(Arc::clone(name), made);
+            }
             IssuerSettings::OAuth(oauth) => {
                 let made = OAuth::new(oauth.clone(), Arc::clone(clock), Arc::clone(dice))
                     .map_err(|error| BuildError::Issuer(name.to_string(), error))?;

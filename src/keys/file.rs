@@ -104,7 +104,7 @@ fn public_line(pkcs8: &Secret) -> String {
 }
 
 /// What is in a file that only we can read and replace.
-fn read_private(path: &Path) -> Result<(Zeroizing<Vec<u8>>, fs::Metadata), FileError> {
+pub(super) fn read_private(path: &Path) -> Result<(Zeroizing<Vec<u8>>, fs::Metadata), FileError> {
     if let Some(directory) = path.parent() {
         check_directory(directory)?;
     }

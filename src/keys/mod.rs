@@ -1,6 +1,7 @@
 //! Custody: keys go in, signatures come out. In goes a purpose; out comes a [`Signer`]. Private bytes never
 //! leave this room: no type here returns them.
 
+pub mod bootstrap;
 mod certificate;
 mod file;
 mod machine;

@@ -4,6 +4,8 @@
 //! for every other credential; what is held stays good until it ends, whatever comes of a renewal (X5-03).
 
 mod accept;
+mod chain;
+pub mod est;
 mod roots;
 pub mod step;
 #[cfg(test)]
@@ -27,7 +29,7 @@ use super::{
 use crate::{
     clock::Clock,
     credential::{Bound, Credential, Form, Payload, Window},
-    keys::{ClientCertificate, Enrolment, FileError, PairFile, Vault},
+    keys::{ClientCertificate, Enrolment, FileError, KeyKind, PairFile, Vault},
     proof::Target,
     secret::Fingerprint,
 };
@@ -54,6 +56,19 @@ pub(super) trait Authority: std::fmt::Debug + Send + Sync {
     /// Has a certificate made, leaf first. Nothing of it has to be doubted yet.
     fn sign<'a>(&'a self, ask: Ask<'a>, facts: &'a mut IssueFacts)
     -> Pending<'a, Result<Signed, IssueError>>;
+
+    /// The kind of key that it wants certified, where it says so (EST-04); asked before a key is made.
+    fn key_kind<'a>(
+        &'a self,
+        _order: &'a Order,
+        _signers: &'a Signers,
+        _facts: &'a mut IssueFacts,
+    ) -> Pending<'a, Result<Option<KeyKind>, IssueError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    /// Hears that the certificate of `order` is good and kept: what was only to begin with has done its work (EST-02).
+    fn settled(&self, _order: &Order) {}
 
     /// Revokes a certificate, given in DER (X5-07).
     fn revoke<'a>(
@@ -131,14 +146,18 @@ impl<A: Authority> X509<A> {
             Some(held) => Some(Arc::clone(held)),
             // The agent has just been started.
             None => match self.kept(order, terms, &roots)? {
-                Some(kept) if self.clock.wall() < renewal(&kept) => return Ok(self.credential(kept, &roots)),
+                Some(kept) if self.clock.wall() < renewal(&kept) => {
+                    // Whoever kept it may have been killed before it could say so.
+                    self.authority.settled(order);
+                    return Ok(self.credential(kept, &roots));
+                }
                 kept => kept,
             },
         };
         // One that has ended proves nothing any more (CA-02).
         let held = held.filter(|held| self.clock.wall() < held.until());
         let ask = |request, held| Ask { order, terms, signers, request, held };
-        let request = self.request(order, terms, held.as_ref())?;
+        let request = self.request((order, signers), terms, held.as_ref(), facts).await?;
         let answered = match (self.authority.sign(ask(&request, held.as_ref()), facts).await, &held) {
             // CA-02: it may renew nothing, or not this. Asked for the first time it may well say yes.
             (Err(IssueError::Refused { detail, .. } | IssueError::Misconfigured { detail, .. }), Some(_)) => {
@@ -163,23 +182,28 @@ impl<A: Authority> X509<A> {
         let certificate = request
             .finish(chain, terms.export, self.file(order).as_ref())
             .map_err(|error| unusable(&error))?;
+        self.authority.settled(order);
         self.until_good(&certificate).await?;
         Ok(self.credential(Arc::new(certificate), &roots))
     }
 
     /// What to send: what was sent before, while the CA decides; or a request for a fresh key, or for the one that is held.
-    fn request(
+    async fn request(
         &self,
-        order: &Order,
+        (order, signers): (&Order, &Signers),
         terms: &CertificateTerms,
         held: Option<&Arc<ClientCertificate>>,
+        facts: &mut IssueFacts,
     ) -> Result<Arc<Enrolment>, IssueError> {
         if let Some(sent) = self.undecided().remove(&slot(order)) {
             return Ok(sent);
         }
         let made = match (self.file(order), held) {
             (Some(file), Some(_)) if terms.same_key => Enrolment::again(&terms.subject, &file),
-            _ => Enrolment::begin(&terms.subject, terms.key),
+            _ => {
+                let kind = self.authority.key_kind(order, signers, facts).await?;
+                Enrolment::begin(&terms.subject, kind.unwrap_or(terms.key))
+            }
         };
         made.map(Arc::new).map_err(|error| unusable(&error))
     }

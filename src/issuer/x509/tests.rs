@@ -51,7 +51,7 @@ impl std::fmt::Debug for Will {
     }
 }
 
-fn root(name: &str) -> (Ca<'static, KeyPair>, CertificateDer<'static>) {
+pub(super) fn root(name: &str) -> (Ca<'static, KeyPair>, CertificateDer<'static>) {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -184,7 +184,7 @@ impl Stage {
     }
 }
 
-fn order(terms: CertificateTerms) -> Order {
+pub(super) fn order(terms: CertificateTerms) -> Order {
     Order {
         identity: "payments".into(),
         credential: "tls".into(),
