@@ -283,6 +283,77 @@ pub fn sign_showing_chain<C: AsRef<[u8]>>(
     signed(signer, &header, claims)
 }
 
+/// Who signs a request of ACME, and where it goes (RFC 8555 6.2).
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<'a> {
+    /// The URL it is sent to.
+    pub url: &'a str,
+    /// A nonce of the server's; none in what stands inside another request.
+    pub nonce: Option<&'a str>,
+    /// The account, by its URL. Without one, the key itself is shown.
+    pub account: Option<&'a str>,
+}
+
+/// A flattened JWS in JSON over `payload`, or over nothing (RFC 8555 6.2, 6.3).
+///
+/// # Errors
+/// [`SignError`] from custody.
+pub fn sign_flattened(
+    signer: &dyn Signer,
+    envelope: Envelope<'_>,
+    payload: Option<&Value>,
+) -> Result<Value, SignError> {
+    let mut header = json!({"alg": signer.algorithm().as_str(), "url": envelope.url});
+    if let Some(nonce) = envelope.nonce {
+        header["nonce"] = json!(nonce);
+    }
+    match envelope.account {
+        Some(account) => header["kid"] = json!(account),
+        None => header["jwk"] = signer.public().members(),
+    }
+    flattened(&header, payload, |input| signer.sign(input))
+}
+
+/// The request of `new` to take the place of `old` for an account, to be signed by `old` around it (RFC 8555 7.3.5).
+///
+/// # Errors
+/// [`SignError`] from custody.
+pub fn sign_key_change(
+    new: &dyn Signer,
+    old: &PublicKey,
+    url: &str,
+    account: &str,
+) -> Result<Value, SignError> {
+    let payload = json!({"account": account, "oldKey": old.members()});
+    sign_flattened(new, Envelope { url, nonce: None, account: None }, Some(&payload))
+}
+
+/// What binds the key of an account to one that a CA knows by `kid`: a flattened JWS with HMAC (RFC 8555 7.3.4). The MAC is made by
+/// whoever holds the CA's key.
+///
+/// # Errors
+/// [`SignError`] if it cannot be made.
+pub fn external_account_binding(
+    account: &PublicKey,
+    kid: &str,
+    url: &str,
+    mac: impl FnOnce(&SigningInput<'_>) -> Option<Vec<u8>>,
+) -> Result<Value, SignError> {
+    let header = json!({"alg": "HS256", "kid": kid, "url": url});
+    flattened(&header, Some(&account.members()), |input| mac(&input).ok_or(SignError))
+}
+
+fn flattened(
+    header: &Value,
+    payload: Option<&Value>,
+    sign: impl FnOnce(SigningInput<'_>) -> Result<Vec<u8>, SignError>,
+) -> Result<Value, SignError> {
+    let protected = b64(header.to_string().as_bytes());
+    let payload = payload.map(|payload| b64(payload.to_string().as_bytes())).unwrap_or_default();
+    let signature = sign(SigningInput(format!("{protected}.{payload}").as_bytes()))?;
+    Ok(json!({"protected": protected, "payload": payload, "signature": b64(&signature)}))
+}
+
 fn signed(signer: &dyn Signer, header: &Value, claims: &impl Serialize) -> Result<Secret, SignError> {
     // Claims are structs of this crate: strings and numbers, which always serialize.
     let claims = serde_json::to_vec(claims).expect("claims serialize");
@@ -471,6 +542,47 @@ mod tests {
         let wrong = changed.verify(&PublicKey::from_jwk(&issuer).unwrap(), &[Algorithm::Es256]);
         assert_eq!(wrong, Err(JoseError::Signature));
         assert_eq!(wit_jws.verify(&bound, &[Algorithm::EdDsa]), Err(JoseError::Algorithm));
+    }
+
+    #[test]
+    fn a_flattened_jws_is_the_compact_one_taken_apart() {
+        // ACM-01: RFC 8555 6.2, 6.3, 7.3.4
+        let key = crate::keys::Key::generate(Algorithm::Es256).unwrap();
+        let compact = |jws: &Value| {
+            let part = |name: &str| jws[name].as_str().unwrap().to_owned();
+            format!("{}.{}.{}", part("protected"), part("payload"), part("signature"))
+        };
+        for (account, payload) in [(Some("https://ca.example/1"), None), (None, Some(json!({"a": 1})))] {
+            let envelope = Envelope { url: "https://ca.example/order", nonce: Some("n-1"), account };
+            let text = compact(&sign_flattened(&key, envelope, payload.as_ref()).unwrap());
+            let read = Unverified::parse(&text).unwrap();
+            let mut header = json!({"alg": "ES256", "nonce": "n-1", "url": "https://ca.example/order"});
+            match account {
+                Some(account) => {
+                    header["kid"] = json!(account);
+                    read.verify(key.public(), &[Algorithm::Es256]).unwrap();
+                }
+                None => {
+                    header["jwk"] = key.public().members();
+                    assert_eq!(&read.verify_possession(&[Algorithm::Es256]).unwrap(), key.public());
+                }
+            }
+            assert_eq!(Value::Object(read.header), header);
+            assert_eq!(
+                read.payload,
+                payload.map(|payload| payload.to_string()).unwrap_or_default().as_bytes()
+            );
+        }
+        let bound = external_account_binding(key.public(), "kid-1", "https://ca.example/new", |input| {
+            Some(input.as_bytes().to_vec())
+        });
+        let text = compact(&bound.unwrap());
+        let read = Unverified::parse(&text).unwrap();
+        assert_eq!(
+            Value::Object(read.header.clone()),
+            json!({"alg": "HS256", "kid": "kid-1", "url": "https://ca.example/new"})
+        );
+        assert_eq!(read.claims::<Value>().unwrap(), key.public().members());
     }
 
     #[test]

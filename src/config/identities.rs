@@ -59,7 +59,14 @@ pub(super) fn identities(
             .collect();
         let bound = credentials.values().filter(|rule| rule.binding == Binding::Dpop);
         settings.dpop = bound.map(|rule| Arc::clone(&rule.issuer)).collect();
-        settings.client = credentials.values().any(|rule| rule.terms.client_auth.needs_key());
+        let at_acme =
+            |rule: &CredentialRule| matches!(issuers.get(&rule.issuer), Some(IssuerSettings::Acme(_)));
+        settings.client =
+            credentials.values().any(|rule| rule.terms.client_auth.needs_key() || at_acme(rule));
+        if settings.custody == Custody::Memory && credentials.values().any(|rule| at_acme(rule)) {
+            let what = "an \"acme\" issuer knows this identity by its key: say custody = \"file\", or its account is lost at each start";
+            reader.wrong("key.custody", what);
+        }
         keys.insert(Arc::clone(&name), settings);
         if let Some(certificate) = certificate {
             let export = credentials.values().any(|rule| rule.key_export);

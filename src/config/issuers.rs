@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use super::{est, openbao::openbao_issuer, pins::pins, reader::Reader, step};
+use super::{acme, est, openbao::openbao_issuer, pins::pins, reader::Reader, step};
 use crate::{
     issuer::{
         oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
         openbao::{self, OpenBaoSettings},
         terms::{ClientAuth, Wants},
-        x509::{est::EstSettings, step::StepSettings},
+        x509::{acme::AcmeSettings, est::EstSettings, step::StepSettings},
     },
     policy::CredentialRule,
 };
@@ -16,6 +16,8 @@ use crate::{
 /// One issuer, by kind.
 #[derive(Clone, Debug)]
 pub enum IssuerSettings {
+    /// `kind = "acme"`.
+    Acme(AcmeSettings),
     /// `kind = "est"`.
     Est(EstSettings),
     /// `kind = "oauth"`.
@@ -30,6 +32,7 @@ impl IssuerSettings {
     /// What is wrong with asking this issuer for `rule`, as a key of its table and what to do.
     pub(super) fn misfit(&self, rule: &CredentialRule) -> Option<(&'static str, String)> {
         match self {
+            Self::Acme(_) => acme::misfit(rule),
             Self::Est(_) => est::misfit(rule),
             Self::OAuth(_) => match (&rule.terms.wants, &rule.terms.client_auth) {
                 (Wants::Certificate(_), _) => {
@@ -82,14 +85,20 @@ pub(super) fn issuers(
                 issuers.insert(name, IssuerSettings::OpenBao(settings));
                 reader.finish();
             }
+            Some("acme") => {
+                let settings = acme::acme_issuer(&mut reader, &name, environment);
+                issuers.insert(name, IssuerSettings::Acme(settings));
+                reader.finish();
+            }
             Some("est") => {
                 let settings = est::est_issuer(&mut reader, &name, environment);
                 issuers.insert(name, IssuerSettings::Est(settings));
                 reader.finish();
             }
-            Some(_) => {
-                reader.wrong("kind", "this version knows \"est\", \"oauth\", \"openbao\" and \"step-ca\"")
-            }
+            Some(_) => reader.wrong(
+                "kind",
+                "this version knows the kinds \"oauth\", \"acme\", \"est\", \"openbao\" and \"step-ca\"",
+            ),
             None => reader.finish(),
         }
     }

@@ -2,6 +2,7 @@
 //! part is in its room's own type, or every mistake at once, each with its file, line and key. The same code runs
 //! for `keybearer check`, at start and at reload, so a file that passes one passes all.
 
+mod acme;
 mod certificate;
 mod est;
 mod file;

@@ -898,3 +898,63 @@ fn an_est_server_has_roots_and_gives_certificates_to_those_it_can_know() {
     let both = whole.replace("roots = ", &format!("{pin}\nroots = "));
     assert!(mistakes(&both)[0].contains("not both"), "{:?}", mistakes(&both));
 }
+
+/// An ACME server, and a certificate from it.
+const ACME: &str = r#"
+[issuers.edge]
+kind = "acme"
+directory = "https://acme.example.com/directory"
+roots = "/etc/keybearer/edge.pem"
+
+[identities.payments.key]
+
+[identities.payments.credentials.edge]
+issuer = "edge"
+client_id = "kid-1"
+client_auth = "bootstrap"
+bootstrap = "/var/lib/keybearer/once"
+certificate = { dns = ["payments.example.com"] }
+"#;
+
+#[test]
+fn an_acme_server_has_roots_and_certifies_names_of_hosts_for_a_key_that_stays() {
+    // ACM-02, ACM-03
+    let whole = format!("{}{ACME}", GOOD.replace("\nbinding = \"bearer\"", "\nclient_auth = \"federated_jwt\"\nassertion = { file = \"/t\", subject = \"s\" }\nbinding = \"bearer\""));
+    let settings = Desk::with(&whole).load(&[]).unwrap();
+    assert!(
+        matches!(&settings.issuers["edge"], IssuerSettings::Acme(acme) if !acme.agree_to_terms && !acme.dev)
+    );
+    assert!(settings.keys["payments"].client, "the account's key is made, though no assertion needs it");
+    for (from, to, key) in [
+        ("roots = \"/etc/keybearer/edge.pem\"", "", "issuers.edge.roots"),
+        ("directory = \"https", "directory = \"http", "issuers.edge.directory"),
+        ("kind = \"acme\"", "kind = \"acme\"\ndev = true", "issuers.edge.dev"),
+        (
+            "{ dns = [\"payments.example.com\"] }",
+            "{ uri = [\"spiffe://example.com/a\"] }",
+            "edge.certificate.uri",
+        ),
+        ("com\"] }", "com\"], common_name = \"payments\" }", "edge.certificate.common_name"),
+        ("certificate = { dns = [\"payments.example.com\"] }", "lease = { at = \"a\" }", "edge.certificate"),
+        (
+            "client_auth = \"bootstrap\"\nbootstrap = \"/var/lib/keybearer/once\"",
+            "client_auth = \"tls_client_auth\"",
+            "edge.client_auth",
+        ),
+        (
+            "[identities.payments.key]",
+            "[identities.payments.key]\ncustody = \"memory\"",
+            "payments.key.custody",
+        ),
+    ] {
+        assert!(whole.contains(from), "{from}");
+        let told = mistakes(&whole.replace(from, to));
+        assert!(told.iter().any(|told| told.contains(key)), "{key} in {told:?}");
+    }
+    for good in [
+        "com\"], common_name = \"payments.example.com\" }",
+        "com\"], at = \"shortlived\", ip = [\"192.0.2.7\"] }",
+    ] {
+        Desk::with(&whole.replace("com\"] }", good)).load(&[]).unwrap();
+    }
+}

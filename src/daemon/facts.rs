@@ -11,6 +11,7 @@ use crate::{
 
 pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidence>) -> Facts {
     let url = |issuer: &IssuerSettings| match issuer {
+        IssuerSettings::Acme(acme) => acme.directory.clone(),
         IssuerSettings::Est(est) => est.url.clone(),
         IssuerSettings::OAuth(oauth) => oauth.issuer.clone(),
         IssuerSettings::StepCa(step) => step.url.clone(),

@@ -33,7 +33,7 @@ use crate::{
         oauth::OAuth,
         openbao::OpenBao,
         terms::Wants,
-        x509::{Unbuilt, est, step},
+        x509::{Unbuilt, acme, est, step},
     },
     journey::{Journey, Rules},
     keys::{CertificateError, Certificates, FileError, HomeError, KeyError, Keyring, Now, SealingKey, Vault},
@@ -397,6 +397,11 @@ fn books(
     let mut issuers: HashMap<Arc<str>, Arc<dyn Issuer>> = HashMap::new();
     for (name, issuer) in &settings.issuers {
         match issuer {
+            IssuerSettings::Acme(acme) => {
+                let made = acme::open(acme.clone(), keys.vault().clone(), Arc::clone(clock))
+                    .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
+                issuers.insert(Arc::clone(name), made);
+            }
             IssuerSettings::Est(est) => {
                 let made = est::open(est.clone(), keys.vault().clone(), Arc::clone(clock))
                     .map_err(|error| BuildError::Issuer(name.to_string(), error))?;

@@ -4,6 +4,7 @@
 //! for every other credential; what is held stays good until it ends, whatever comes of a renewal (X5-03).
 
 mod accept;
+pub mod acme;
 mod chain;
 pub mod est;
 mod roots;
@@ -157,7 +158,12 @@ impl<A: Authority> X509<A> {
         // One that has ended proves nothing any more (CA-02).
         let held = held.filter(|held| self.clock.wall() < held.until());
         let ask = |request, held| Ask { order, terms, signers, request, held };
-        let request = self.request((order, signers), terms, held.as_ref(), facts).await?;
+        let sent_before = self.undecided().remove(&slot(order));
+        let is_undecided = sent_before.is_some();
+        let request = match sent_before {
+            Some(sent) => sent,
+            None => self.request((order, signers), terms, held.as_ref(), facts).await?,
+        };
         let answered = match (self.authority.sign(ask(&request, held.as_ref()), facts).await, &held) {
             // CA-02: it may renew nothing, or not this. Asked for the first time it may well say yes.
             (Err(IssueError::Refused { detail, .. } | IssueError::Misconfigured { detail, .. }), Some(_)) => {
@@ -176,6 +182,11 @@ impl<A: Authority> X509<A> {
                     after,
                 });
             }
+            // A CA that is out of reach may be deciding all the same.
+            Err(error @ IssueError::Retry { .. }) if is_undecided => {
+                self.undecided().insert(slot(order), request);
+                return Err(error);
+            }
             Err(error) => return Err(error),
         };
         accept::check(&chain, terms, &roots, order.max_ttl, self.clock.wall())?;
@@ -187,7 +198,7 @@ impl<A: Authority> X509<A> {
         Ok(self.credential(Arc::new(certificate), &roots))
     }
 
-    /// What to send: what was sent before, while the CA decides; or a request for a fresh key, or for the one that is held.
+    /// What to send: a request for a fresh key, or for the one that is held.
     async fn request(
         &self,
         (order, signers): (&Order, &Signers),
@@ -195,9 +206,6 @@ impl<A: Authority> X509<A> {
         held: Option<&Arc<ClientCertificate>>,
         facts: &mut IssueFacts,
     ) -> Result<Arc<Enrolment>, IssueError> {
-        if let Some(sent) = self.undecided().remove(&slot(order)) {
-            return Ok(sent);
-        }
         let made = match (self.file(order), held) {
             (Some(file), Some(_)) if terms.same_key => Enrolment::again(&terms.subject, &file),
             _ => {

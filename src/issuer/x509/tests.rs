@@ -184,6 +184,15 @@ impl Stage {
     }
 }
 
+/// The certificate for `request`, good on the day that the clock of these tests shows.
+pub(super) fn signed(ca: &Ca<'static, KeyPair>, request: &Enrolment) -> CertificateDer<'static> {
+    let mut read = CertificateSigningRequestParams::from_der(&request.csr().into()).unwrap();
+    (read.params.not_before, read.params.not_after) =
+        (date_time_ymd(2023, 11, 14), date_time_ymd(2023, 11, 15));
+    read.params.is_ca = IsCa::ExplicitNoCa;
+    read.signed_by(ca).unwrap().der().clone()
+}
+
 pub(super) fn order(terms: CertificateTerms) -> Order {
     Order {
         identity: "payments".into(),
@@ -434,6 +443,21 @@ async fn what_is_undecided_is_asked_again_with_the_same_request() {
     let (_, made) = x509_parser::parse_x509_certificate(leaf).unwrap();
     assert_eq!(read.certification_request_info.subject_pki.raw, made.public_key().raw);
     assert!(stage.engine.undecided().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_undecided_outlives_a_ca_that_is_down() {
+    // EST-02: a person may be approving the very request that was sent.
+    let stage = Stage::new(false);
+    stage.will([Will::Later(60), Will::Down, Will::Later(60), Will::Refuse]);
+    let mut sent = Vec::new();
+    for _ in 0..3 {
+        stage.issue(None).await.unwrap_err();
+        sent.push(stage.engine.undecided()[&slot(&stage.order)].csr().to_vec());
+    }
+    assert!(sent.iter().all(|csr| *csr == sent[0]));
+    stage.issue(None).await.unwrap_err();
+    assert!(stage.engine.undecided().is_empty(), "it was decided");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
-use rcgen::{CertificateSigningRequestParams, IsCa, Issuer as Ca, KeyPair, date_time_ymd};
+use rcgen::{IsCa, Issuer as Ca, KeyPair};
 use rustls_pki_types::CertificateDer;
 
 use super::{pkcs7::Unreadable, *};
@@ -12,7 +12,7 @@ use crate::{
         Issuer as _,
         script::{Answer, Asks, Script},
         terms::{CertificateTerms, Terms, Wants},
-        x509::tests::{order, root},
+        x509::tests::{order, root, signed},
     },
     keys::{Enrolment, Subject, Vault},
     secret::hex,
@@ -126,14 +126,6 @@ impl Stage {
         let ask = Ask { order: &self.order, terms, signers: &signers, request, held };
         self.est.sign(ask, &mut IssueFacts::default()).await
     }
-}
-
-fn signed(ca: &Ca<'static, KeyPair>, request: &Enrolment) -> CertificateDer<'static> {
-    let mut read = CertificateSigningRequestParams::from_der(&request.csr().into()).unwrap();
-    (read.params.not_before, read.params.not_after) =
-        (date_time_ymd(2023, 11, 14), date_time_ymd(2023, 11, 15));
-    read.params.is_ca = IsCa::ExplicitNoCa;
-    read.signed_by(ca).unwrap().der().clone()
 }
 
 fn asked_by(client_auth: ClientAuth) -> Order {
