@@ -21,7 +21,7 @@ use super::{
 use crate::{
     clock::{Boot, Dice, fraction},
     credential::Credential,
-    issuer::{IssueError, IssueFacts, Issued, Order, Reason},
+    issuer::{Advice, IssueError, IssueFacts, Issued, Order, Reason},
     keys::{Now, PairFile, Vault},
 };
 
@@ -53,6 +53,7 @@ pub struct Keeper {
     fetches: JoinSet<(Order, Issued)>,
     revocations: Revocations,
     attempts: JoinSet<(u64, Result<(), IssueError>)>,
+    advices: JoinSet<(Order, Arc<Credential>, Option<Advice>)>,
     told: mpsc::UnboundedSender<News>,
     pending: Option<PendingFile>,
     dice: Arc<dyn Dice>,
@@ -84,6 +85,7 @@ impl Keeper {
             fetches: JoinSet::new(),
             revocations: Revocations::default(),
             attempts: JoinSet::new(),
+            advices: JoinSet::new(),
             told,
             pending,
             dice,
@@ -129,6 +131,10 @@ impl Keeper {
                         self.over(over);
                         None
                     }
+                    Err(_) => return,
+                },
+                Some(advised) = self.advices.join_next() => match advised {
+                    Ok((order, credential, advice)) => advice.map(|advice| self.advised(order, credential, advice)),
                     Err(_) => return,
                 },
                 () = sleep(nap) => Some(Event::Tick),
@@ -215,6 +221,16 @@ impl Keeper {
                     }
                 }
                 Action::Fetch(order) => self.fetch(order),
+                Action::Advise(order, credential) => {
+                    let issuer = self.shared.books.load().issuers.get(&order.issuer).cloned();
+                    self.advices.spawn(async move {
+                        let advice = match issuer {
+                            Some(issuer) => issuer.advice(&order, &credential).await,
+                            None => None,
+                        };
+                        (order, credential, advice)
+                    });
+                }
                 Action::Tell(renewed) => {
                     // Nobody listens only when the agent ends.
                     let _ = self.told.send(News::Renewed(*renewed));
@@ -278,6 +294,23 @@ impl Keeper {
             };
             (order, issued)
         });
+    }
+
+    /// Where in the window an issuer named chance falls, on the clock that decides: at once, if that is past (ACM-04).
+    fn advised(&self, order: Order, credential: Arc<Credential>, advice: Advice) -> Event {
+        let (now, wall) = (self.shared.clock.boot(), self.shared.clock.wall());
+        let window = advice.window.map(|(start, end)| (start.as_second(), end.as_second()));
+        let ahead = advice.window.map(|(start, end)| {
+            let length = Duration::try_from(end.duration_since(start)).unwrap_or_default();
+            let drawn = length.mul_f64(fraction(&*self.dice));
+            let until_start = start.duration_since(wall);
+            match Duration::try_from(until_start) {
+                Ok(until_start) => until_start + drawn,
+                Err(_) => drawn.saturating_sub(until_start.unsigned_abs()),
+            }
+        });
+        let renew_at = now + ahead.unwrap_or_default();
+        Event::Advised { order, credential, window, renew_at, again: Some(now + advice.again) }
     }
 
     fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {

@@ -49,6 +49,15 @@ pub type WaiterId = u64;
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
+    /// An issuer said when it would have `credential` renewed: within this window of wall-clock seconds, of which `renew_at` is
+    /// where chance fell; and from when on it is to be asked again, if at all.
+    Advised {
+        order: Order,
+        credential: Arc<Credential>,
+        window: Option<(i64, i64)>,
+        renew_at: Boot,
+        again: Option<Boot>,
+    },
     /// A caller wants a credential with at least so much life, by a deadline.
     Asked { order: Order, waiter: WaiterId, min_ttl: Duration, deadline: Boot },
     /// An issuer answered. `chance` is two draws from `0.0..1.0`.
@@ -74,6 +83,8 @@ pub enum Event {
 /// What to do.
 #[derive(Debug)]
 pub enum Action {
+    /// Ask the issuer when it would have this renewed.
+    Advise(Order, Arc<Credential>),
     /// Tell a caller.
     Answer(WaiterId, Result<Fetched, Failure>),
     /// Ask the issuer.
@@ -137,6 +148,18 @@ impl Live {
         self.uses_left.as_ref().is_none_or(|left| {
             left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
         })
+    }
+
+    /// The same, to be refreshed at another moment.
+    fn renewed_at(&self, refresh_at: Boot) -> Self {
+        Self {
+            credential: Arc::clone(&self.credential),
+            refresh_at,
+            serve_until: self.serve_until,
+            before: self.before.clone(),
+            asked: self.asked.load(Ordering::Relaxed).into(),
+            uses_left: self.uses_left.as_ref().map(|left| left.load(Ordering::Relaxed).into()),
+        }
     }
 
     /// The certificates in it, where it is one: the one in use, then those before it that are good still.
@@ -255,6 +278,9 @@ struct Slot {
     watchers: usize,
     /// From when on it is kept fresh without being asked for.
     tended: Option<Boot>,
+    /// When its issuer is asked next when to renew it, and the window that it named last.
+    advise_at: Option<Boot>,
+    advised: Option<(i64, i64)>,
     /// When an API last rejected what was live, and another was asked for.
     rejected_at: Option<Boot>,
     refused: Option<(Boot, IssueError, IssueFacts)>,
@@ -277,6 +303,11 @@ impl Shelf {
     pub fn on(&mut self, event: Event, now: Boot) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
+            Event::Advised { order, credential, window, renew_at, again } => {
+                if let Some(slot) = self.slots.get_mut(&order) {
+                    slot.advised(order, &credential, window, renew_at, again, &mut actions);
+                }
+            }
             Event::Asked { order, waiter, min_ttl, deadline } => {
                 let waiter = Waiter { id: waiter, min_ttl, deadline, failures: 0 };
                 self.asked(order, waiter, now, &mut actions);
@@ -360,7 +391,8 @@ impl Shelf {
             let lapse = live.map(|live| if slot.lapsed { live.held_until() } else { live.serve_until });
             let retry = next_try.filter(|_| !slot.fetching && !slot.waiters.is_empty());
             let deadline = slot.waiters.iter().map(|waiter| waiter.deadline).min();
-            [refresh, lapse, retry, deadline].into_iter().flatten().min()
+            let advice = slot.advise_at.filter(|_| live.is_some());
+            [refresh, lapse, retry, deadline, advice].into_iter().flatten().min()
         };
         self.slots.iter().filter_map(due).min()
     }
@@ -530,6 +562,10 @@ impl Shelf {
                     actions.push(Action::Answer(waiter.id, answer));
                 }
                 actions.extend(tell(Ok(Arc::clone(&live.credential)), issued.facts));
+                (slot.advise_at, slot.advised) = (None, None);
+                if live.credential.certificate().is_some() {
+                    actions.push(Action::Advise(order.clone(), Arc::clone(&live.credential)));
+                }
                 (slot.live, slot.lapsed) = (Some(Arc::clone(&live)), false);
                 actions.push(Action::Publish(order.clone(), Some(live)));
                 // It may not be used as often as there are callers: the rest wait for another.
@@ -586,14 +622,7 @@ impl Shelf {
                 } else if let Some(live) = &mut slot.live {
                     // Valid is never replaced by failed; it is looked at again later, not in a loop.
                     let later = now + back_off(6, retry_after, chance.1.max(0.5));
-                    *live = Arc::new(Live {
-                        credential: Arc::clone(&live.credential),
-                        refresh_at: later,
-                        serve_until: live.serve_until,
-                        before: live.before.clone(),
-                        asked: live.asked.load(Ordering::Relaxed).into(),
-                        uses_left: live.uses_left.as_ref().map(|left| left.load(Ordering::Relaxed).into()),
-                    });
+                    *live = Arc::new(live.renewed_at(later));
                     actions.push(Action::Publish(order, Some(Arc::clone(live))));
                 }
             }
@@ -609,6 +638,13 @@ impl Shelf {
             if slot.lapsed && slot.live.as_ref().is_some_and(|live| live.held_until() <= now) {
                 (slot.live, slot.lapsed) = (None, false);
                 actions.push(Action::Publish(order.clone(), None));
+            }
+            if let Some(live) = slot.live.as_ref().filter(|_| slot.advise_at.is_some_and(|at| at <= now)) {
+                // Of one that has ended, or is replaced, nothing is asked any more.
+                slot.advise_at = None;
+                if now < live.credential.window.until {
+                    actions.push(Action::Advise(order.clone(), Arc::clone(&live.credential)));
+                }
             }
             let over = |waiter: &mut Waiter| waiter.deadline <= now;
             for waiter in slot.waiters.extract_if(.., over) {
@@ -640,6 +676,29 @@ impl Shelf {
 }
 
 impl Slot {
+    /// Takes in when the issuer would have `credential` renewed, if that is what is live still. The moment within a window is
+    /// drawn once: drawn again at each answer, all would be renewed at its beginning (ACM-04).
+    fn advised(
+        &mut self,
+        order: Order,
+        credential: &Arc<Credential>,
+        window: Option<(i64, i64)>,
+        renew_at: Boot,
+        again: Option<Boot>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(live) = self.live.as_mut().filter(|live| Arc::ptr_eq(&live.credential, credential)) else {
+            return;
+        };
+        self.advise_at = again;
+        if window.is_none() || window == self.advised {
+            return;
+        }
+        self.advised = window;
+        *live = Arc::new(live.renewed_at(renew_at));
+        actions.push(Action::Publish(order, Some(Arc::clone(live))));
+    }
+
     /// From when on it is fetched for want of one, if somebody listens or it is tended.
     fn lacking_from(&self) -> Option<Boot> {
         if self.live.is_some() && !self.lapsed {

@@ -16,7 +16,7 @@ use crate::{
     clock::{SeededDice, fraction},
     credential::Payload,
     issuer::{
-        Issued, Pending,
+        Advice, Issued, Pending,
         terms::{ClientAuth, Terms},
     },
     keys::{Certificates, ClientCertificate, Enrolment, KeyKind, Subject},
@@ -31,6 +31,9 @@ struct Ca {
     refuses: AtomicBool,
     busy: AtomicUsize,
     busiest: AtomicUsize,
+    /// When it would have them renewed, from when it gave them on, and how often it was asked.
+    window: Mutex<Option<(i64, i64)>>,
+    advised: AtomicUsize,
     /// When each was asked for, and whether it was given.
     diary: Mutex<Vec<(f64, bool)>>,
 }
@@ -49,16 +52,39 @@ impl Issuer for Ca {
             self.busy.fetch_sub(1, Ordering::Relaxed);
             let up = self.up.load(Ordering::Relaxed);
             self.diary.lock().unwrap().push((self.clock.seconds(), up));
+            let given = || {
+                let (boot, wall) = (self.clock.boot(), self.clock.wall());
+                let minted = minted(&order.credential, boot, wall, self.life);
+                if self.window.lock().unwrap().is_none() {
+                    return minted;
+                }
+                let certificate = Arc::new(certificate());
+                let bound = crate::credential::Bound::Mtls(Arc::clone(&certificate));
+                Credential {
+                    bound,
+                    payload: Payload::Certificate { certificate, bundle: "".into() },
+                    ..minted
+                }
+            };
             let result = if self.refuses.load(Ordering::Relaxed) {
                 Err(IssueError::Refused { reason: Reason::GrantRejected, detail: "no".into() })
             } else if up {
-                Ok(minted(&order.credential, self.clock.boot(), self.clock.wall(), self.life))
+                Ok(given())
             } else {
                 let detail = "down".to_owned();
                 Err(IssueError::Retry { reason: Reason::IssuerUnavailable, detail, after: None })
             };
             Issued { result, facts: IssueFacts::default() }
         })
+    }
+
+    fn advice<'a>(&'a self, _: &'a Order, _: &'a Credential) -> Pending<'a, Option<Advice>> {
+        self.advised.fetch_add(1, Ordering::Relaxed);
+        let wall = self.clock.wall();
+        let window = self.window.lock().unwrap().map(|(start, end)| {
+            (wall + jiff::SignedDuration::from_secs(start), wall + jiff::SignedDuration::from_secs(end))
+        });
+        Box::pin(async move { Some(Advice { window, again: Duration::from_secs(600) }) })
     }
 
     fn revoke<'a>(
@@ -90,6 +116,8 @@ fn house(life: u64) -> House {
         refuses: AtomicBool::new(false),
         busy: AtomicUsize::new(0),
         busiest: AtomicUsize::new(0),
+        window: Mutex::default(),
+        advised: AtomicUsize::new(0),
         diary: Mutex::default(),
     });
     let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> =
@@ -196,6 +224,28 @@ async fn a_ca_that_says_no_is_not_asked_in_a_loop() {
     house.broker.fetch_order(tended("tls"), Duration::ZERO, Duration::from_secs(30)).await.unwrap();
     sleep(Duration::from_secs(3600)).await;
     assert!(house.is_live(&tended("tls")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ca_that_advises_is_followed() {
+    // ACM-04: the wall stands still here, so what is told in seconds from now is the same window each time.
+    let house = house(86_400);
+    *house.ca.window.lock().unwrap() = Some((1000, 3000));
+    house.broker.tend(vec![tended("tls")]);
+    sleep(Duration::from_secs(990)).await;
+    assert_eq!(
+        (house.asked(), house.ca.advised.load(Ordering::Relaxed)),
+        (1, 2),
+        "asked when it came, and again"
+    );
+    sleep(Duration::from_secs(2100)).await;
+    let renewed = house.ca.diary.lock().unwrap()[1].0;
+    assert!((1000.0..3010.0).contains(&renewed), "once, somewhere within: {renewed}");
+    // Moved to the past, as before a mass revocation: now.
+    *house.ca.window.lock().unwrap() = Some((-3000, -1000));
+    let before = house.asked();
+    sleep(Duration::from_secs(700)).await;
+    assert!(house.asked() > before);
 }
 
 #[tokio::test(start_paused = true)]

@@ -40,17 +40,20 @@ pub(super) fn unanswered(error: &HttpError) -> IssueError {
 /// How long the issuer asks us to stay away (CLK-06): seconds or a date, at most an hour. `None` if it does not
 /// say, or says nonsense.
 pub(super) fn retry_after(response: &Response, now: Timestamp) -> Option<Duration> {
+    retry_after_up_to(response, now, LONGEST_WAIT)
+}
+
+/// The same, at most `longest`.
+pub(super) fn retry_after_up_to(response: &Response, now: Timestamp, longest: Duration) -> Option<Duration> {
     let text = response.header(header::RETRY_AFTER)?.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a u64 holds is longer than an hour all the same.
-        return Some(
-            text.parse().map_or(LONGEST_WAIT, |seconds| Duration::from_secs(seconds).min(LONGEST_WAIT)),
-        );
+        // More digits than a u64 holds is longer than that all the same.
+        return Some(text.parse().map_or(longest, |seconds| Duration::from_secs(seconds).min(longest)));
     }
     let until = skew::http_date(text)?;
     // Read against the issuer's own clock where it tells it: ours may be off.
     let now = response.header(header::DATE).and_then(skew::http_date).unwrap_or(now);
-    Duration::try_from(until.duration_since(now)).ok().map(|wait| wait.min(LONGEST_WAIT))
+    Duration::try_from(until.duration_since(now)).ok().map(|wait| wait.min(longest))
 }
 
 /// Whether the body says it is JSON (OA-44).

@@ -26,6 +26,8 @@ pub mod x509;
 
 use std::{fmt, future::Future, hash, path::Path, pin::Pin, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
+
 use self::{
     registration::{Access, Ask, Registration},
     terms::{CertificateTerms, Terms, Wants},
@@ -176,6 +178,11 @@ pub trait Issuer: fmt::Debug + Send + Sync {
         credential: &'a Credential,
     ) -> Pending<'a, Result<(), IssueError>>;
 
+    /// When the issuer would have a credential renewed that it gave, if it has a say in that (RFC 9773).
+    fn advice<'a>(&'a self, _order: &'a Order, _credential: &'a Credential) -> Pending<'a, Option<Advice>> {
+        Box::pin(async { None })
+    }
+
     /// Its own endpoints, as far as it has told them. No workload gets a proof for one: it could ask for tokens with the agent's
     /// key (DPOP-20).
     fn endpoints(&self) -> Arc<Vec<Target>>;
@@ -191,6 +198,15 @@ pub trait Issuer: fmt::Debug + Send + Sync {
         let detail = "issuers of this kind have no registration of clients".into();
         Box::pin(async { Err(IssueError::Misconfigured { reason: Reason::IssuerConfig, detail }) })
     }
+}
+
+/// When a credential should be renewed, as its issuer sees it (ACM-04).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Advice {
+    /// From when until when, by the wall; none if it did not say, or nothing that makes sense.
+    pub window: Option<(Timestamp, Timestamp)>,
+    /// When it is to be asked again.
+    pub again: Duration,
 }
 
 /// What one asking came to, and what the ledger should know about it either way.

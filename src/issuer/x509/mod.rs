@@ -23,7 +23,7 @@ use rustls_pki_types::CertificateDer;
 
 pub use self::roots::{RootSource, Roots, RootsError};
 use super::{
-    Instance, IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Rejected, Signers,
+    Advice, Instance, IssueError, IssueFacts, Issued, Issuer, Order, Pending, Reason, Rejected, Signers,
     http::HttpError,
     terms::{CertificateTerms, Wants},
 };
@@ -78,6 +78,11 @@ pub(super) trait Authority: std::fmt::Debug + Send + Sync {
         signers: &'a Signers,
         certificate: &'a [u8],
     ) -> Pending<'a, Result<(), IssueError>>;
+
+    /// As [`Issuer::advice`], for a certificate in DER.
+    fn advice<'a>(&'a self, _certificate: &'a [u8]) -> Pending<'a, Option<Advice>> {
+        Box::pin(async { None })
+    }
 
     /// As [`Issuer::endpoints`].
     fn endpoints(&self) -> Arc<Vec<Target>>;
@@ -305,6 +310,13 @@ impl<A: Authority> Issuer for X509<A> {
                 })?;
             self.authority.revoke(order, signers, &certificate).await
         })
+    }
+
+    fn advice<'a>(&'a self, _: &'a Order, credential: &'a Credential) -> Pending<'a, Option<Advice>> {
+        match credential.certificate().and_then(|certificate| certificate.chain().first()) {
+            Some(leaf) => self.authority.advice(leaf),
+            None => Box::pin(async { None }),
+        }
     }
 
     fn endpoints(&self) -> Arc<Vec<Target>> {

@@ -190,6 +190,7 @@ pub(super) fn signed(ca: &Ca<'static, KeyPair>, request: &Enrolment) -> Certific
     (read.params.not_before, read.params.not_after) =
         (date_time_ymd(2023, 11, 14), date_time_ymd(2023, 11, 15));
     read.params.is_ca = IsCa::ExplicitNoCa;
+    read.params.use_authority_key_identifier_extension = true;
     read.signed_by(ca).unwrap().der().clone()
 }
 

@@ -4,6 +4,7 @@
 //! the account may have the names.
 
 mod problem;
+mod renewal;
 mod session;
 mod settings;
 #[cfg(test)]
@@ -25,10 +26,10 @@ use self::session::{By, Session, at_home, location, protocol, read};
 pub use self::settings::{AcmeSettings, problems};
 use super::{
     super::{
-        IssueError, IssueFacts, Issuer, Order, Pending, Reason, Rejected, Signers, answer,
+        Advice, IssueError, IssueFacts, Issuer, Order, Pending, Reason, Rejected, Signers, answer,
         assertion::no_signature,
         contact::Contact,
-        http::{HttpError, HttpSettings, Response, USER_AGENT},
+        http::{HttpError, HttpSettings, Request, Response, USER_AGENT},
         terms::ClientAuth,
     },
     Ask, Authority, Roots, Signed, X509, chain, rejected,
@@ -73,6 +74,8 @@ struct Acme {
     /// Orders that the CA works at, by identity and credential, with the request that each was made for.
     under_way: Mutex<HashMap<(Arc<str>, Arc<str>), (String, Vec<u8>)>>,
     endpoints: Mutex<Arc<Vec<Target>>>,
+    /// Where it tells when to renew, if its directory said so.
+    renewal_info: Mutex<Option<String>>,
 }
 
 /// An order (RFC 8555 7.1.3).
@@ -130,6 +133,7 @@ impl Acme {
             accounts: Mutex::default(),
             under_way: Mutex::default(),
             endpoints: Mutex::new(Arc::new(endpoints)),
+            renewal_info: Mutex::default(),
         })
     }
 
@@ -141,6 +145,7 @@ impl Acme {
         let more = [directory.revoke_cert.as_ref(), directory.key_change.as_ref()];
         let all = known.into_iter().chain(more).flatten().filter_map(|url| Target::parse(url).ok());
         *lock(&self.endpoints) = Arc::new(all.collect());
+        lock(&self.renewal_info).clone_from(&directory.renewal_info);
         Ok(session)
     }
 
@@ -257,8 +262,20 @@ impl Acme {
             }
             wanted["profile"] = json!(profile);
         }
+        // ACM-04: the CA may let what it wants renewed pass its limits. Only one that advises knows the word.
+        let replaced = ask.held.and_then(|held| renewal::id(held.chain().first()?));
+        if let Some(replaced) = replaced.filter(|_| session.directory.renewal_info.is_some()) {
+            wanted["replaces"] = json!(replaced);
+        }
         let url = session.directory.new_order.clone();
-        let placed = session.ask(by, &url, Some(&wanted)).await?;
+        let placed = match session.post(by, &url, Some(&wanted)).await? {
+            Ok(placed) => placed,
+            Err((problem, _)) if problem.name() == "alreadyReplaced" => {
+                wanted.as_object_mut().map(|wanted| wanted.remove("replaces"));
+                session.ask(by, &url, Some(&wanted)).await?
+            }
+            Err((_, next)) => return Err(next),
+        };
         location(&placed)
     }
 
@@ -374,6 +391,20 @@ impl Authority for Acme {
         certificate: &'a [u8],
     ) -> Pending<'a, Result<(), IssueError>> {
         Box::pin(self.give_back(order, signers, certificate))
+    }
+
+    fn advice<'a>(&'a self, certificate: &'a [u8]) -> Pending<'a, Option<Advice>> {
+        Box::pin(async move {
+            let id = renewal::id(certificate)?;
+            if lock(&self.renewal_info).is_none() {
+                // A certificate that was kept over a restart came without a word of this server.
+                self.begin(&mut IssueFacts::default()).await.ok()?;
+            }
+            let url = lock(&self.renewal_info).clone()?;
+            let url = format!("{}/{id}", url.trim_end_matches('/'));
+            let sent = self.contact.send(None, Request::get(url), &mut IssueFacts::default()).await;
+            Some(renewal::advice(sent.ok().as_ref(), self.clock.wall()))
+        })
     }
 
     fn endpoints(&self) -> Arc<Vec<Target>> {

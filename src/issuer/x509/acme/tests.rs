@@ -532,3 +532,90 @@ fn settings_that_cannot_work_are_told_with_their_key() {
         assert_eq!(found.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [key], "{wrong:?}");
     }
 }
+
+/// A directory that advises.
+fn advising(url: &str) -> Answer {
+    let at = |name: &str| format!("{url}/{name}");
+    Answer::json(
+        200,
+        json!({
+            "newNonce": at("new-nonce"), "newAccount": at("new-account"), "newOrder": at("new-order"),
+            "renewalInfo": at("renewal-info"),
+        }),
+    )
+}
+
+#[tokio::test]
+async fn a_server_is_asked_when_it_would_have_a_certificate_renewed() {
+    // ACM-04
+    let stage = Stage::new(false).await;
+    let (ca, _) = root("top");
+    let leaf = signed(&ca, &request());
+    let id = renewal::id(&leaf).unwrap();
+    let (key_id, serial) = id.split_once('.').unwrap();
+    assert!(
+        URL_SAFE_NO_PAD.decode(key_id).unwrap().len() >= 20
+            && !URL_SAFE_NO_PAD.decode(serial).unwrap().is_empty()
+    );
+    let info = |start: &str, end: &str| json!({"suggestedWindow": {"start": start, "end": end}, "explanationURL": "https://e.example/why"});
+    let (start, end) = ("2023-11-15T00:00:00Z", "2023-11-16T00:00:00+00:00");
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let moment = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
+    let window = Some((moment(start), moment(end)));
+    for (answer, window, again) in [
+        (Answer::json(200, info(start, end)).with("retry-after", "7200"), window, hours(2)),
+        (Answer::json(200, info(start, end)).with("retry-after", "1"), window, Duration::from_secs(60)),
+        (Answer::json(200, info(start, end)).with("retry-after", "999999"), window, hours(24)),
+        (Answer::json(200, info(start, end)), window, hours(6)),
+        // A window that is none, and what is no answer: asked again later.
+        (Answer::json(200, info(end, start)).with("retry-after", "60"), None, hours(6)),
+        (Answer::json(200, info(start, start)), None, hours(6)),
+        (Answer::json(200, json!({"suggestedWindow": {}})), None, hours(6)),
+        (Answer::json(200, info("soon", "later")), None, hours(6)),
+        (Answer::json(503, json!({})).with("retry-after", "60"), None, hours(6)),
+        (Answer::HangUp, None, hours(6)),
+    ] {
+        stage.will(
+            [advising(&stage.script.url)].into_iter().filter(|_| lock(&stage.acme.renewal_info).is_none()),
+        );
+        stage.will([answer]);
+        assert_eq!(stage.acme.advice(&leaf).await, Some(Advice { window, again }));
+    }
+    let asked: Vec<String> = stage.lines();
+    assert_eq!(asked[..2], ["GET /directory".to_owned(), format!("GET /renewal-info/{id}")]);
+    assert!(stage.script.posts().is_empty(), "nothing of it is signed");
+    // One that does not advise is not asked.
+    let quiet = Stage::new(false).await;
+    quiet.will([directory(&quiet.script.url)]);
+    assert_eq!(quiet.acme.advice(&leaf).await, None);
+    assert_eq!(quiet.lines(), ["GET /directory"]);
+}
+
+#[tokio::test]
+async fn an_order_says_what_it_replaces_where_the_server_knows_the_word() {
+    // ACM-04
+    let (ca, top) = root("top");
+    let request = request();
+    let leaf = signed(&ca, &request);
+    let held = Arc::new(request.finish(vec![leaf.clone()], false, None).unwrap());
+    for (advises, already) in [(true, false), (true, true), (false, false)] {
+        let stage = Stage::new(false).await;
+        let [plain, nonce, account] = stage.known();
+        stage.will([if advises { advising(&stage.script.url) } else { plain }, nonce, account]);
+        stage.will(already.then(|| problem(409, "alreadyReplaced")));
+        stage.will([stage.placed("valid"), stage.placed("valid"), chain(&[&leaf, &top])]);
+        let Wants::Certificate(terms) = &stage.order.terms.wants else { panic!("a certificate") };
+        let signers = stage.signers();
+        let ask = Ask { order: &stage.order, terms, signers: &signers, request: &request, held: Some(&held) };
+        stage.acme.sign(ask, &mut IssueFacts::default()).await.unwrap();
+        let orders = stage.script.posts().into_iter().filter(|seen| seen.line.contains("/new-order"));
+        let said: Vec<Value> = orders.map(|seen| opened(&seen, &*stage.key).1["replaces"].take()).collect();
+        let id = json!(renewal::id(&leaf).unwrap());
+        let wanted = match (advises, already) {
+            (true, false) => vec![id],
+            (true, true) => vec![id, Value::Null],
+            _ => vec![Value::Null],
+        };
+        assert_eq!(said, wanted);
+    }
+}
