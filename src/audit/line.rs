@@ -6,7 +6,9 @@ use std::{io::Write as _, sync::Arc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::record::{CredentialPart, Entry, IssuerPart, PeerPart, PolicyPart, TargetPart, WorkloadPart};
+use super::record::{
+    CredentialPart, Entry, HolderPart, IssuerPart, PeerPart, PolicyPart, TargetPart, WorkloadPart,
+};
 
 /// What is to be recorded about one exchange, spelled out.
 #[derive(Clone, Debug)]
@@ -32,6 +34,7 @@ impl From<Entry> for Line {
             socket: &entry.socket,
             credential: &entry.credential,
             target: &entry.target,
+            holder: &entry.holder,
             policy: &entry.policy,
             issuer_response: &entry.issuer_response,
             detail: &entry.detail,
@@ -78,6 +81,7 @@ struct Facts<'a> {
     socket: &'a Option<String>,
     credential: &'a Option<CredentialPart>,
     target: &'a Option<TargetPart>,
+    holder: &'a Option<HolderPart>,
     policy: &'a Option<PolicyPart>,
     issuer_response: &'a Option<IssuerPart>,
     detail: &'a Option<String>,

@@ -28,7 +28,7 @@ pub use shelf::{Failure, Fetched, Health, Live, Source, Which};
 use crate::{
     clock::{Boot, Clock, Dice},
     credential::Credential,
-    issuer::{IssueError, IssueFacts, Issuer, Order, Reason, Scope, Signers},
+    issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope, Signers},
     jose::Signer,
     keys::{Certificates, Keyring, Purpose},
     policy::{CredentialRule, Grant},
@@ -107,11 +107,14 @@ pub fn new(
     pending: Option<PendingFile>,
 ) -> (Broker, Keeper) {
     let (sender, receiver) = mpsc::unbounded_channel();
+    let (reuse, reused) = mpsc::channel(MOST_REUSED);
     let shared = Arc::new(Shared {
         live: ArcSwap::default(),
         books: ArcSwap::from_pointee(books),
         remembered: ArcSwap::default(),
         report: RwLock::default(),
+        reuse,
+        reused: tokio::sync::Mutex::new(reused),
         clock,
     });
     let keeper = Keeper::new(Arc::clone(&shared), receiver, dice, told, pending);
@@ -125,6 +128,31 @@ pub struct Broker {
     sender: mpsc::UnboundedSender<Request>,
 }
 
+/// So many that nobody has heard of yet wait; an issuer that says so at every asking adds nothing with more.
+const MOST_REUSED: usize = 64;
+
+/// An issuer says that it has seen a one-time value of ours before (ER-10).
+#[derive(Clone, Debug)]
+pub struct Reused {
+    /// What was ordered.
+    pub order: Order,
+    /// Whether it was issued all the same, to a value drawn anew.
+    pub was_issued: bool,
+    /// How the asking went.
+    pub facts: IssueFacts,
+}
+
+impl Shared {
+    /// Tells of it, if `issued` says that it was so.
+    fn look_out(&self, order: &Order, issued: &Issued) {
+        if issued.facts.one_time_reuse {
+            let (was_issued, facts) = (issued.result.is_ok(), issued.facts.clone());
+            // Whoever hears of it has enough to hear already.
+            let _ = self.reuse.try_send(Reused { order: order.clone(), was_issued, facts });
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     live: ArcSwap<HashMap<Order, Arc<Live>>>,
@@ -132,6 +160,8 @@ struct Shared {
     /// What issuers told of their endpoints before the settings were read again: those of now may not have been asked yet.
     remembered: ArcSwap<HashMap<Arc<str>, Arc<Vec<Target>>>>,
     report: RwLock<Report>,
+    reuse: mpsc::Sender<Reused>,
+    reused: tokio::sync::Mutex<mpsc::Receiver<Reused>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -318,9 +348,16 @@ impl Broker {
         };
         let (issuer, signers) = books.placed(&order, self.shared.clock.wall())?;
         let signers = Signers { client: Some(Arc::clone(next)), before: None, ..signers };
-        let credential = issuer.issue(&order, &signers).await.result?;
+        let issued = issuer.issue(&order, &signers).await;
+        self.shared.look_out(&order, &issued);
+        let credential = issued.result?;
         let _ = self.sender.send(Request::Revoke(order, Arc::new(credential), Cause::Unclaimed));
         Ok(())
+    }
+
+    /// The next time that an issuer says that it has seen a one-time value of ours before (ER-10). For one listener.
+    pub async fn reused(&self) -> Option<Reused> {
+        self.shared.reused.lock().await.recv().await
     }
 
     /// How things are.

@@ -3,9 +3,11 @@
 //! is no other way to a credential.
 
 mod account;
+mod alarms;
 mod lives;
 mod pace;
 mod prove;
+mod reuse;
 mod session;
 
 use std::{
@@ -28,9 +30,11 @@ use crate::{
     secret::Secret,
 };
 use account::Account;
+use alarms::Alarms;
 use lives::Lives;
 use pace::Pace;
 pub use prove::{Proved, Proving};
+use reuse::{Handles, Party};
 pub use session::{Call, Session};
 
 /// How long a process may take to answer the challenge: clients do it on their own, in a fraction of a millisecond.
@@ -48,6 +52,9 @@ pub struct Journey {
     nonces: Mutex<Nonces>,
     pace: Mutex<Pace>,
     lives: Lives,
+    /// Who was given which credential.
+    handles: Handles,
+    alarms: Alarms,
     calls: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
@@ -159,6 +166,8 @@ impl Journey {
             nonces: Mutex::default(),
             pace: Mutex::default(),
             lives: Lives::default(),
+            handles: Handles::default(),
+            alarms: Alarms::default(),
             calls: Arc::default(),
             clock,
             dice,
@@ -216,7 +225,10 @@ impl Journey {
                 continue;
             }
             let Fetched { credential, source } = fetched;
-            let line = account.released(&workload, &grant, &credential, &source);
+            let (line, anew) = account.released(&workload, &grant, &credential, &source);
+            if anew {
+                self.give(session, &grant, &credential);
+            }
             let receipt = match call.is_alone() {
                 true => self.ledger.record_alone(line).await?,
                 false => self.ledger.record(line).await?,
@@ -243,13 +255,20 @@ impl Journey {
         let account = Account::open(self, session, request, rules).about(proving);
         let workload = match self.attest(session, rules).await {
             Ok(workload) => workload,
-            Err(error) => return Err(self.unattested(account, &error).await?),
+            Err(error) => {
+                self.look_out(&account, None, None).await?;
+                return Err(self.unattested(account, &error).await?);
+            }
         };
         let wish = Wish { proof: proving.map(Proving::wanted), ..wish(session, request) };
         let grant = match rules.policy.decide(&workload, &wish, self.clock.wall()) {
             Ok(grant) => grant,
-            Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
+            Err(denial) => {
+                self.look_out(&account, Some(&workload), denial.explanation.identity.as_ref()).await?;
+                return Err(self.denied(account, &workload, &denial).await?);
+            }
         };
+        self.look_out(&account, Some(&workload), Some(grant.identity())).await?;
         if let Some(instance) = grant.instance()
             && let Err(error) = self.lives.watch(instance, session.peer(), &self.broker)
         {
@@ -414,9 +433,18 @@ impl Journey {
         }
     }
 
-    /// Writes down what became of credentials that had to die before their time, until nobody tells any more.
+    /// Writes down what became of credentials that had to die before their time, and what issuers have seen before, until nobody
+    /// tells any more.
     pub async fn write_down(&self, mut told: mpsc::UnboundedReceiver<Revoked>) {
-        while let Some(revoked) = told.recv().await {
+        loop {
+            let revoked = tokio::select! {
+                revoked = told.recv() => revoked,
+                Some(reused) = self.broker.reused() => {
+                    self.seen_before(&reused).await;
+                    continue;
+                }
+            };
+            let Some(revoked) = revoked else { return };
             let outcome = if revoked.error.is_none() { Outcome::Success } else { Outcome::Failed };
             let entry = self.entry(EventType::CredentialRevoke, outcome);
             let entry = account::revoked(entry, &revoked, &self.rules.load().environment);

@@ -205,7 +205,8 @@ impl Operator for Face {
         shelf.sort_by(|one, other| {
             (&one.identity, &one.credential).cmp(&(&other.identity, &other.credential))
         });
-        let mut warnings = facts.warnings.clone();
+        let mut warnings = self.journey.alarms();
+        warnings.extend(facts.warnings.iter().cloned());
         if !ledger.healthy {
             warnings.insert(
                 0,
