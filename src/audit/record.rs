@@ -168,6 +168,8 @@ pub enum EventType {
     AgentStop,
     /// A caller could not be attested, or changed.
     AttestationFailure,
+    /// A certificate ends that the agent cannot make anew, or has ended.
+    CertificateEnding,
     /// New settings are in force.
     ConfigLoad,
     /// Settings were refused; the old ones stay.

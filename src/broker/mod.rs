@@ -30,7 +30,7 @@ use crate::{
     credential::Credential,
     issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope, Signers},
     jose::Signer,
-    keys::{Certificates, Keyring, Purpose},
+    keys::{Certificates, ClientCertificate, Keyring, Purpose},
     policy::{CredentialRule, Grant},
     proof::Target,
     secret::Fingerprint,
@@ -340,6 +340,30 @@ impl Broker {
         rule: &CredentialRule,
         next: &Arc<dyn Signer>,
     ) -> Result<(), IssueError> {
+        let with = |signers| Signers { client: Some(Arc::clone(next)), before: None, ..signers };
+        self.try_with(identity, rule, with).await
+    }
+
+    /// The same for `next` as the client certificate of `identity`.
+    ///
+    /// # Errors
+    /// What the issuer said instead.
+    async fn try_certificate(
+        &self,
+        identity: &Arc<str>,
+        rule: &CredentialRule,
+        next: &Arc<ClientCertificate>,
+    ) -> Result<(), IssueError> {
+        let with = |signers| Signers { certificates: vec![Arc::clone(next)], ..signers };
+        self.try_with(identity, rule, with).await
+    }
+
+    async fn try_with(
+        &self,
+        identity: &Arc<str>,
+        rule: &CredentialRule,
+        with: impl FnOnce(Signers) -> Signers,
+    ) -> Result<(), IssueError> {
         let books = self.shared.books.load_full();
         let order = match books.order_for(identity, rule, Arc::clone(&rule.scope)) {
             Ok(order) => order,
@@ -347,8 +371,7 @@ impl Broker {
             Err(_) => return Err(absent(identity, "issuer")),
         };
         let (issuer, signers) = books.placed(&order, self.shared.clock.wall())?;
-        let signers = Signers { client: Some(Arc::clone(next)), before: None, ..signers };
-        let issued = issuer.issue(&order, &signers).await;
+        let issued = issuer.issue(&order, &with(signers)).await;
         self.shared.look_out(&order, &issued);
         let credential = issued.result?;
         let _ = self.sender.send(Request::Revoke(order, Arc::new(credential), Cause::Unclaimed));

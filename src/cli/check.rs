@@ -1,4 +1,4 @@
-//! `keybearer check`: the settings, read as the agent reads them.
+//! `keybearer check`: the settings, read as the agent reads them; and the dates of certificates that only a CA can make anew.
 
 use std::path::PathBuf;
 
@@ -9,6 +9,7 @@ use super::{Exit, environment, paint, print_json};
 use crate::{
     clock::SystemClock,
     config::{DEFAULT_PATH, load},
+    keys::{CertificateError, Ending, endings},
 };
 
 #[derive(Args, Debug)]
@@ -23,17 +24,32 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> Result<(), Exit> {
-        let checked = load(&self.file, &environment(), SystemClock::shared().wall());
+        let now = SystemClock::shared().wall();
+        let checked = load(&self.file, &environment(), now);
+        // X5-03. The settings are sound all the same.
+        let warnings: Vec<String> = checked.as_ref().map_or_else(
+            |_| vec![],
+            |settings| {
+                let words = |ending: Result<Ending, CertificateError>| match ending {
+                    Ok(ending) => ending.words(now),
+                    Err(error) => Some(error.to_string()),
+                };
+                endings(&settings.certificates).filter_map(words).collect()
+            },
+        );
         let mistakes = checked.as_ref().err().map(Vec::as_slice).unwrap_or_default();
         if self.json {
             let list: Vec<_> = mistakes
                 .iter()
                 .map(|it| json!({"file": it.file, "line": it.line, "key": it.key, "message": it.message}))
                 .collect();
-            print_json(&json!({"ok": checked.is_ok(), "mistakes": list}))?;
+            print_json(&json!({"ok": checked.is_ok(), "mistakes": list, "warnings": warnings}))?;
         } else {
             for mistake in mistakes {
                 paint::line(&mistake.to_string())?;
+            }
+            for warning in &warnings {
+                paint::line(&format!("{} {warning}", paint::bold("note")))?;
             }
         }
         match checked {

@@ -3,11 +3,16 @@
 use crate::{
     attest::{Evidence, Hold, Level},
     config::{IssuerSettings, Settings},
-    keys::{Keyring, Purpose, remains},
+    keys::{Certificates, Keyring, Purpose, remains},
     serve::operator::{Facts, KeyFacts},
 };
 
-pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidence>) -> Facts {
+pub(super) fn facts(
+    settings: &Settings,
+    keys: &Keyring,
+    certificates: &Certificates,
+    probed: Option<&Evidence>,
+) -> Facts {
     let url = |issuer: &IssuerSettings| match issuer {
         IssuerSettings::OAuth(oauth) => oauth.issuer.clone(),
     };
@@ -44,6 +49,7 @@ pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidenc
             .collect(),
         disabled: Default::default(),
         issuers: settings.issuers.iter().map(|(name, issuer)| (name.to_string(), url(issuer))).collect(),
+        endings: certificates.of_others(),
         warnings,
         reload_error: String::new(),
     }

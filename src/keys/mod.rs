@@ -18,7 +18,8 @@ use std::{
 };
 
 pub use certificate::{
-    CertificateError, CertificateSettings, Certificates, ClientCertificate, Name, NotShown, Showing, SignedBy,
+    CertificateError, CertificateSettings, Certificates, ClientCertificate, Ending, Name, NotShown, Rotated,
+    Showing, SignedBy, Urgency, endings,
 };
 pub use file::FileError;
 pub use memory::Key;

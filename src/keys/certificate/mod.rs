@@ -3,8 +3,10 @@
 //! nothing else; it is kept in a form that can be handed out only where the operator allowed that (MT-11).
 
 mod custody;
+mod ending;
 mod made;
 mod name;
+mod ordered;
 mod shown;
 #[cfg(test)]
 mod tests;
@@ -19,7 +21,9 @@ use serde_json::{Value, json};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 pub use custody::{CertificateError, CertificateSettings, Certificates, SignedBy};
+pub use ending::{Ending, Urgency, endings};
 pub use name::Name;
+pub use ordered::Rotated;
 pub use shown::{NotShown, Showing};
 
 use super::{FileError, file, memory::Key};
@@ -102,6 +106,11 @@ impl ClientCertificate {
         self.until
     }
 
+    /// Whether it has begun at `now`, and not ended.
+    pub fn is_good(&self, now: Timestamp) -> bool {
+        self.from <= now && now < self.until
+    }
+
     /// The chain in PEM, leaf first.
     pub fn chain_pem(&self) -> String {
         self.key.cert.iter().map(|one| file::pem("CERTIFICATE", one).to_string()).collect()
@@ -137,6 +146,12 @@ impl fmt::Debug for ClientCertificate {
 /// base64url of the SHA-256 of a certificate (RFC 8705 3.1).
 pub(super) fn thumbprint(certificate: &[u8]) -> String {
     jose::b64(digest::digest(&digest::SHA256, certificate).as_ref())
+}
+
+/// The thumbprint of the leaf, and from when until when it is good.
+fn leaf_facts(chain: &[CertificateDer<'_>]) -> Result<(String, Timestamp, Timestamp), &'static str> {
+    let (_, facts) = read(chain)?;
+    Ok((chain.first().map(|leaf| thumbprint(leaf)).unwrap_or_default(), facts.from, facts.until))
 }
 
 /// What the leaf says.
