@@ -4,10 +4,12 @@
 
 mod support;
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::PermissionsExt as _, path::Path, sync::Arc, time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
-use keybearer::{clock::SystemClock, proto::v1::credential::Kind};
+use keybearer::{audit::EventType, clock::SystemClock, proto::v1::credential::Kind};
 use ring::digest::{SHA256, digest};
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
@@ -341,4 +343,100 @@ async fn an_issuer_is_told_all_that_it_has_to_know() {
         (&"private_key_jwt".into(), &"ES256".into())
     );
     assert_eq!(metadata["jwks"]["keys"][0]["kid"].as_str().unwrap().len(), 43);
+}
+
+fn said(agent: &TestAgent, arguments: &[&str]) -> (bool, String) {
+    let output = agent.keybearer(arguments);
+    let words = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(words).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_has_the_certificate_make_room_and_in_an_emergency_destroyed() {
+    // MT-05, KEY-05, KEY-07
+    let bank = Bank::open().await;
+    let agent = bank.agent();
+    let thumbprint =
+        async || agent.client().await.get("closed", &[]).await.map(|credential| credential.thumbprint);
+    let first = thumbprint().await.unwrap();
+    let (_, words) = said(&agent, &["rotate", "shop"]);
+    assert!(words.contains("the next certificate") && words.contains("is published"), "{words}");
+    let exported = said(&agent, &["keys", "export", "--identity", "shop", "--format", "cert"]).1;
+    assert_eq!(exported.matches("BEGIN CERTIFICATE").count(), 2, "what is shown, and what will be");
+    // The bank takes any: it is tried, and shown.
+    said(&agent, &["rotate", "shop"]);
+    let shown = || {
+        let records = agent.records().into_iter().filter_map(|record| record.entry.detail);
+        records.filter(|detail| detail.contains("is shown from now on")).count()
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(10), async {
+        while shown() == 0 {
+            tokio::task::yield_now().await;
+        }
+    });
+    waited.await.expect("it is taken");
+    assert!(said(&agent, &["revoke", "shop"]).0);
+    let second = thumbprint().await.unwrap();
+    assert_ne!(first, second);
+
+    let before = fs::read_to_string(key_file(agent.dir.path())).unwrap();
+    let (done, words) = said(&agent, &["revoke", "shop", "--keys"]);
+    assert!(done, "{words}");
+    for expected in ["register the new certificate", "register the new key", "live credentials of shop"] {
+        assert!(words.contains(expected), "{words}");
+    }
+    let third = thumbprint().await.unwrap();
+    assert!(third != first && third != second);
+    let keys = fs::read_dir(agent.dir.path().join("state/keys")).unwrap();
+    for file in keys.map(|file| file.unwrap().path()) {
+        assert_ne!(fs::read_to_string(&file).unwrap(), before, "{file:?}");
+        assert!(!file.to_string_lossy().contains("client-certificate.pem."), "{file:?}");
+    }
+    agent.verify().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_a_ca_that_ends_is_told_in_status_and_check_before_anything_is_ordered() {
+    // X5-03
+    let bank = Bank::open().await;
+    let setup = Setup::new(&bank.url);
+    let at = |name: &str| setup.dir.path().join(name);
+    let (root, chain, private) = (at("root.pem"), at("shop.crt"), at("shop.key"));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+    (params.not_before, params.not_after) =
+        (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+    fs::write(&root, &bank.root).unwrap();
+    fs::write(&chain, params.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(&private, key.serialize_pem()).unwrap();
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(setup.dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    let agent = setup
+        .with("dev = true", &format!("ca_file = {root:?}"))
+        .and(&format!(
+            r#"
+[identities.shop.certificate]
+certificate = {chain:?}
+key = {private:?}
+
+[identities.shop.credentials.closed]
+issuer = "dev"
+client_id = "shop-mtls"
+client_auth = "tls_client_auth"
+resource = "{RESOURCE}"
+binding = "mtls"
+"#
+        ))
+        .start(None);
+    let records = agent.records();
+    let told = records.iter().find(|record| record.entry.event.kind == EventType::CertificateEnding).unwrap();
+    assert_eq!(told.entry.event.reason.as_deref(), Some("CERTIFICATE_ENDED"));
+    let config = agent.dir.path().join("agent.toml");
+    for command in [&["status"][..], &["check", config.to_str().unwrap()]] {
+        let (done, words) = said(&agent, command);
+        assert!(done && words.contains("has ended") && words.contains("2021-01-01"), "{words}");
+        assert!(words.contains("shop.crt") && words.contains("keybearer reload"), "{words}");
+    }
+    let (done, words) = said(&agent, &["revoke", "shop", "--keys"]);
+    assert!(!done && words.contains("is not the agent's to make") && words.contains("shop.crt"), "{words}");
 }

@@ -113,6 +113,8 @@ async fn what_an_issuer_refuses_is_told_by_its_row() {
         row("ER-01", error(400, "invalid_request"), 500, "AGENT_BUG_REQUEST"),
         ended("ER-02 401", error(401, "invalid_client")),
         ended("ER-02 400", error(400, "invalid_client")),
+        ended("ER-02 403 without words", with(403, "", "")),
+        ended("ER-02 401 in HTML", with(401, "content-type: text/html\r\n", "<p>words")),
         row("ER-03", error(400, "invalid_grant"), 409, "GRANT_REJECTED"),
         row("ER-04 client", error(400, "unauthorized_client"), 409, "ISSUER_CONFIG"),
         row("ER-04 grant", error(400, "unsupported_grant_type"), 409, "ISSUER_CONFIG"),

@@ -13,7 +13,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{
     AttestError, kernel,
     kernel::{Ids, Sender},
-    process::{self, Proc, Process},
+    process::{self, Origin, Proc, Process},
 };
 
 /// The uid the kernel shows for one that this user namespace does not know (ATT-06).
@@ -35,6 +35,7 @@ pub struct Peer {
     uid: u32,
     gid: u32,
     start: u64,
+    session: Option<u32>,
     process: Process,
     pidfd: OwnedFd,
     hold: Hold,
@@ -60,8 +61,8 @@ impl Peer {
         };
         // Opened under the hold: if the pinned process lives afterwards, this directory is its own.
         let process = Proc::at("/proc").open(cred.pid)?;
-        let start = process.start_time()?;
-        let peer = Self { pid: cred.pid, uid: cred.uid, gid: cred.gid, start, process, pidfd, hold };
+        let Origin { start, session } = process.origin()?;
+        let peer = Self { pid: cred.pid, uid: cred.uid, gid: cred.gid, start, session, process, pidfd, hold };
         if peer.alive() { Ok(peer) } else { Err(AttestError::PeerExited) }
     }
 
@@ -83,6 +84,12 @@ impl Peer {
     /// When it started, in clock ticks since boot: with the pid, a name for the process in records.
     pub fn start(&self) -> u64 {
         self.start
+    }
+
+    /// The session it was in when it connected (setsid(2)): a process is born into that of its parent, and can leave it but not
+    /// join another. Tells who is of one family; never evidence of who somebody is. None where it cannot be seen.
+    pub fn session(&self) -> Option<u32> {
+        self.session
     }
 
     /// How it is held.

@@ -61,7 +61,12 @@ impl Process {
 
     /// When it started, in clock ticks since boot (field 22 of stat).
     pub(super) fn start_time(&self) -> Result<u64, AttestError> {
-        parse_start_time(&self.text("stat").map_err(gone)?)
+        Ok(self.origin()?.start)
+    }
+
+    /// When it started, and in which session.
+    pub(super) fn origin(&self) -> Result<Origin, AttestError> {
+        parse_origin(&self.text("stat").map_err(gone)?)
             .ok_or(AttestError::Proc { file: "stat", what: "it has no start time".into() })
     }
 
@@ -248,11 +253,22 @@ impl Status {
     }
 }
 
-pub(super) fn parse_start_time(stat: &[u8]) -> Option<u64> {
+/// Where a process comes from (proc_pid_stat(5)).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Origin {
+    /// When it started, in clock ticks since boot (field 22).
+    pub(super) start: u64,
+    /// The session it was born in or made (field 6; setsid(2)). None where its leader is out of this namespace's sight.
+    pub(super) session: Option<u32>,
+}
+
+pub(super) fn parse_origin(stat: &[u8]) -> Option<Origin> {
     // The command name may hold anything, blanks and parentheses included: the fields begin after the last one.
     let after = stat.iter().rposition(|byte| *byte == b')')? + 1;
     let fields = std::str::from_utf8(stat.get(after..)?).ok()?;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = fields.split_ascii_whitespace();
+    let session = fields.nth(3)?.parse().ok().filter(|session| *session != 0);
+    Some(Origin { start: fields.nth(15)?.parse().ok()?, session })
 }
 
 #[cfg(test)]
@@ -289,9 +305,14 @@ mod tests {
     fn a_start_time_survives_a_hostile_name() {
         let fields = (3..=52).map(|field| (field * 10).to_string()).collect::<Vec<_>>().join(" ");
         let stat = format!("42 (a) R 1 (b\n) {fields}");
-        assert_eq!(parse_start_time(stat.as_bytes()), Some(220));
+        assert_eq!(parse_origin(stat.as_bytes()), Some(Origin { start: 220, session: Some(60) }));
         for broken in [&b""[..], b"42 (a", b"42 (a) R 1 2", b"42 (a) \xff"] {
-            assert_eq!(parse_start_time(broken), None);
+            assert_eq!(parse_origin(broken), None);
+        }
+        // A session whose leader cannot be seen, and what a process has that is going.
+        for unseen in ["0", "-1"] {
+            let stat = stat.replacen(" 60 ", &format!(" {unseen} "), 1);
+            assert_eq!(parse_origin(stat.as_bytes()), Some(Origin { start: 220, session: None }));
         }
     }
 

@@ -16,7 +16,7 @@ pub fn proc(bytes: &[u8]) {
         assert!(status.groups.is_sorted());
         assert!(text.contains(&status.uids[1].to_string()) && text.contains(&status.gids[1].to_string()));
     }
-    if process::parse_start_time(bytes).is_some() {
+    if process::parse_origin(bytes).is_some() {
         let after = bytes.rsplit(|byte| *byte == b')').next().unwrap_or_default();
         assert!(after.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).count() >= 20);
     }
@@ -56,7 +56,7 @@ fn is_named_by(path: &str, unit: &Parsed) {
 fn called(name: &[u8]) {
     let fields = (4..=52).map(|field| (field * 10).to_string()).collect::<Vec<_>>().join(" ");
     let stat = [b"7 (", name, b") S ", fields.as_bytes()].concat();
-    assert_eq!(process::parse_start_time(&stat), Some(220));
+    assert_eq!(process::parse_origin(&stat).map(|origin| origin.start), Some(220));
     let escaped = String::from_utf8_lossy(name).replace('\\', "\\\\").replace('\n', "\\n");
     let rest =
         "Uid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 \nTracerPid:\t0\nNoNewPrivs:\t0\nSeccomp:\t0\n";

@@ -7,7 +7,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::record::{
-    ApiPart, CredentialPart, Entry, IssuerPart, PeerPart, PolicyPart, TargetPart, WorkloadPart,
+    ApiPart, CredentialPart, Entry, HolderPart, IssuerPart, PeerPart, PolicyPart, TargetPart, WorkloadPart,
 };
 
 /// What is to be recorded about one exchange, spelled out.
@@ -34,6 +34,7 @@ impl From<Entry> for Line {
             socket: &entry.socket,
             credential: &entry.credential,
             target: &entry.target,
+            holder: &entry.holder,
             policy: &entry.policy,
             issuer_response: &entry.issuer_response,
             api_response: &entry.api_response,
@@ -81,6 +82,7 @@ struct Facts<'a> {
     socket: &'a Option<String>,
     credential: &'a Option<CredentialPart>,
     target: &'a Option<TargetPart>,
+    holder: &'a Option<HolderPart>,
     policy: &'a Option<PolicyPart>,
     issuer_response: &'a Option<IssuerPart>,
     api_response: &'a Option<ApiPart>,

@@ -75,6 +75,9 @@ pub struct Entry {
     /// The request to an API that it is about: one that a proof was wanted for, or one that the agent was asked to make.
     #[serde(default)]
     pub target: Option<TargetPart>,
+    /// Whose it is, where somebody else used it.
+    #[serde(default)]
+    pub holder: Option<HolderPart>,
     /// Under which decision.
     pub policy: Option<PolicyPart>,
     /// What the issuer said.
@@ -98,6 +101,7 @@ impl Entry {
             socket: None,
             credential: None,
             target: None,
+            holder: None,
             policy: None,
             issuer_response: None,
             api_response: None,
@@ -172,6 +176,8 @@ pub enum EventType {
     AgentStop,
     /// A caller could not be attested, or changed.
     AttestationFailure,
+    /// A certificate ends that the agent cannot make anew, or has ended.
+    CertificateEnding,
     /// New settings are in force.
     ConfigLoad,
     /// Settings were refused; the old ones stay.
@@ -220,6 +226,8 @@ pub enum EventType {
     ProofMint,
     /// A call broke the rules of the API.
     Protocol,
+    /// An alarm: what was given to one was used by another (S10).
+    ReuseDetected,
 }
 
 /// How it ended.
@@ -351,6 +359,26 @@ pub struct TargetPart {
     pub jti_hash: Option<String>,
 }
 
+/// Whose a credential is that somebody else used (S10).
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct HolderPart {
+    /// The identity.
+    pub id: String,
+    /// The credential's name.
+    pub credential: String,
+    /// The processes that it was given to, as far as they are known: a few of the first.
+    pub processes: Vec<ProcessPart>,
+}
+
+/// One run of one process.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct ProcessPart {
+    /// Its pid.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub start: u64,
+}
+
 /// Under which decision.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct PolicyPart {
@@ -472,6 +500,10 @@ impl Record {
                 None => line("proof for", format!("{} {}", target.htm, target.origin)),
                 Some(path) => line("request", format!("{} {}{path}", target.htm, target.origin)),
             }
+        }
+        if let Some(holder) = &entry.holder {
+            let pids: Vec<String> = holder.processes.iter().map(|one| one.pid.to_string()).collect();
+            line("given to", format!("{} as {}, pid {}", holder.id, holder.credential, pids.join(", ")));
         }
         line(
             "decision",

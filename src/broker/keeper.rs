@@ -118,6 +118,7 @@ impl Keeper {
                 },
                 Some(fetched) = self.fetches.join_next() => match fetched {
                     Ok((order, issued)) => {
+                        self.shared.look_out(&order, &issued);
                         let chance = (fraction(&*self.dice), fraction(&*self.dice));
                         Some(Event::Fetched { order, issued: Box::new(issued), chance })
                     }

@@ -30,9 +30,9 @@ pub use shelf::{Failure, Fetched, Health, Live, Source, Which};
 use crate::{
     clock::{Boot, Clock, Dice},
     credential::Credential,
-    issuer::{IssueError, IssueFacts, Issuer, Order, Reason, Scope, Signers},
+    issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope, Signers},
     jose::Signer,
-    keys::{Certificates, Keyring, Purpose},
+    keys::{Certificates, ClientCertificate, Keyring, Purpose},
     policy::{CredentialRule, Grant},
     proof::Target,
     secret::Fingerprint,
@@ -146,11 +146,14 @@ pub fn new(
 ) -> (Broker, Keeper) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let own_way = sender.downgrade();
+    let (reuse, reused) = mpsc::channel(MOST_REUSED);
     let shared = Arc::new(Shared {
         live: ArcSwap::default(),
         books: ArcSwap::from_pointee(books),
         remembered: ArcSwap::default(),
         report: RwLock::default(),
+        reuse,
+        reused: tokio::sync::Mutex::new(reused),
         clock,
     });
     let keeper = Keeper::new(Arc::clone(&shared), (receiver, own_way), dice, told, pending);
@@ -164,6 +167,31 @@ pub struct Broker {
     sender: mpsc::UnboundedSender<Request>,
 }
 
+/// So many that nobody has heard of yet wait; an issuer that says so at every asking adds nothing with more.
+const MOST_REUSED: usize = 64;
+
+/// An issuer says that it has seen a one-time value of ours before (ER-10).
+#[derive(Clone, Debug)]
+pub struct Reused {
+    /// What was ordered.
+    pub order: Order,
+    /// Whether it was issued all the same, to a value drawn anew.
+    pub was_issued: bool,
+    /// How the asking went.
+    pub facts: IssueFacts,
+}
+
+impl Shared {
+    /// Tells of it, if `issued` says that it was so.
+    fn look_out(&self, order: &Order, issued: &Issued) {
+        if issued.facts.one_time_reuse {
+            let (was_issued, facts) = (issued.result.is_ok(), issued.facts.clone());
+            // Whoever hears of it has enough to hear already.
+            let _ = self.reuse.try_send(Reused { order: order.clone(), was_issued, facts });
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     live: ArcSwap<Shelves>,
@@ -171,6 +199,8 @@ struct Shared {
     /// What issuers told of their endpoints before the settings were read again: those of now may not have been asked yet.
     remembered: ArcSwap<HashMap<Arc<str>, Arc<Vec<Target>>>>,
     report: RwLock<Report>,
+    reuse: mpsc::Sender<Reused>,
+    reused: tokio::sync::Mutex<mpsc::Receiver<Reused>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -413,6 +443,30 @@ impl Broker {
         rule: &CredentialRule,
         next: &Arc<dyn Signer>,
     ) -> Result<(), IssueError> {
+        let with = |signers| Signers { client: Some(Arc::clone(next)), before: None, ..signers };
+        self.try_with(identity, rule, with).await
+    }
+
+    /// The same for `next` as the client certificate of `identity`.
+    ///
+    /// # Errors
+    /// What the issuer said instead.
+    async fn try_certificate(
+        &self,
+        identity: &Arc<str>,
+        rule: &CredentialRule,
+        next: &Arc<ClientCertificate>,
+    ) -> Result<(), IssueError> {
+        let with = |signers| Signers { certificates: vec![Arc::clone(next)], ..signers };
+        self.try_with(identity, rule, with).await
+    }
+
+    async fn try_with(
+        &self,
+        identity: &Arc<str>,
+        rule: &CredentialRule,
+        with: impl FnOnce(Signers) -> Signers,
+    ) -> Result<(), IssueError> {
         let books = self.shared.books.load_full();
         let order = match books.order_for(identity, rule, Arc::clone(&rule.scope)) {
             // What is kept of one that lives would say nothing of the key.
@@ -421,10 +475,16 @@ impl Broker {
             Err(_) => return Err(absent(identity, "issuer")),
         };
         let (issuer, signers) = self.shared.placed(&books, &order)?;
-        let signers = Signers { client: Some(Arc::clone(next)), before: None, ..signers };
-        let credential = issuer.issue(&order, &signers, None).await.result?;
+        let issued = issuer.issue(&order, &with(signers), None).await;
+        self.shared.look_out(&order, &issued);
+        let credential = issued.result?;
         let _ = self.sender.send(Request::Revoke(order, Arc::new(credential), Cause::Unclaimed));
         Ok(())
+    }
+
+    /// The next time that an issuer says that it has seen a one-time value of ours before (ER-10). For one listener.
+    pub async fn reused(&self) -> Option<Reused> {
+        self.shared.reused.lock().await.recv().await
     }
 
     /// How things are.

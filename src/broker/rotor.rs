@@ -1,6 +1,8 @@
 //! Keys that make room for others, while orders are placed with them. In go keys with what is due, and the time; out come turns:
 //! what was made, what signs now, what is destroyed. A new key signs only once every issuer has taken it: it is tried
-//! there, so that a key nobody has registered yet never costs a workload its token (KEY-05).
+//! there, so that a key nobody has registered yet never costs a workload its token (KEY-05). So is the next client certificate,
+//! which is shown before its time where every issuer takes it (MT-05). Over 400 lines, because a key and a certificate of one
+//! identity are turned together, and what each does can only be judged beside the other.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -15,7 +17,10 @@ use crate::{
     clock::{Boot, Clock},
     issuer::IssueError,
     jose::Signer,
-    keys::{Due, KeyError, Keyring, Now, Purpose, rotation::RETRY},
+    keys::{
+        CertificateError, Certificates, ClientCertificate, Due, KeyError, Keyring, Now, Purpose, Rotated,
+        rotation::{PROPAGATION, RETRY},
+    },
     policy::{CredentialRule, Policy},
 };
 
@@ -78,9 +83,33 @@ pub enum Turned {
     },
     /// What is bound from now on is bound by another key.
     Proofs,
+    /// The next client certificate was made, and can be registered; it is not shown yet.
+    CertificatePublished {
+        /// Its thumbprint (RFC 8705 3.1).
+        thumbprint: String,
+    },
+    /// It is shown from now on.
+    CertificateShown {
+        /// Its thumbprint.
+        thumbprint: String,
+    },
+    /// An issuer does not take it yet: it is tried again later, and the one before goes on.
+    CertificateNotTaken {
+        /// Its thumbprint.
+        thumbprint: String,
+        /// What the issuer said.
+        why: String,
+    },
+    /// A certificate could not be made, or not be put in its place.
+    CertificateFailed(CertificateError),
+    /// The certificate is of others: nothing was done with it, and this is to be done instead.
+    NotOurs {
+        /// By whom, and where.
+        instead: String,
+    },
     /// It could not be done.
     Failed(KeyError),
-    /// There is none that signs assertions: nothing was done, and this is to be done instead.
+    /// There is none that proves who asks: nothing was done, and this is to be done instead.
     NoKey {
         /// By whom, and where.
         instead: String,
@@ -91,30 +120,102 @@ pub enum Turned {
 #[derive(Debug)]
 pub struct Rotor {
     keys: Keyring,
+    certificates: Certificates,
     policy: Arc<Policy>,
     broker: Broker,
     clock: Arc<dyn Clock>,
     trials: JoinSet<Trial>,
     /// Who tells issuers of keys, where there is somebody.
     registrar: Option<Registrar>,
-    trying: HashSet<Arc<str>>,
+    trying: HashSet<(Arc<str>, Kind)>,
     /// Whose keys are left alone until then: an issuer did not take one, or something could not be done.
-    not_before: HashMap<Arc<str>, Boot>,
+    not_before: HashMap<(Arc<str>, Kind), Boot>,
+    /// Which next certificates were seen, and since when.
+    published: HashMap<Arc<str>, (String, Boot)>,
+}
+
+/// What is turned.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Kind {
+    /// A client certificate.
+    Certificate,
+    /// A key that signs assertions.
+    Key,
 }
 
 #[derive(Debug)]
 struct Trial {
     identity: Arc<str>,
-    kid: String,
+    kind: Kind,
+    /// The key's id, or the certificate's thumbprint.
+    id: String,
     began: Boot,
     result: Result<(), IssueError>,
 }
 
+/// What is tried.
+enum Candidate {
+    Certificate(Arc<ClientCertificate>),
+    Key(Arc<dyn Signer>),
+}
+
+impl Candidate {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Certificate(_) => Kind::Certificate,
+            Self::Key(_) => Kind::Key,
+        }
+    }
+
+    fn id(&self) -> &str {
+        match self {
+            Self::Certificate(next) => next.thumbprint(),
+            Self::Key(next) => next.kid(),
+        }
+    }
+
+    /// Whether an issuer has to know it for what `rule` orders.
+    fn proves(&self, rule: &CredentialRule) -> bool {
+        match self {
+            Self::Certificate(_) => rule.terms.client_auth.is_mtls(),
+            Self::Key(_) => rule.terms.client_auth.needs_key(),
+        }
+    }
+
+    async fn try_at(
+        &self,
+        broker: &Broker,
+        identity: &Arc<str>,
+        rule: &CredentialRule,
+    ) -> Result<(), IssueError> {
+        match self {
+            Self::Certificate(next) => broker.try_certificate(identity, rule, next).await,
+            Self::Key(next) => broker.try_key(identity, rule, next).await,
+        }
+    }
+}
+
 impl Rotor {
-    /// Takes charge of `keys`.
-    pub fn new(keys: Keyring, policy: Arc<Policy>, broker: Broker, clock: Arc<dyn Clock>) -> Self {
-        let (trials, trying, not_before) = (JoinSet::new(), HashSet::new(), HashMap::new());
-        Self { keys, policy, broker, clock, trials, registrar: None, trying, not_before }
+    /// Takes charge of `keys` and `certificates`.
+    pub fn new(
+        keys: Keyring,
+        certificates: Certificates,
+        policy: Arc<Policy>,
+        broker: Broker,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            keys,
+            certificates,
+            policy,
+            broker,
+            clock,
+            trials: JoinSet::new(),
+            trying: HashSet::new(),
+            not_before: HashMap::new(),
+            published: HashMap::new(),
+            registrar: None,
+        }
     }
 
     /// The same, which has issuers told of keys where the settings name a registration (KEY-09).
@@ -146,9 +247,14 @@ impl Rotor {
         &self.keys
     }
 
+    /// The certificates as they are.
+    pub fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
     /// From now on, these keys and this policy: the settings were read again.
-    pub fn follow(&mut self, keys: Keyring, policy: Arc<Policy>) {
-        (self.keys, self.policy) = (keys, policy);
+    pub fn follow(&mut self, keys: Keyring, certificates: Certificates, policy: Arc<Policy>) {
+        (self.keys, self.certificates, self.policy) = (keys, certificates, policy);
         if let Some(registrar) = &mut self.registrar {
             // What was wrong may be mended.
             registrar.hurry(None);
@@ -174,7 +280,7 @@ impl Rotor {
                 Some(turn) = ended(&mut self.registrar, &*self.clock) => if let Some(turn) = turn {
                     if matches!(turn.what, Turned::Registered { .. }) {
                         // What was not taken before may be now.
-                        self.not_before.remove(&turn.identity);
+                        self.not_before.remove(&(Arc::clone(&turn.identity), Kind::Key));
                     }
                     return vec![turn];
                 },
@@ -183,35 +289,39 @@ impl Rotor {
         }
     }
 
-    /// Publishes the next key of `identity` now, or, if it is published already, tries it now.
+    /// Publishes the next key and the next certificate of `identity` now, or, if they are published already, tries them now.
     pub fn rotate(&mut self, identity: &Arc<str>) -> Vec<Turn> {
         let mut turns = Vec::new();
         // An operator does not wait.
-        self.not_before.remove(identity);
+        self.wait_no_more(identity);
         self.hurry(identity);
         match self.keys.next(identity) {
-            None if !self.signs(identity) => turns.push(self.no_key(identity)),
-            None => turns.push(self.begin(identity)),
-            Some(next) => self.try_out(identity, next),
+            None if self.signs(identity) => turns.push(self.begin(identity)),
+            None => {}
+            Some(next) => self.try_out(identity, Candidate::Key(next)),
         }
+        let begun = self.certificates.begin(identity, self.clock.wall());
+        turns.extend(self.certified(identity, begun));
+        turns.extend(self.no_key(identity));
         if self.proves(identity) {
             turns.push(self.renew_proofs(identity));
         }
         turns
     }
 
-    /// Destroys the keys of `identity` and makes others at once (KEY-07). What binds tokens is in memory: it
-    /// is renewed also where the file of the other key cannot be.
+    /// Destroys the keys of `identity`, that of its certificate too, and makes others at once (KEY-07). What binds tokens is in
+    /// memory: it is renewed also where the file of another key cannot be.
     pub fn replace(&mut self, identity: &Arc<str>) -> Vec<Turn> {
         let mut turns = Vec::new();
-        self.not_before.remove(identity);
+        self.wait_no_more(identity);
         self.hurry(identity);
         if self.signs(identity) {
             let replaced = self.keys.replace(identity, Now::by(&*self.clock));
             turns.push(self.turned(identity, replaced, |kid| Turned::Signs { kid }));
-        } else {
-            turns.push(self.no_key(identity));
         }
+        let replaced = self.certificates.replace(identity, self.clock.wall());
+        turns.extend(self.certified(identity, replaced));
+        turns.extend(self.no_key(identity));
         if self.proves(identity) {
             turns.push(self.renew_proofs(identity));
         }
@@ -231,6 +341,37 @@ impl Rotor {
         registrar.is_telling(&self.broker.shared.books.load(), identity, propagation, now)
     }
 
+    fn wait_no_more(&mut self, identity: &Arc<str>) {
+        self.not_before.retain(|(waiting, _), _| waiting != identity);
+    }
+
+    /// What came of an order about a certificate. One that is published already is tried now.
+    fn certified(&mut self, identity: &Arc<str>, done: Result<Rotated, CertificateError>) -> Option<Turn> {
+        let thumbprint = |of: &ClientCertificate| of.thumbprint().to_owned();
+        let what = match done {
+            Ok(Rotated::None) => return None,
+            Ok(Rotated::Next { next, made: false }) => {
+                self.try_out(identity, Candidate::Certificate(next));
+                return None;
+            }
+            Ok(Rotated::Next { next, made: true }) => {
+                Turned::CertificatePublished { thumbprint: thumbprint(&next) }
+            }
+            Ok(Rotated::Shown(shown)) => Turned::CertificateShown { thumbprint: thumbprint(&shown) },
+            Ok(Rotated::OfOthers { certificate, key }) => {
+                let key = key.map(|key| format!(" and its key {}", key.display())).unwrap_or_default();
+                let instead = format!(
+                    "have its CA revoke it if its key is in wrong hands, and issue another for a new key; put them \
+                     in place of {}{key}, then run: keybearer reload",
+                    certificate.display()
+                );
+                Turned::NotOurs { instead }
+            }
+            Err(error) => Turned::CertificateFailed(error),
+        };
+        Some(Turn { identity: Arc::clone(identity), what })
+    }
+
     /// Whether `identity` has a key that signs assertions.
     fn signs(&self, identity: &Arc<str>) -> bool {
         self.keys.signer(identity, Purpose::ClientAuth).is_some()
@@ -241,30 +382,21 @@ impl Rotor {
         self.keys.iter().any(|(name, purpose, _)| *name == **identity && matches!(purpose, Purpose::Dpop(_)))
     }
 
-    /// What an operator does where a certificate or a platform proves who asks: those are not ours to turn.
-    fn no_key(&self, identity: &Arc<str>) -> Turn {
+    /// What an operator does where a platform proves who asks, or nothing does: that is not ours to turn.
+    fn no_key(&self, identity: &Arc<str>) -> Option<Turn> {
+        if self.signs(identity) {
+            return None;
+        }
         let rules = self.policy.identities().filter(|known| known.name == *identity);
-        let ways = rules.flat_map(|known| known.credentials.values()).map(|rule| &rule.terms.client_auth);
-        let (mut certificate, mut platform) = (false, false);
-        for way in ways {
-            certificate |= way.is_mtls();
-            platform |= way.subject().is_some();
-        }
-        let mut instead = Vec::new();
-        if certificate {
-            instead.push(
-                "replace the certificate and key files that the settings name, or take away those that the \
-                 agent made, then run: keybearer reload",
-            );
-        }
-        if platform {
-            instead.push("revoke it at the platform that vouches for it, which keybearer cannot do");
-        }
-        if instead.is_empty() {
-            instead.push("give it a credential with client_auth = \"private_key_jwt\", or leave it as it is");
-        }
-        let instead = instead.join("; and ");
-        Turn { identity: Arc::clone(identity), what: Turned::NoKey { instead } }
+        let mut ways = rules.flat_map(|known| known.credentials.values()).map(|rule| &rule.terms.client_auth);
+        let instead = if ways.any(|way| way.subject().is_some()) {
+            "revoke it at the platform that vouches for it, which keybearer cannot do"
+        } else if self.certificates.has(identity) {
+            return None;
+        } else {
+            "give it a credential with client_auth = \"private_key_jwt\", or leave it as it is"
+        };
+        Some(Turn { identity: Arc::clone(identity), what: Turned::NoKey { instead: instead.into() } })
     }
 
     /// Does what is due.
@@ -276,10 +408,11 @@ impl Rotor {
         }
         // Before anything is done: what fails now makes nothing else of the same identity wait.
         self.not_before.retain(|_, then| now < *then);
-        let waiting: HashSet<Arc<str>> = self.not_before.keys().cloned().collect();
+        let waiting: HashSet<(Arc<str>, Kind)> = self.not_before.keys().cloned().collect();
+        let waits = |identity: &Arc<str>, kind| waiting.contains(&(Arc::clone(identity), kind));
         for (identity, due) in self.keys.due(now) {
             match due {
-                _ if waiting.contains(&identity) => {}
+                _ if waits(&identity, Kind::Key) => {}
                 Due::Begin => turns.push(self.begin(&identity)),
                 Due::Finish => {
                     let finished = self.keys.finish(&identity);
@@ -288,17 +421,31 @@ impl Rotor {
                 Due::Try if self.is_telling(&identity, now) => {}
                 Due::Try => {
                     if let Some(next) = self.keys.next(&identity) {
-                        self.try_out(&identity, next);
+                        self.try_out(&identity, Candidate::Key(next));
                     }
                 }
             }
         }
         for identity in self.keys.with_old_proofs(PROOF_KEY_AGE, now) {
-            if !waiting.contains(&identity) {
+            if !waits(&identity, Kind::Key) {
                 turns.push(self.renew_proofs(&identity));
             }
         }
+        for (identity, next) in self.certificates.next(self.clock.wall()) {
+            if self.is_known_by_now(&identity, &next, now) && !waits(&identity, Kind::Certificate) {
+                self.try_out(&identity, Candidate::Certificate(next));
+            }
+        }
         turns
+    }
+
+    /// Whether issuers have had time to hear of `next`. Since boot, not by its dates: the wall may be wrong (CLK-01).
+    fn is_known_by_now(&mut self, identity: &Arc<str>, next: &ClientCertificate, now: Boot) -> bool {
+        let seen = self.published.entry(Arc::clone(identity)).or_insert_with(|| (String::new(), now));
+        if seen.0 != next.thumbprint() {
+            *seen = (next.thumbprint().to_owned(), now);
+        }
+        now.since(seen.1) >= PROPAGATION
     }
 
     fn begin(&mut self, identity: &Arc<str>) -> Turn {
@@ -312,17 +459,20 @@ impl Rotor {
         self.turned(identity, renewed, |_| Turned::Proofs)
     }
 
-    /// Places one order of each issuer of `identity` with its next key, and gives back what comes.
-    fn try_out(&mut self, identity: &Arc<str>, next: Arc<dyn Signer>) {
-        if !self.trying.insert(Arc::clone(identity)) {
+    /// Places one order of each client of `identity` with its next key or certificate, and gives back what comes.
+    fn try_out(&mut self, identity: &Arc<str>, next: Candidate) {
+        if !self.trying.insert((Arc::clone(identity), next.kind())) {
             return;
         }
         let rules = self.policy.identities().find(|known| known.name == *identity);
-        let mut issuers = BTreeSet::new();
+        // Each client of it is registered by itself.
+        let mut clients = BTreeSet::new();
+        let mut is_another =
+            |rule: &CredentialRule| clients.insert((Arc::clone(&rule.issuer), Arc::clone(&rule.client_id)));
         let rules: Vec<Arc<CredentialRule>> = rules
             .into_iter()
             .flat_map(|known| known.credentials.values())
-            .filter(|rule| rule.terms.client_auth.needs_key() && issuers.insert(Arc::clone(&rule.issuer)))
+            .filter(|rule| next.proves(rule) && is_another(rule))
             .cloned()
             .collect();
         let (broker, identity) = (self.broker.clone(), Arc::clone(identity));
@@ -330,37 +480,58 @@ impl Rotor {
         self.trials.spawn(async move {
             let mut result = Ok(());
             for rule in rules {
-                result = broker.try_key(&identity, &rule, &next).await;
+                result = next.try_at(&broker, &identity, &rule).await;
                 if result.is_err() {
                     break;
                 }
             }
-            Trial { identity, kid: next.kid().to_owned(), began, result }
+            Trial { identity, kind: next.kind(), id: next.id().to_owned(), began, result }
         });
     }
 
     fn tried(&mut self, trial: Trial) -> Option<Turn> {
-        let Trial { identity, kid, began, result } = trial;
-        self.trying.remove(&identity);
+        let Trial { identity, kind, id, began, result } = trial;
+        let (whose, wall) = ((Arc::clone(&identity), kind), self.clock.wall());
+        self.trying.remove(&whose);
+        let next = match kind {
+            Kind::Key => self.keys.next(&identity).map(|next| next.kid().to_owned()),
+            Kind::Certificate => {
+                let mut all = self.certificates.next(wall).into_iter();
+                all.find(|(of, _)| *of == identity).map(|(_, next)| next.thumbprint().to_owned())
+            }
+        };
         // The keys were replaced meanwhile: what was found out says nothing of the one that is next now.
-        if self.keys.next(&identity).is_none_or(|next| next.kid() != kid) {
+        if next.is_none_or(|next| next != id) {
             return None;
         }
-        Some(match result {
-            Err(why) => {
-                // One that its issuer was told of meanwhile may be taken now.
-                let told = self.registrar.as_ref().and_then(|registrar| registrar.told(&identity));
-                if told.is_none_or(|told| told < began) {
-                    self.not_before.insert(Arc::clone(&identity), self.clock.boot() + RETRY);
-                }
-                Turn { identity, what: Turned::NotTaken { kid, why: why.to_string() } }
+        if let Err(why) = result {
+            // One that its issuer was told of meanwhile may be taken now.
+            let told = self.registrar.as_ref().and_then(|registrar| registrar.told(&identity));
+            if told.is_none_or(|told| told < began) {
+                self.not_before.insert(whose, self.clock.boot() + RETRY);
             }
-            Ok(()) => {
-                self.not_before.remove(&identity);
-                let switched = self.keys.switch(&identity, Now::by(&*self.clock));
-                self.turned(&identity, switched, |kid| Turned::Signs { kid })
+            let why = why.to_string();
+            let what = match kind {
+                Kind::Key => Turned::NotTaken { kid: id, why },
+                Kind::Certificate => Turned::CertificateNotTaken { thumbprint: id, why },
+            };
+            return Some(Turn { identity, what });
+        }
+        self.not_before.remove(&whose);
+        if kind == Kind::Key {
+            let switched = self.keys.switch(&identity, Now::by(&*self.clock));
+            return Some(self.turned(&identity, switched, |kid| Turned::Signs { kid }));
+        }
+        let what = match self.certificates.show(&identity, &id, wall) {
+            Ok(true) => Turned::CertificateShown { thumbprint: id },
+            // It was shown in its time meanwhile, or made anew.
+            Ok(false) => return None,
+            Err(error) => {
+                self.not_before.insert(whose, self.clock.boot() + RETRY);
+                Turned::CertificateFailed(error)
             }
-        })
+        };
+        Some(Turn { identity, what })
     }
 
     fn turned(
@@ -372,7 +543,7 @@ impl Rotor {
         let what = match keys {
             Err(error) => {
                 // It stays due. Without a pause it would be tried again at once, and fill the ledger.
-                self.not_before.insert(Arc::clone(identity), self.clock.boot() + RETRY);
+                self.not_before.insert((Arc::clone(identity), Kind::Key), self.clock.boot() + RETRY);
                 Turned::Failed(error)
             }
             Ok(keys) => {
@@ -411,13 +582,16 @@ mod tests {
             terms::{ClientAuth, SvidSource, Terms},
         },
         jose::Algorithm,
-        keys::{Custody, KeySettings, RotationSettings, SealingKey, rotation::PROPAGATION},
+        keys::{
+            CertificateSettings, Custody, KeySettings, RotationSettings, SealingKey, SignedBy,
+            rotation::PROPAGATION,
+        },
         policy::{Assurance, Identity, Per, Proofs, Selectors},
         proof::Target,
         secret::Secret,
     };
 
-    /// An issuer that keeps the set of keys it fetched for ten minutes.
+    /// An issuer that keeps the set of keys and certificates it fetched for ten minutes.
     #[derive(Debug)]
     struct Caching {
         clock: Arc<PausedClock>,
@@ -430,7 +604,7 @@ mod tests {
     impl Issuer for Caching {
         fn issue<'a>(
             &'a self,
-            _: &'a Order,
+            order: &'a Order,
             signers: &'a Signers,
             _: Option<&'a Credential>,
         ) -> Pending<'a, Issued> {
@@ -440,7 +614,10 @@ mod tests {
                 if cache.1.is_empty() || now.since(cache.0) >= Duration::from_secs(600) {
                     *cache = (now, self.published.lock().unwrap().clone());
                 }
-                let kid = signers.client.as_ref().unwrap().kid();
+                let kid = match order.terms.client_auth.is_mtls() {
+                    true => signers.certificates[0].thumbprint(),
+                    false => signers.client.as_ref().unwrap().kid(),
+                };
                 let result = if cache.1.contains(kid) {
                     let token = format!("{kid}-{}", now.as_nanos());
                     let minted = minted(&token, now, self.clock.wall(), Duration::from_secs(300));
@@ -554,9 +731,20 @@ mod tests {
     }
 
     fn stage_with(settings: KeySettings, policy: Arc<Policy>) -> Stage {
+        certified(settings, policy, None)
+    }
+
+    /// One whose identity shows a certificate.
+    fn certified(
+        settings: KeySettings,
+        policy: Arc<Policy>,
+        certificate: Option<CertificateSettings>,
+    ) -> Stage {
         let clock = PausedClock::new();
         let now = Now::by(&*clock);
         let keys = Keyring::open(&[("payments".into(), settings)].into(), &Keyring::default(), now).unwrap();
+        let wanted = certificate.map(|settings| ("payments".into(), settings)).into_iter().collect();
+        let certificates = Certificates::open(&wanted, &Certificates::default(), &keys, now.wall).unwrap();
         let issuer = Arc::new(Caching {
             clock: Arc::clone(&clock),
             published: Mutex::default(),
@@ -567,10 +755,11 @@ mod tests {
         let issuers = [("corp".into(), Arc::clone(&issuer) as Arc<dyn Issuer>)].into();
         let (telling, told) = mpsc::unbounded_channel();
         let dice = SeededDice::from_seed(3);
-        let books = Books { issuers, keys: keys.clone(), ..Books::default() };
+        let books =
+            Books { issuers, keys: keys.clone(), certificates: certificates.clone(), ..Books::default() };
         let (broker, keeper) = crate::broker::new(books, Arc::clone(&clock) as _, dice, telling, None);
         tokio::spawn(keeper.run());
-        let rotor = Rotor::new(keys, policy, broker.clone(), Arc::clone(&clock) as _);
+        let rotor = Rotor::new(keys, certificates, policy, broker.clone(), Arc::clone(&clock) as _);
         let stage = Stage { issuer, clock, broker, rotor, told };
         stage.publish();
         stage
@@ -580,6 +769,8 @@ mod tests {
         /// What whoever serves the key set does with every export.
         fn publish(&self) {
             let kids = self.rotor.keys().to_register().map(|(_, key)| key.kid().to_owned());
+            let all = self.rotor.certificates().to_register().flat_map(|(_, all)| all);
+            let kids = kids.chain(all.map(|one| one.thumbprint().to_owned()));
             *self.issuer.published.lock().unwrap() = kids.collect();
         }
     }
@@ -798,8 +989,7 @@ mod tests {
             spiffe_id: "spiffe://example.com/payments".into(),
         };
         let cases = [
-            (ClientAuth::TlsClientAuth, "keybearer reload"),
-            (ClientAuth::SelfSignedTlsClientAuth, "keybearer reload"),
+            (ClientAuth::PrivateKeyJwt, "give it a credential with client_auth"),
             (ClientAuth::SpiffeJwt(spiffe), "at the platform"),
         ];
         for (client_auth, words) in cases {
@@ -820,6 +1010,171 @@ mod tests {
                     assert_eq!(before != binds(&stage.rotor), proofs == 1, "what binds tokens is renewed");
                 }
             }
+        }
+    }
+
+    const SHOWS: ClientAuth = ClientAuth::SelfSignedTlsClientAuth;
+
+    /// One whose identity shows a certificate of its own in `dir`, and signs nothing.
+    fn showing(dir: &tempfile::TempDir, signed_by: SignedBy) -> Stage {
+        shut(dir, false);
+        let certificate = CertificateSettings {
+            custody: Custody::File { path: dir.path().join("payments.pem") },
+            signed_by,
+            san_uri: None,
+            lifetime: Duration::from_secs(30 * 86_400),
+            export: false,
+        };
+        let client_auth = match certificate.signed_by {
+            SignedBy::Itself => SHOWS,
+            SignedBy::Others(_) => ClientAuth::TlsClientAuth,
+        };
+        certified(KeySettings { client: false, ..in_memory() }, policy_by(client_auth), Some(certificate))
+    }
+
+    impl Stage {
+        /// The thumbprints of what is shown: what is now, then what was.
+        fn shown(&self) -> Vec<String> {
+            let all = self.rotor.certificates().of(&"payments".into(), self.clock.wall());
+            all.iter().map(|one| one.thumbprint().to_owned()).collect()
+        }
+
+        async fn ordered(&self) -> Result<crate::broker::Fetched, crate::broker::Failure> {
+            let terms = Arc::new(Terms { client_auth: SHOWS, ..Terms::clone(&bound().terms) });
+            let order = Order { terms, ..bound() };
+            self.broker.fetch_order(order, Duration::ZERO, Duration::from_secs(1)).await
+        }
+    }
+
+    fn published(turns: &[Turn]) -> Option<String> {
+        turns.iter().find_map(|turn| match &turn.what {
+            Turned::CertificatePublished { thumbprint } => Some(thumbprint.clone()),
+            _ => None,
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_certificate_is_shown_once_its_issuers_take_it() {
+        // MT-05, KEY-05, S34
+        let dir = tempfile::tempdir().unwrap();
+        let mut stage = showing(&dir, SignedBy::Itself);
+        let payments: Arc<str> = "payments".into();
+        let first = stage.shown();
+        let turns = stage.rotor.rotate(&payments);
+        let next = published(&turns).unwrap();
+        assert_eq!((stage.shown(), turns.len()), (first.clone(), 2), "{turns:?}");
+        // Nobody registers it: it is tried after a while, again and again, and not shown.
+        let began = stage.clock.boot();
+        for _ in 0..3 {
+            let turns = stage.rotor.turn().await;
+            assert!(
+                matches!(&turns[..], [Turn { what: Turned::CertificateNotTaken { thumbprint, why }, .. }]
+                    if *thumbprint == next && why.contains("invalid_client")),
+                "{turns:?}"
+            );
+        }
+        assert!(stage.clock.boot().since(began) >= PROPAGATION + RETRY + RETRY);
+        assert_eq!(stage.shown(), first);
+        stage.ordered().await.unwrap();
+        // Registered at last, and an operator does not wait for the next trial.
+        stage.publish();
+        sleep(Duration::from_secs(600)).await;
+        assert_eq!(published(&stage.rotor.rotate(&payments)), None, "it is the same still");
+        let turns = stage.rotor.turn().await;
+        assert!(
+            matches!(&turns[..], [Turn { what: Turned::CertificateShown { thumbprint }, .. }] if *thumbprint == next),
+            "{turns:?}"
+        );
+        assert_eq!(stage.shown(), [next, first[0].clone()], "the one before is at hand until it ends");
+        assert_eq!(crate::broker::tests::next_revoked(&mut stage.told).await.cause, Cause::Unclaimed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_made_in_its_time_is_tried_too() {
+        // MT-05
+        let dir = tempfile::tempdir().unwrap();
+        let mut stage = showing(&dir, SignedBy::Itself);
+        let payments: Arc<str> = "payments".into();
+        stage.clock.push_wall(21);
+        stage.rotor.certificates().tend(&payments, Now::by(&*stage.clock));
+        stage.publish();
+        let turns = timeout(Duration::from_secs(86_400), stage.rotor.turn()).await.expect("before its time");
+        assert!(matches!(&turns[..], [Turn { what: Turned::CertificateShown { .. }, .. }]), "{turns:?}");
+        assert!(stage.clock.seconds() >= PROPAGATION.as_secs_f64());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_an_emergency_the_key_of_the_certificate_goes_too() {
+        // KEY-07, MT-05
+        let dir = tempfile::tempdir().unwrap();
+        let mut stage = showing(&dir, SignedBy::Itself);
+        let payments: Arc<str> = "payments".into();
+        stage.rotor.rotate(&payments);
+        stage.publish();
+        sleep(Duration::from_secs(600)).await;
+        // One is tried while all of them are replaced: what comes of that says nothing of what is shown now.
+        stage.rotor.rotate(&payments);
+        let pem = fs::read_to_string(dir.path().join("payments.pem")).unwrap();
+        let gone = stage.rotor.certificates().to_register().flat_map(|(_, all)| all);
+        let gone: Vec<String> = gone.map(|one| one.thumbprint().to_owned()).collect();
+        assert_eq!(gone.len(), 2);
+        let turns = stage.rotor.replace(&payments);
+        let [Turn { what: Turned::CertificateShown { thumbprint }, .. }, _] = &turns[..] else {
+            panic!("{turns:?}");
+        };
+        assert_eq!(stage.shown().iter().collect::<Vec<_>>(), [thumbprint]);
+        assert!(!gone.contains(thumbprint));
+        let files: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path()).collect();
+        assert_eq!(files, [dir.path().join("payments.pem")], "nothing of the others is left");
+        assert_ne!(fs::read_to_string(&files[0]).unwrap(), pem);
+        let turned = timeout(Duration::from_secs(60), stage.rotor.turn()).await;
+        assert!(turned.is_err() && stage.rotor.trying.is_empty(), "{turned:?}");
+        // It has to be registered first.
+        assert!(stage.ordered().await.is_err());
+        stage.publish();
+        sleep(Duration::from_secs(600)).await;
+        stage.ordered().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_that_cannot_be_made_leaves_the_one_before() {
+        // KEY-07
+        let dir = tempfile::tempdir().unwrap();
+        let mut stage = showing(&dir, SignedBy::Itself);
+        let (payments, first): (Arc<str>, _) = ("payments".into(), stage.shown());
+        shut(&dir, true);
+        for act in [Rotor::rotate, Rotor::replace] {
+            let turns = act(&mut stage.rotor, &payments);
+            assert!(
+                matches!(&turns[0].what, Turned::CertificateFailed(error) if error.to_string().contains("KEY_PERM"))
+            );
+            assert!(matches!(turns[1].what, Turned::Proofs), "what binds tokens is renewed all the same");
+            assert_eq!(stage.shown(), first);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_shows_a_certificate_of_a_ca_is_told_what_to_do_there() {
+        // KEY-07, X5-03
+        let dir = tempfile::tempdir().unwrap();
+        shut(&dir, false);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = rcgen::CertificateParams::new(vec![]).unwrap().self_signed(&key).unwrap();
+        let chain = dir.path().join("payments.crt");
+        for (path, text) in [(&chain, leaf.pem()), (&dir.path().join("payments.pem"), key.serialize_pem())] {
+            fs::write(path, text).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let mut stage = showing(&dir, SignedBy::Others(chain.clone()));
+        for act in [Rotor::rotate, Rotor::replace] {
+            let before = fs::read_to_string(&chain).unwrap();
+            let turns = act(&mut stage.rotor, &"payments".into());
+            let Turned::NotOurs { instead } = &turns[0].what else { panic!("{turns:?}") };
+            for words in ["its CA", "payments.crt", "payments.pem", "keybearer reload"] {
+                assert!(instead.contains(words), "{instead}");
+            }
+            assert_eq!(fs::read_to_string(&chain).unwrap(), before);
+            assert_eq!(turns.len(), 2, "what binds tokens is renewed");
         }
     }
 }

@@ -37,6 +37,12 @@ impl PausedClock {
     pub(super) fn seconds(&self) -> f64 {
         self.start.elapsed().as_secs_f64()
     }
+
+    /// The wall says so many days more.
+    pub(super) fn push_wall(&self, days: i64) {
+        let mut wall = self.wall.lock().unwrap();
+        *wall += jiff::SignedDuration::from_hours(24 * days);
+    }
 }
 
 impl Clock for PausedClock {

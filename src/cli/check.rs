@@ -1,4 +1,4 @@
-//! `keybearer check`: the settings, read as the agent reads them.
+//! `keybearer check`: the settings, read as the agent reads them; and the dates of certificates that only a CA can make anew.
 
 use std::path::PathBuf;
 
@@ -9,6 +9,7 @@ use super::{Exit, environment, paint, print_json};
 use crate::{
     clock::SystemClock,
     config::{DEFAULT_PATH, load},
+    keys::{CertificateError, Ending, endings},
 };
 
 #[derive(Args, Debug)]
@@ -23,16 +24,29 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn run(self) -> Result<(), Exit> {
-        let checked = load(&self.file, &environment(), SystemClock::shared().wall());
+        let now = SystemClock::shared().wall();
+        let checked = load(&self.file, &environment(), now);
+        // X5-03. The settings are sound all the same.
+        let mut warnings: Vec<String> = checked.as_ref().map_or_else(
+            |_| vec![],
+            |settings| {
+                let words = |ending: Result<Ending, CertificateError>| match ending {
+                    Ok(ending) => ending.words(now),
+                    Err(error) => Some(error.to_string()),
+                };
+                endings(&settings.certificates).filter_map(words).collect()
+            },
+        );
         let mistakes = checked.as_ref().err().map(Vec::as_slice).unwrap_or_default();
         // Whether the unit is given a credential, only the agent knows.
-        let warnings: Vec<String> = match &checked {
-            Ok(settings) if !settings.kept.sealing.names_a_key() => vec![format!(
+        if let Ok(settings) = &checked
+            && !settings.kept.sealing.names_a_key()
+        {
+            warnings.push(format!(
                 "unless the service manager gives the agent a sealing key (keybearer status tells), {}",
                 settings.kept.sealing.advice()
-            )],
-            _ => vec![],
-        };
+            ));
+        }
         if self.json {
             let list: Vec<_> = mistakes
                 .iter()
@@ -42,6 +56,9 @@ impl Check {
         } else {
             for mistake in mistakes {
                 paint::line(&mistake.to_string())?;
+            }
+            for warning in &warnings {
+                paint::line(&format!("{} {warning}", paint::bold("note")))?;
             }
         }
         match checked {

@@ -51,7 +51,7 @@ pub(super) struct Revoke {
     identity: String,
     /// Only this credential of it.
     credential: Option<String>,
-    /// Destroy its keys too, at once. Nothing is issued to it until the new one is registered.
+    /// Destroy its keys too, that of its certificate among them, at once. Nothing is issued to it until the new one is registered.
     #[arg(long)]
     keys: bool,
     #[command(flatten)]

@@ -5,11 +5,16 @@ use std::path::PathBuf;
 use crate::{
     attest::{Evidence, Hold, Level},
     config::{IssuerSettings, Settings},
-    keys::{Keyring, Purpose, remains, unsealed},
+    keys::{Certificates, Keyring, Purpose, remains, unsealed},
     serve::operator::{Facts, KeyFacts},
 };
 
-pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidence>) -> Facts {
+pub(super) fn facts(
+    settings: &Settings,
+    keys: &Keyring,
+    certificates: &Certificates,
+    probed: Option<&Evidence>,
+) -> Facts {
     let url = |issuer: &IssuerSettings| match issuer {
         IssuerSettings::Acme(acme) => acme.directory.clone(),
         IssuerSettings::Est(est) => est.url.clone(),
@@ -59,6 +64,7 @@ pub(super) fn facts(settings: &Settings, keys: &Keyring, probed: Option<&Evidenc
             .collect(),
         disabled: Default::default(),
         issuers: settings.issuers.iter().map(|(name, issuer)| (name.to_string(), url(issuer))).collect(),
+        endings: certificates.of_others(),
         warnings,
         reload_error: String::new(),
     }

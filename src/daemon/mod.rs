@@ -183,7 +183,7 @@ impl Daemon {
             .map_err(|error| BuildError::Disabled(settings.kept.disabled.clone(), error))?;
         let rules = rules(&settings, &disabled);
         let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
-        let mut facts = facts(&settings, &keys, probed.as_ref());
+        let mut facts = facts(&settings, &keys, &certificates, probed.as_ref());
         facts.disabled = disabled.iter().map(|(name, why)| (name.to_string(), why.clone())).collect();
         let exports = settings.exports.values().cloned().map(Listener::bind).collect::<Result<_, _>>()?;
         Ok(Self {
@@ -315,26 +315,31 @@ impl Daemon {
         let answer = move |session, request| http_face.clone().answer(session, request);
         faces.spawn(serve_on(http, Door::Own, Speaks::Http, Arc::clone(&journey), answer, stopped, drain));
 
-        let rotor =
-            Rotor::new(keys, Arc::clone(&settings.policy), journey.broker().clone(), Arc::clone(&clock))
-                .telling(registrar);
+        let rotor = Rotor::new(
+            keys,
+            certificates,
+            Arc::clone(&settings.policy),
+            journey.broker().clone(),
+            Arc::clone(&clock),
+        )
+        .telling(registrar);
         let journey_kept = Arc::clone(&journey);
-        let told = HashSet::new();
+        let (told, told_ends) = (HashSet::new(), HashSet::new());
         let next_look = clock.boot() + steward::LOOK;
         let mut steward = Steward {
             journey: journey_kept,
             settings,
             rotor,
-            certificates,
             disabled,
             origin,
             facts,
             clock,
             dice,
             told,
+            told_ends,
             next_look,
         };
-        steward.count_down().await;
+        steward.look().await;
         steward.tend();
         tell_manager(&[sd_notify::NotifyState::Ready]);
         tracing::info!(identities = steward.settings.policy.identities().count(), "ready");

@@ -1,5 +1,5 @@
 //! Whoever does what an operator orders, and what time brings: settings read again, keys that make room for others, identities
-//! switched off and on, exceptions that come to their end. One task; it owns the settings and the keys. In go acts and
+//! switched off and on, exceptions and certificates that come to their end. One task; it owns the settings and the keys. In go acts and
 //! moments; out come words for the operator, and a record of each.
 
 use std::{
@@ -23,16 +23,19 @@ use crate::{
     config::{Mistake, Settings, load},
     issuer::Order,
     journey::Journey,
-    keys::{Certificates, Keyring, Now, rotation::settled},
+    keys::{Certificates, Keyring, Now, Urgency, rotation::settled},
     policy::{Per, Policy},
     serve::operator::{Act, Facts},
 };
 
-/// How often exceptions are looked at.
+/// How often exceptions and certificates are looked at, at least.
 pub(super) const LOOK: Duration = Duration::from_secs(3600);
 
 /// So many days before its end an exception is told of (S36).
 const COUNTDOWN: [i64; 3] = [30, 7, 1];
+
+/// Looks that a certificate of a short life asks for are so far apart at least.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 type Said = Result<Vec<String>, Vec<String>>;
 
@@ -57,7 +60,7 @@ impl Noted {
 pub(super) enum Due {
     /// Keys were turned: it is to be written down.
     Turns(Vec<Turn>),
-    /// Exceptions are to be looked at.
+    /// Exceptions and certificates are to be looked at.
     Look,
 }
 
@@ -66,7 +69,6 @@ pub(super) struct Steward {
     pub(super) journey: Arc<Journey>,
     pub(super) settings: Settings,
     pub(super) rotor: Rotor,
-    pub(super) certificates: Certificates,
     /// Those switched off, and why.
     pub(super) disabled: BTreeMap<Arc<str>, String>,
     pub(super) origin: Origin,
@@ -75,7 +77,9 @@ pub(super) struct Steward {
     pub(super) dice: Arc<dyn Dice>,
     /// Which exceptions have been told of, and how many days before their end.
     pub(super) told: HashSet<(String, i64)>,
-    /// When exceptions are looked at again. Kept, so that nobody who interrupts puts it off.
+    /// Which certificates have been told of, and how urgently.
+    pub(super) told_ends: HashSet<(String, Urgency)>,
+    /// When exceptions and certificates are looked at again. Kept, so that nobody who interrupts puts it off.
     pub(super) next_look: Boot,
 }
 
@@ -94,10 +98,7 @@ impl Steward {
     pub(super) async fn see_to(&mut self, due: Due) {
         match due {
             Due::Turns(turns) => drop(self.note(turns).await),
-            Due::Look => {
-                self.next_look = self.clock.boot() + LOOK;
-                self.count_down().await;
-            }
+            Due::Look => self.look().await,
         }
     }
 
@@ -171,8 +172,10 @@ impl Steward {
         let mut noted = Noted::default();
         if keys {
             let turns = self.rotor.replace(&identity);
-            let signs = turns.iter().any(|turn| matches!(turn.what, Turned::Signs { .. }));
-            let kept = turns.iter().any(|turn| matches!(turn.what, Turned::Failed(_)));
+            let any = |is: fn(&Turned) -> bool| turns.iter().any(|turn| is(&turn.what));
+            let signs = any(|what| matches!(what, Turned::Signs { .. }));
+            let shown = any(|what| matches!(what, Turned::CertificateShown { .. }));
+            let kept = any(|what| matches!(what, Turned::Failed(_) | Turned::CertificateFailed(_)));
             noted = self.note(turns).await;
             if signs {
                 let told = self.rotor.registers(&identity);
@@ -182,6 +185,12 @@ impl Steward {
                         .into(),
                     false => "register the new key at the issuer: keybearer keys export".into(),
                 });
+            }
+            if shown {
+                noted.said.push(format!(
+                    "register the new certificate at the issuer, which takes nothing until then: \
+                     keybearer keys export --identity {identity}"
+                ));
             }
             if kept {
                 noted.failed.push(format!(
@@ -255,6 +264,27 @@ impl Steward {
                 Turned::Proofs => {
                     (Outcome::Success, format!("{identity}: another key for what is bound from now on"))
                 }
+                Turned::CertificatePublished { thumbprint } => (
+                    Outcome::Success,
+                    format!(
+                        "{identity}: the next certificate {thumbprint} is published (keybearer keys export --identity \
+                         {identity}); it is shown once every issuer takes it, or when the one before is near its end"
+                    ),
+                ),
+                Turned::CertificateShown { thumbprint } => {
+                    (Outcome::Success, format!("{identity}: certificate {thumbprint} is shown from now on"))
+                }
+                Turned::CertificateNotTaken { thumbprint, why } => (
+                    Outcome::Failed,
+                    format!(
+                        "{identity}: the next certificate {thumbprint} is not taken yet, the one before goes on: {why}"
+                    ),
+                ),
+                Turned::CertificateFailed(error) => (Outcome::Failed, error.to_string()),
+                Turned::NotOurs { instead } => (
+                    Outcome::Failed,
+                    format!("the certificate of {identity} is not the agent's to make: {instead}"),
+                ),
                 Turned::Failed(error) => (Outcome::Failed, error.to_string()),
                 Turned::NoKey { instead } => {
                     (Outcome::Failed, format!("{identity} has no key that signs assertions: {instead}"))
@@ -263,7 +293,14 @@ impl Steward {
             if outcome == Outcome::Failed {
                 tracing::warn!("{words}");
             }
-            if matches!(what, Turned::Failed(_) | Turned::NoKey { .. }) {
+            let undone = matches!(
+                what,
+                Turned::CertificateFailed(_)
+                    | Turned::Failed(_)
+                    | Turned::NoKey { .. }
+                    | Turned::NotOurs { .. }
+            );
+            if undone {
                 noted.failed.push(words.clone())
             } else {
                 noted.said.push(words.clone())
@@ -280,8 +317,38 @@ impl Steward {
         broker.tend(tended(&self.settings, &self.disabled, broker));
     }
 
+    /// Tells of what comes to its end, and sees when the next look is due: certificates may live shorter than the time between.
+    pub(super) async fn look(&mut self) {
+        self.count_down().await;
+        self.certificates_end().await;
+        let now = self.clock.wall();
+        let endings = self.rotor.certificates().of_others().into_iter();
+        let next = endings.filter_map(|ending| ending.next(now)).min();
+        let wait = next.and_then(|next| Duration::try_from(next.duration_since(now)).ok());
+        let wait = wait.map_or(LOOK, |wait| wait.clamp(LOOK_AGAIN, LOOK));
+        self.next_look = self.clock.boot() + wait;
+    }
+
+    /// X5-03: certificates of others, which the agent cannot make anew, each told of once for each step.
+    async fn certificates_end(&mut self) {
+        let (now, endings) = (self.clock.wall(), self.rotor.certificates().of_others());
+        self.told_ends.retain(|(told, _)| endings.iter().any(|ending| ending.thumbprint == *told));
+        for ending in endings {
+            let (Some(urgency), Some(words)) = (ending.urgency(now), ending.words(now)) else { continue };
+            if !self.told_ends.insert((ending.thumbprint, urgency)) {
+                continue;
+            }
+            match urgency {
+                Urgency::Soon => tracing::warn!("{words}"),
+                Urgency::Critical | Urgency::Ended => tracing::error!("{words}"),
+            }
+            let entry = self.entry(EventType::CertificateEnding, Outcome::Success);
+            self.record(entry.because(urgency.as_str()).detail(words)).await;
+        }
+    }
+
     /// S36: exceptions that end soon, each told of once for each step.
-    pub(super) async fn count_down(&mut self) {
+    async fn count_down(&mut self) {
         let now = self.clock.wall();
         let mut ending = Vec::new();
         for identity in self.settings.policy.identities() {
@@ -325,6 +392,8 @@ impl Steward {
             tracing::info!("reloaded: {told}");
         }
         self.record(self.entry(kind, outcome).detail(told)).await;
+        // Files that were read now may say other dates.
+        self.look().await;
         tell_manager(&[sd_notify::NotifyState::Ready]);
         done
     }
@@ -335,7 +404,7 @@ impl Steward {
         let keys = Keyring::open(&settings.keys, self.rotor.keys(), Now::by(&*self.clock))
             .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let certificates =
-            Certificates::open(&settings.certificates, &self.certificates, &keys, self.clock.wall())
+            Certificates::open(&settings.certificates, self.rotor.certificates(), &keys, self.clock.wall())
                 .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let books = books(&settings, &keys, &certificates, &self.clock, &self.dice)
             .map_err(|error| vec![error.to_string()])?;
@@ -353,15 +422,15 @@ impl Steward {
         self.journey.follow(rules(&settings, &self.disabled));
         let keep = orders(&books, &settings.policy, self.journey.broker());
         self.journey.broker().replace(books, keep);
-        self.rotor.follow(keys, Arc::clone(&settings.policy));
-        (self.settings, self.certificates) = (settings, certificates);
+        self.rotor.follow(keys, certificates, Arc::clone(&settings.policy));
+        self.settings = settings;
         self.refresh_facts();
         self.tend();
         Ok(changes)
     }
 
     fn refresh_facts(&self) {
-        let mut facts = facts(&self.settings, self.rotor.keys(), None);
+        let mut facts = facts(&self.settings, self.rotor.keys(), self.rotor.certificates(), None);
         facts.warnings.extend(self.rotor.troubles());
         let before = self.facts.load();
         facts.max_level = before.max_level.clone();
@@ -512,6 +581,11 @@ mod tests {
     }
 
     async fn house() -> House {
+        house_with(|_| String::new()).await
+    }
+
+    /// With more in the settings, which may name files in the directory.
+    async fn house_with(more: impl FnOnce(&Path) -> String) -> House {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let at = dir.path().display();
@@ -559,7 +633,7 @@ binding = "mtls"
 "#
         );
         let path = dir.path().join("agent.toml");
-        fs::write(&path, text).unwrap();
+        fs::write(&path, text + &more(dir.path())).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let clock: Arc<dyn Clock> = Arc::new(Paused(Instant::now()));
         let settings = load(&path, &BTreeMap::new(), clock.wall())
@@ -573,10 +647,15 @@ binding = "mtls"
         tokio::spawn(keeper.run());
         let broker = journey.broker().clone();
         let steward = Steward {
-            rotor: Rotor::new(keys, Arc::clone(&settings.policy), broker, Arc::clone(&clock)),
+            rotor: Rotor::new(
+                keys,
+                built.certificates,
+                Arc::clone(&settings.policy),
+                broker,
+                Arc::clone(&clock),
+            ),
             journey,
             settings,
-            certificates: built.certificates,
             disabled: built.disabled,
             origin: built.origin,
             facts: built.facts,
@@ -584,6 +663,7 @@ binding = "mtls"
             clock,
             dice: built.dice,
             told: HashSet::new(),
+            told_ends: HashSet::new(),
         };
         House { dir, steward }
     }
@@ -614,15 +694,95 @@ binding = "mtls"
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_is_told_to_register_a_key_that_was_not_made() {
-        // KEY-07
+    async fn the_key_of_a_certificate_is_destroyed_with_the_others() {
+        // KEY-07, MT-05
         let mut house = house().await;
+        let said = house.steward.act(Act::Rotate { identity: "web".into() }).await.unwrap().join("\n");
+        assert!(said.contains("the next certificate") && said.contains("is published"), "{said}");
+        house.shut(true);
         let said = house.steward.act(revoke("web")).await.unwrap_err().join("\n");
-        assert!(said.contains("web has no key that signs assertions"), "{said}");
-        assert!(said.contains("0 live credentials of web are being revoked"), "{said}");
-        assert!(!said.contains("register the new key") && !said.contains("signs from now on"), "{said}");
-        let said = house.steward.act(Act::Rotate { identity: "web".into() }).await.unwrap_err().join("\n");
-        assert!(said.contains("keybearer reload"), "{said}");
+        for words in ["KEY_PERM", "keybearer disable web", "0 live credentials of web are being revoked"] {
+            assert!(said.contains(words), "{said}");
+        }
+        assert!(!said.contains("register the new"), "{said}");
+        house.shut(false);
+        let said = house.steward.act(revoke("web")).await.unwrap().join("\n");
+        for words in ["is shown from now on", "register the new certificate", "0 live credentials of web"] {
+            assert!(said.contains(words), "{said}");
+        }
+        assert!(!said.contains("register the new key"), "{said}");
+        assert!(house.records(EventType::KeyRotate).len() >= 3, "each is on record");
+    }
+
+    /// An identity that shows a certificate of a CA, which lives for a hundred minutes from when the house began.
+    fn of_a_ca(dir: &Path) -> String {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = params.not_before + Duration::from_secs(100 * 60);
+        let (chain, private) = (dir.join("pay.crt"), dir.join("pay.key"));
+        for (path, text) in
+            [(&chain, params.self_signed(&key).unwrap().pem()), (&private, key.serialize_pem())]
+        {
+            fs::write(path, text).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        format!(
+            r#"
+[identities.pay]
+owner = "pay@example.com"
+assurance = "interim"
+match = {{ uid = 1002 }}
+
+[identities.pay.certificate]
+certificate = {chain:?}
+key = {private:?}
+
+[identities.pay.credentials.bank]
+issuer = "corp"
+client_id = "pay"
+client_auth = "tls_client_auth"
+resource = "https://bank.example.com"
+binding = "mtls"
+"#
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_of_a_ca_is_told_of_before_it_ends_though_nobody_orders_anything() {
+        // X5-03
+        let mut house = house_with(of_a_ca).await;
+        house.steward.look().await;
+        let began = house.steward.clock.boot();
+        let mut told = Vec::new();
+        while told.len() < 3 {
+            let due = house.steward.attend().await;
+            house.steward.see_to(due).await;
+            for record in house.records(EventType::CertificateEnding).split_off(told.len()) {
+                let (at, event) = (house.steward.clock.boot().since(began).as_secs(), record.entry.event);
+                let detail = record.entry.detail.unwrap();
+                for words in ["pay.crt", "2026-01-01T01:40:00Z", "keybearer reload"] {
+                    assert!(detail.contains(words), "{detail}");
+                }
+                told.push((at, event.reason.unwrap()));
+            }
+        }
+        let expected = [(80, "CERTIFICATE_ENDING"), (90, "CERTIFICATE_CRITICAL"), (100, "CERTIFICATE_ENDED")];
+        for ((at, reason), (minute, expected)) in told.iter().zip(expected) {
+            assert_eq!(reason, expected);
+            assert!((minute * 60..minute * 60 + 10).contains(at), "{reason} after {at} s");
+        }
+        // Nothing is made in its place, and what is to be done is said.
+        for act in [Act::Rotate { identity: "pay".into() }, revoke("pay")] {
+            let said = house.steward.act(act).await.unwrap_err().join("\n");
+            assert!(said.contains("is not the agent's to make") && said.contains("pay.crt"), "{said}");
+            assert!(!said.contains("register the new"), "{said}");
+        }
+        // Reissued, it counts from the reload on.
+        let again = of_a_ca(house.dir.path()).contains("pay.crt");
+        assert!(again && house.steward.act(Act::Reload).await.is_ok());
+        let records = house.records(EventType::CertificateEnding);
+        assert_eq!(records.len(), 4, "another certificate with the same dates is another");
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,20 +5,24 @@ use std::{sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use super::{Journey, Request, Rules, Session, session::Release};
+use super::{
+    Journey, Party, Request, Rules, Session,
+    reuse::{Owner, Reuse, Why},
+    session::Release,
+};
 use crate::{
     attest::{AttestError, Evidence, Manager, Missing, Peer, Status, Workload},
     audit::{
-        ApiPart, CredentialPart, Entry, EventType, ExePart, IssuerPart, Line, Outcome, PeerPart, PolicyPart,
-        TargetPart, UnitPart, WorkloadPart,
+        ApiPart, CredentialPart, Entry, EventType, ExePart, HolderPart, IssuerPart, Line, Outcome, PeerPart,
+        PolicyPart, ProcessPart, TargetPart, UnitPart, WorkloadPart,
     },
-    broker::{Failure, Fetched, Renewed, Revoked, Source},
+    broker::{Failure, Fetched, Renewed, Reused, Revoked, Source},
     clock::uuid_v7,
     credential::{Bound, Credential},
-    issuer::{IssueFacts, Order},
+    issuer::{Instance, IssueFacts, Order},
     policy::{Denial, Entitlement, Explanation, Grant, Purpose},
     proof::{Proof, Target},
-    secret::{hex, scrubbed},
+    secret::{Fingerprint, hex, scrubbed},
 };
 
 /// One exchange under way.
@@ -28,6 +32,8 @@ pub(super) struct Account<'a> {
     request: &'a Request,
     /// The request to an API that it is about, if it is about one.
     target: Option<TargetPart>,
+    /// The handle of a credential that the caller says it holds.
+    handle: Option<Fingerprint>,
     rules: &'a Arc<Rules>,
 }
 
@@ -43,8 +49,14 @@ impl<'a> Account<'a> {
             session,
             request,
             target: None,
+            handle: None,
             rules,
         }
+    }
+
+    /// An exchange with a credential that the caller says it holds.
+    pub(super) fn with(self, handle: Option<Fingerprint>) -> Self {
+        Self { handle, ..self }
     }
 
     /// An exchange for this purpose.
@@ -105,17 +117,53 @@ impl<'a> Account<'a> {
         entry.because(reason).detail(failure.to_string())
     }
 
-    /// A credential was handed out. What was said last on this connection is said again without being spelled out, if
-    /// nothing of it has changed.
+    /// The handle that is used here, and by whom.
+    pub(super) fn uses(&self) -> Option<(Party, Fingerprint)> {
+        self.handle.map(|handle| (Party::of(self.session.peer()), handle))
+    }
+
+    /// An alarm: a handle is used by somebody to whom it was not given.
+    pub(super) fn reused(&self, workload: Option<&Workload>, identity: Option<&str>, reuse: &Reuse) -> Entry {
+        let outcome = if reuse.why.is_refused() { Outcome::Denied } else { Outcome::Success };
+        let mut entry = self.entry(EventType::ReuseDetected, outcome);
+        entry.workload = identity.map(|identity| self.workload(identity, None, None));
+        entry.peer = Some(workload.map_or_else(|| bare_peer(self.session.peer()), peer));
+        entry.credential = Some(CredentialPart {
+            token_hash: self.handle.map(|handle| handle.to_string()),
+            ..self.wished()
+        });
+        let process = |one: &Instance| ProcessPart { pid: one.pid, start: one.start };
+        entry.holder = Some(HolderPart {
+            id: reuse.owner.identity.to_string(),
+            credential: reuse.owner.credential.to_string(),
+            processes: reuse.given_to.iter().map(process).collect(),
+        });
+        let (pid, uid) = (self.session.peer().pid(), self.session.peer().uid());
+        let who = identity.unwrap_or("nobody this agent knows");
+        let pids: Vec<String> = reuse.given_to.iter().map(|one| one.pid.to_string()).collect();
+        let given = if pids.is_empty() { "others".into() } else { format!("pid {}", pids.join(", ")) };
+        let Owner { identity, credential, .. } = &reuse.owner;
+        let what = match reuse.why {
+            Why::ForeignIdentity => "which is another's",
+            Why::ForeignProcess => "which is another process's alone",
+            Why::NeverGiven => "which its identity may use, but which was never given to it",
+        };
+        entry.because(reuse.why.as_str()).detail(format!(
+            "pid {pid} of uid {uid}, {who}, used the handle of {identity}.{credential}, {what}; it was given to {given}"
+        ))
+    }
+
+    /// A credential was handed out, and whether that is told anew: what was said last on this connection is said again without
+    /// being spelled out, if nothing of it has changed.
     pub(super) fn released(
         self,
         workload: &Arc<Workload>,
         grant: &Grant,
         credential: &Arc<Credential>,
         source: &Source,
-    ) -> Line {
+    ) -> (Line, bool) {
         if *source != Source::Cache {
-            return self.release(workload, grant, credential, source).into();
+            return (self.release(workload, grant, credential, source).into(), true);
         }
         let of = Release {
             workload: Arc::downgrade(workload),
@@ -125,12 +173,12 @@ impl<'a> Account<'a> {
             scope: self.request.scope.clone(),
         };
         if let Some(told) = self.session.told(&of) {
-            return Line::again(&told, self.exchange, self.request.trace_id.clone());
+            return (Line::again(&told, self.exchange, self.request.trace_id.clone()), false);
         }
         let session = self.session;
         let line = Line::from(self.release(workload, grant, credential, source));
         session.tell(of, line.told());
-        line
+        (line, true)
     }
 
     fn release(self, workload: &Workload, grant: &Grant, credential: &Credential, source: &Source) -> Entry {
@@ -258,12 +306,7 @@ impl<'a> Account<'a> {
         }
     }
 
-    fn workload(
-        &self,
-        identity: &Arc<str>,
-        owner: Option<String>,
-        assurance: Option<String>,
-    ) -> WorkloadPart {
+    fn workload(&self, identity: &str, owner: Option<String>, assurance: Option<String>) -> WorkloadPart {
         WorkloadPart { id: identity.to_string(), env: self.rules.environment.clone(), owner, assurance }
     }
 
@@ -377,6 +420,28 @@ pub(super) fn revoked(entry: Entry, revoked: &Revoked, environment: &str) -> Ent
     };
     let (tries, took) = (revoked.tries, revoked.took.as_millis());
     entry.because(revoked.cause.as_str()).detail(format!("{ended}; {tries} tries, {took} ms{process}"))
+}
+
+/// An alarm: an issuer says that it has seen a one-time value of this agent before (ER-10).
+pub(super) fn seen_before(mut entry: Entry, reused: &Reused, environment: &str) -> Entry {
+    let order = &reused.order;
+    entry.workload = Some(WorkloadPart {
+        id: order.identity.to_string(),
+        env: environment.into(),
+        ..WorkloadPart::default()
+    });
+    entry.credential = Some(CredentialPart {
+        name: Some(order.credential.to_string()),
+        issuer: Some(order.issuer.to_string()),
+        client_id: Some(order.client_id.to_string()),
+        resource: order.resource.as_deref().map(str::to_owned),
+        ..CredentialPart::default()
+    });
+    entry.issuer_response = Some(issuer(&reused.facts, None));
+    let (identity, credential, issuer) = (&order.identity, &order.credential, &order.issuer);
+    entry.because("ONE_TIME_REUSE").detail(format!(
+        "issuer {issuer} says that it has seen a one-time value of {identity}.{credential} before; this agent makes each once:          somebody else may have its key (keybearer revoke {identity} --keys), or what was sent was sent again on the way"
+    ))
 }
 
 /// Whether the private key of the certificate that binds `credential` goes out with it: where its rule allows that, and custody

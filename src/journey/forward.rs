@@ -73,7 +73,7 @@ impl Journey {
         loop {
             let rules = self.rules();
             let purpose = Purpose::Forward(forwarding.wanted());
-            let (account, workload, grant) = self.admit(session, request, purpose, &rules).await?;
+            let (account, workload, grant) = self.admit(session, request, (purpose, None), &rules).await?;
             let Some((target, how)) = grant.forward() else {
                 let why = (Reason::ForwardNotAllowed, "the grant is for no call");
                 return Err(self.off_limits(&account, &workload, &grant, why).await?);

@@ -3,10 +3,12 @@
 //! is no other way to a credential.
 
 mod account;
+mod alarms;
 mod forward;
 mod lives;
 mod pace;
 mod prove;
+mod reuse;
 mod session;
 
 use std::{
@@ -27,13 +29,15 @@ use crate::{
     keys::ClientCertificate,
     policy::{Denial, Door, Entitlement, Explanation, Grant, Policy, Purpose, Reason, Wish},
     proof::Nonces,
-    secret::Secret,
+    secret::{Fingerprint, Secret},
 };
 use account::Account;
+use alarms::Alarms;
 pub use forward::{Forwarded, Forwarding};
 use lives::Lives;
 use pace::Pace;
 pub use prove::{Proved, Proving};
+use reuse::{Handles, Party};
 pub use session::{Call, Session};
 
 /// How long a process may take to answer the challenge: clients do it on their own, in a fraction of a millisecond.
@@ -52,6 +56,9 @@ pub struct Journey {
     pace: Mutex<Pace>,
     apis: Apis,
     lives: Lives,
+    /// Who was given which credential.
+    handles: Handles,
+    alarms: Alarms,
     calls: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
@@ -166,6 +173,8 @@ impl Journey {
             pace: Mutex::default(),
             apis: Apis::new(Arc::clone(&clock)),
             lives: Lives::default(),
+            handles: Handles::default(),
+            alarms: Alarms::default(),
             calls: Arc::default(),
             clock,
             dice,
@@ -211,7 +220,8 @@ impl Journey {
         let session: &Session = call;
         loop {
             let rules = self.rules.load_full();
-            let (account, workload, grant) = self.admit(session, request, Purpose::Take, &rules).await?;
+            let (account, workload, grant) =
+                self.admit(session, request, (Purpose::Take, None), &rules).await?;
             let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
                 Ok(fetched) => fetched,
                 Err(_) if !self.in_force(&rules) => continue,
@@ -224,7 +234,10 @@ impl Journey {
                 continue;
             }
             let Fetched { credential, source } = fetched;
-            let line = account.released(&workload, &grant, &credential, &source);
+            let (line, anew) = account.released(&workload, &grant, &credential, &source);
+            if anew {
+                self.give(session, &grant, &credential);
+            }
             let receipt = match call.is_alone() {
                 true => self.ledger.record_alone(line).await?,
                 false => self.ledger.record(line).await?,
@@ -240,24 +253,32 @@ impl Journey {
         Arc::ptr_eq(&self.rules.load(), rules)
     }
 
-    /// The first half of every request for a credential: who calls, and may it, for this purpose.
+    /// The first half of every request for a credential: who calls, and may it, for this purpose, with the handle of what it says it
+    /// holds.
     async fn admit<'a>(
         &self,
         session: &'a Session,
         request: &'a Request,
-        purpose: Purpose<'a>,
+        (purpose, handle): (Purpose<'a>, Option<Fingerprint>),
         rules: &'a Arc<Rules>,
     ) -> Result<(Account<'a>, Arc<Workload>, Grant), Refusal> {
-        let account = Account::open(self, session, request, rules).about(&purpose);
+        let account = Account::open(self, session, request, rules).about(&purpose).with(handle);
         let workload = match self.attest(session, rules).await {
             Ok(workload) => workload,
-            Err(error) => return Err(self.unattested(account, &error).await?),
+            Err(error) => {
+                self.look_out(&account, None, None).await?;
+                return Err(self.unattested(account, &error).await?);
+            }
         };
         let wish = Wish { purpose, ..wish(session, request) };
         let grant = match rules.policy.decide(&workload, &wish, self.clock.wall()) {
             Ok(grant) => grant,
-            Err(denial) => return Err(self.denied(account, &workload, &denial).await?),
+            Err(denial) => {
+                self.look_out(&account, Some(&workload), denial.explanation.identity.as_ref()).await?;
+                return Err(self.denied(account, &workload, &denial).await?);
+            }
         };
+        self.look_out(&account, Some(&workload), Some(grant.identity())).await?;
         if let Some(instance) = grant.instance()
             && let Err(error) = self.lives.watch(instance, session.peer(), &self.broker)
         {
@@ -356,7 +377,8 @@ impl Journey {
     /// A [`Refusal`], on record.
     pub async fn release(&self, session: &Session, request: &Request) -> Result<(bool, Receipt), Refusal> {
         let rules = self.rules.load_full();
-        let (account, workload, grant) = self.admit(session, request, Purpose::Nothing, &rules).await?;
+        let (account, workload, grant) =
+            self.admit(session, request, (Purpose::Nothing, None), &rules).await?;
         // Whoever is not who it was ends nobody's credential.
         if let Err(error) = session.confirm(&workload).await {
             return Err(self.unattested(account, &error).await?);
@@ -422,10 +444,19 @@ impl Journey {
         }
     }
 
-    /// Writes down what became of credentials that had to die before their time, until nobody tells any more.
+    /// Writes down what became of credentials that had to die before their time, what issuers were asked for nobody in particular, and
+    /// what they have seen before, until nobody tells any more.
     pub async fn write_down(&self, mut told: mpsc::UnboundedReceiver<News>) {
         let outcome = |done: bool| if done { Outcome::Success } else { Outcome::Failed };
-        while let Some(news) = told.recv().await {
+        loop {
+            let news = tokio::select! {
+                news = told.recv() => news,
+                Some(reused) = self.broker.reused() => {
+                    self.seen_before(&reused).await;
+                    continue;
+                }
+            };
+            let Some(news) = news else { return };
             let environment = self.rules.load().environment.clone();
             let entry = match &news {
                 News::Revoked(revoked) => {

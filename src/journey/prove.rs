@@ -64,8 +64,9 @@ impl Journey {
         let session: &Session = call;
         loop {
             let rules = self.rules();
-            let (account, workload, grant) =
-                self.admit(session, request, Purpose::Prove(proving.wanted()), &rules).await?;
+            let (account, workload, grant) = self
+                .admit(session, request, (Purpose::Prove(proving.wanted()), Some(proving.credential)), &rules)
+                .await?;
             if self.broker().is_issuers(&proving.target) {
                 let detail =
                     "the URL is an endpoint of an issuer: a proof for it could fetch tokens (DPOP-20)";

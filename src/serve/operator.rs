@@ -18,6 +18,7 @@ use crate::{
     broker::Health,
     clock::{Boot, Clock},
     journey::{Journey, Session},
+    keys::Ending,
     proto::v1::{
         ActResponse, DisableRequest, EnableRequest, ExplainRequest, ExplainResponse, Fact, IdentityStatus,
         IssuerStatus, LedgerStatus, NearMiss, ReloadRequest, ReloadResponse, RevokeRequest, RotateRequest,
@@ -40,6 +41,8 @@ pub struct Facts {
     pub disabled: BTreeMap<String, String>,
     /// The URL of each issuer.
     pub issuers: BTreeMap<String, String>,
+    /// The certificates that the agent cannot make anew; what is to be said of them depends on when it is asked.
+    pub endings: Vec<Ending>,
     /// What is wrong, worst first.
     pub warnings: Vec<String>,
     /// Why the last reload failed, if the settings in force are older than the file.
@@ -205,7 +208,12 @@ impl Operator for Face {
         shelf.sort_by(|one, other| {
             (&one.identity, &one.credential).cmp(&(&other.identity, &other.credential))
         });
-        let mut warnings = facts.warnings.clone();
+        let mut warnings = self.journey.alarms();
+        let wall = self.clock.wall();
+        let mut endings: Vec<&Ending> = facts.endings.iter().collect();
+        endings.sort_by_key(|ending| std::cmp::Reverse(ending.urgency(wall)));
+        warnings.extend(endings.into_iter().filter_map(|ending| ending.words(wall)));
+        warnings.extend(facts.warnings.iter().cloned());
         if !ledger.healthy {
             warnings.insert(
                 0,

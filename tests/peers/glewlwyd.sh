@@ -33,6 +33,48 @@ thrown_back() { # what a request like ours can be used for again
   same "and its assertion" "403" "$(request "$assert" "$(prover fresh POST "$to")" "$to" -d client_id=payments)"
 }
 
+of_a_ca() { # makes a certificate and its key in $glew, and the settings that name them
+  (
+    cd "$glew"
+    openssl ecparam -genkey -name prime256v1 -noout -out client.key
+    openssl pkcs8 -topk8 -nocrypt -in client.key -out certified.key
+    chmod 600 certified.key; chmod 700 .
+    openssl req -new -key client.key -subj "/CN=certified" -out client.csr
+    printf 'basicConstraints=CA:FALSE\nkeyUsage=digitalSignature\nextendedKeyUsage=clientAuth\nsubjectAltName=URI:spiffe://example.test/certified\n' > client.ext
+    openssl x509 -req -in client.csr -CA "$certs/ca.pem" -CAkey "$certs/ca.key" -CAcreateserial -days 2 -extfile client.ext -out certified.crt 2>/dev/null
+  )
+  printf '[identities.payments.certificate]\ncertificate = "%s"\nkey = "%s"\n' "$glew/certified.crt" "$glew/certified.key"
+  for client in certified others; do
+    cat <<TOML
+[identities.payments.credentials.$client]
+issuer = "glewlwyd"
+client_id = "$client"
+client_auth = "tls_client_auth"
+resource = "https://api.example.test/jwt"
+scope = ["read"]
+binding = "mtls"
+TOML
+  done
+}
+
+by_certificate() { # a token that a certificate gets and binds, and what comes of one that is another's
+  local certified others status thumbprint
+  certified=$("$keybearer" get certified --socket "$sock" 2>&1) || true
+  thumbprint=$(openssl x509 -in "$glew/certified.crt" -outform DER | openssl dgst -sha256 -binary | base64 | tr '+/' '-_' | tr -d '=')
+  same "tls_client_auth, and a token bound to the certificate" "$thumbprint" "$(prover certified "$certified")"
+  same "jose verifies it too" "ok ES256" "$(cd "$tools/node" && node judge.mjs token "https://localhost:$port/api/oidc" "$certified" certified 2>&1 | tail -n 1)"
+  # It says no more than 403 there: a refusal, and no outage of which others hear.
+  others=$("$keybearer" get others --socket "$sock" 2>&1) || true
+  case $others in
+    *CLIENT_AUTH_REJECTED*) ok "who has another name in its certificate is refused, and not told to wait for an outage to end" ;;
+    *) no "who has another name in its certificate is refused, and not told to wait for an outage to end" "$others" ;;
+  esac
+  same "which is on record with all that was said" 1 \
+    "$("$keybearer" audit tail --dir "$stage/$agent/audit" --json -n 50 | grep CLIENT_AUTH_REJECTED | grep -c 'answered 403 and gave no reason')"
+  status=$("$keybearer" status --json --socket "$stage/run-$agent/operator.sock" | tr -d ' \n')
+  case $status in *'"failures":0'*) ok "and the issuer counts as well" ;; *) no "and the issuer counts as well" "$status" ;; esac
+}
+
 second_issuer() { # yes|no: whether it wants a nonce in proofs
   local port glew=$stage/glewlwyd-$1 agent=glew-$1
   mkdir "$glew"
@@ -100,9 +142,11 @@ scope = ["read"]
 binding = "bearer"
 exception = { owner = "tests@example.com", reason = "a test", until = "$until" }
 TOML
+  of_a_ca >> "$stage/$agent.toml"
   chmod 600 "$stage/$agent.toml"
   "$keybearer" keys export --config "$stage/$agent.toml" --format pem > "$glew/client.pem"
-  same "Glewlwyd, with nonces: $1, is set up" ready "$(cd "$tools/node" && node glewlwyd.mjs "https://localhost:$port" "$glew/client.pem" "$1" 2>&1 | tail -n 1)"
+  "$keybearer" keys export --config "$stage/$agent.toml" --registration --client certified > "$glew/certified.json"
+  same "Glewlwyd, with nonces: $1, is set up" ready "$(cd "$tools/node" && node glewlwyd.mjs "https://localhost:$port" "$glew/client.pem" "$1" "$glew/certified.json" 2>&1 | tail -n 1)"
   start_agent "$stage/$agent.toml" "$agent"
   sock=$stage/run-$agent/agent.sock
   token=$("$keybearer" get api --socket "$sock" 2>&1) || true
@@ -116,6 +160,7 @@ TOML
   fi
   bearer=$("$keybearer" get bearer --socket "$sock" 2>&1) || true
   same "and none to a bearer token" "no key" "$(prover says "$bearer")"
+  by_certificate
   stop_agent
   kill "$glew_pid"; wait "$glew_pid" 2>/dev/null || true
 }

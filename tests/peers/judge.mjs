@@ -1,5 +1,5 @@
 // Judges with a library that is not ours (jose).
-//   node judge.mjs token ISSUER TOKEN              -> ok if the issuer signed it, for our API and scope
+//   node judge.mjs token ISSUER TOKEN [CLIENT]     -> ok if the issuer signed it, for our API and scope, and for this client
 //   node judge.mjs assertion ISSUER PKCS8_FILE JWKS_FILE AUDIENCE TIMES
 //       sends one assertion, made of our exported key id, TIMES times; prints each HTTP status
 import { readFileSync } from 'node:fs';
@@ -13,7 +13,7 @@ if (what === 'token') {
   const { payload, protectedHeader } = await jose.jwtVerify(rest[0], keys, {
     issuer, audience: 'https://api.example.test/jwt', typ: 'at+jwt', requiredClaims: ['exp', 'iat', 'jti', 'client_id'],
   });
-  if (payload.scope !== 'read' || payload.client_id !== 'payments') throw new Error(JSON.stringify(payload));
+  if (payload.scope !== 'read' || payload.client_id !== (rest[1] ?? 'payments')) throw new Error(JSON.stringify(payload));
   console.log('ok', protectedHeader.alg);
 }
 

@@ -1,6 +1,7 @@
 // What jose says of bound tokens, and what somebody else would make of them.
 //   node prover.mjs jkt PROOF                                 -> the thumbprint of the proof's key (RFC 7638)
 //   node prover.mjs says TOKEN                                -> the thumbprint that the token names
+//   node prover.mjs certified TOKEN                           -> the thumbprint of the certificate that the token names (RFC 8705)
 //   node prover.mjs fresh METHOD URL [TOKEN] [NONCE]          -> a proof by a key made now
 //   node prover.mjs assertion ISSUER PKCS8_FILE JWKS_FILE CLIENT -> a fresh assertion by the agent's own key for the audience ISSUER
 import { createHash } from 'node:crypto';
@@ -14,6 +15,7 @@ const verbs = {
     return jose.calculateJwkThumbprint(protectedHeader.jwk, 'sha256');
   },
   says: (token) => jose.decodeJwt(token).cnf?.jkt ?? 'no key',
+  certified: (token) => jose.decodeJwt(token).cnf?.['x5t#S256'] ?? 'no certificate',
   async fresh(htm, htu, token, nonce) {
     const { privateKey, publicKey } = await jose.generateKeyPair('ES256', { extractable: true });
     const { kty, crv, x, y } = await jose.exportJWK(publicKey);

@@ -27,7 +27,16 @@ impl Puppet {
 
     /// Started by a copy of it, which may be another program to the agent.
     pub fn of(program: &Path, agent: &TestAgent) -> Self {
-        let mut child = Command::new(program)
+        Self::by(&mut Command::new(program), agent)
+    }
+
+    /// Started in a session of its own (setsid(2)), as the service manager starts a service: no kin of any other.
+    pub fn apart(agent: &TestAgent) -> Self {
+        Self::by(Command::new("setsid").arg(BINARY), agent)
+    }
+
+    fn by(command: &mut Command, agent: &TestAgent) -> Self {
+        let mut child = command
             .args(["dev-workload", "--socket"])
             .arg(agent.socket("agent.sock"))
             .stdin(Stdio::piped())

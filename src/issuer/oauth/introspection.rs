@@ -47,7 +47,7 @@ impl OAuth {
         let (response, _) =
             self.post(Placed { order, signers, way: &way }, &Bound::Bearer, endpoint, &fields, facts).await?;
         if response.status != 200 {
-            return Err(self.refused(&response, facts));
+            return Err(self.refused(&response));
         }
         check(&response, order, &credential.bound, &self.settings.issuer, self.moment(sent))
     }

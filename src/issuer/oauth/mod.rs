@@ -149,7 +149,7 @@ impl OAuth {
         metadata.accepts_details(&order.terms.details)?;
         let (sent, response, bound) = self.ask(order, signers, &metadata, facts).await?;
         if response.status != 200 {
-            return Err(request::meant(order, self.refused(&response, facts)));
+            return Err(request::meant(order, self.refused(&response)));
         }
         let no_store = response.header(header::CACHE_CONTROL).is_some_and(|value| value.contains("no-store"));
         if !no_store {
@@ -214,7 +214,7 @@ impl OAuth {
                 // ER-10: the next one is drawn anew.
                 _ if reused && may_draw_again => may_draw_again = false,
                 // KEY-06, MT-05: the issuer may not have heard of the new key or certificate yet.
-                (Some("invalid_client"), Some(before)) if !reused => {
+                (_, Some(before)) if !reused && refusal::is_of_client(&response) => {
                     tracing::warn!(issuer = %self.settings.name, "the new key is not known yet: falling back to the one before");
                     (way, fell_back) = (before.clone(), true);
                     ways.next();
@@ -257,7 +257,7 @@ impl OAuth {
         let fields = [("token", token), ("token_type_hint", "access_token")];
         let placed = Placed { order, signers, way: &way };
         let (response, _) = self.post(placed, &Bound::Bearer, endpoint, &fields, &mut facts).await?;
-        if response.status == 200 { Ok(()) } else { Err(self.refused(&response, &facts)) }
+        if response.status == 200 { Ok(()) } else { Err(self.refused(&response)) }
     }
 
     /// The metadata, once it is clear that the issuer takes our way to prove who asks.
@@ -329,10 +329,10 @@ impl OAuth {
         Ok(response)
     }
 
-    fn refused(&self, response: &Response, facts: &IssueFacts) -> IssueError {
+    fn refused(&self, response: &Response) -> IssueError {
         // OA-07: the endpoint may have moved. Seen to before the next attempt, not in this one (PKJ-06). Where the
         // shelf is taken, somebody is fetching anew already.
-        if (response.status == 404 || facts.oauth_error.as_deref() == Some("invalid_client"))
+        if (response.status == 404 || refusal::is_of_client(response))
             && let Ok(mut shelf) = self.shelf.try_lock()
         {
             shelf.doubted = true;

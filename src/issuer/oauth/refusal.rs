@@ -22,6 +22,15 @@ pub(super) fn classify(response: &Response, now: Timestamp) -> IssueError {
         return retry(Reason::IssuerRateLimit, "the issuer answered 429: it wants fewer requests".into());
     }
     let Some(code) = oauth_error(response) else {
+        if is_of_client(response) {
+            return IssueError::Misconfigured {
+                reason: Reason::ClientAuthRejected,
+                detail: format!(
+                    "the issuer, or something on the way to it, answered {status} and gave no reason; compare client_id, the \
+                     registered public key or certificate and audience with the issuer, whose log may say more"
+                ),
+            };
+        }
         return retry(
             Reason::IssuerUnavailable,
             format!("the issuer answered {status} without an OAuth error"),
@@ -67,6 +76,15 @@ pub(super) fn classify(response: &Response, now: Timestamp) -> IssueError {
             "allow this client the grant that the settings name at the issuer",
         ),
         _ => misconfigured(Reason::IssuerConfig, "look this error up in the issuer's manual"),
+    }
+}
+
+/// Whether the issuer does not take the client for who it says it is (ER-02). Not all say so in words: what a 401 and a 403 mean
+/// without them is that asking again is of no use, while an outage is none of the two (RFC 9110 15.5.2, 15.5.4; RFC 6749 5.2).
+pub(super) fn is_of_client(response: &Response) -> bool {
+    match oauth_error(response) {
+        Some(code) => code == "invalid_client",
+        None => matches!(response.status, 401 | 403),
     }
 }
 
@@ -209,11 +227,14 @@ mod tests {
         // ER-12
         for (status, kind, body) in [
             (400, "text/html", "<html>"),
-            (401, "application/json", "not json"),
-            (403, "application/json", "{}"),
             (404, "application/json", r#"{"error":7}"#),
             (400, "application/json", r#"{"error":"invalid_scope","error":"invalid_client"}"#),
+            (404, "text/plain", ""),
+            (405, "text/plain", ""),
+            (407, "text/plain", ""),
+            (500, "text/plain", ""),
             (502, "text/plain", ""),
+            (503, "application/json", "{}"),
             (204, "application/json", ""),
         ] {
             let error = classify(&answer(status, &[("content-type", kind)], body), now());
@@ -223,6 +244,43 @@ mod tests {
                 "{status} {body}"
             );
         }
+    }
+
+    #[test]
+    fn a_refusal_of_the_client_without_words_is_no_outage() {
+        // ER-02, CLK-05: Glewlwyd answers 403 and nothing.
+        for status in [401, 403] {
+            for (kind, body) in [
+                ("text/plain", ""),
+                ("text/html", "<html>"),
+                ("application/json", "{}"),
+                ("application/json", "not json"),
+                ("application/json", r#"{"error":7}"#),
+                ("application/json", r#"{"error":""}"#),
+                ("application/json", r#"{"error":"invalid_scope","error":"invalid_client"}"#),
+                ("text/plain", r#"{"error":"invalid_scope"}"#),
+            ] {
+                let response = answer(status, &[("content-type", kind), ("retry-after", "9")], body);
+                let error = classify(&response, now());
+                assert_eq!(
+                    (next(&error), error.reason(), is_of_client(&response)),
+                    (Next::Misconfigured, Reason::ClientAuthRejected, true),
+                    "{status} {body}"
+                );
+                assert!(error.to_string().contains(&format!("answered {status} and gave no reason")));
+            }
+        }
+        for (status, code, is) in [
+            (400, "invalid_client", true),
+            (401, "invalid_client", true),
+            (401, "invalid_grant", false),
+            (403, "invalid_dpop_proof", false),
+            (403, "unauthorized_client", false),
+        ] {
+            let response = answer(status, &[], &json!({"error": code}).to_string());
+            assert_eq!(is_of_client(&response), is, "{status} {code}");
+        }
+        assert!(!is_of_client(&answer(200, &[], "")) && !is_of_client(&answer(400, &[], "")));
     }
 
     #[test]

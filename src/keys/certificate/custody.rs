@@ -24,7 +24,9 @@ use super::{
 };
 use crate::{
     clock::Boot,
-    keys::{CLIENT_CERTIFICATE, Custody, FileError, Keyring, Now, Vault, file, vault::Slot},
+    keys::{
+        CLIENT_CERTIFICATE, Custody, FileError, Keyring, Now, Vault, file, rotation::settled, vault::Slot,
+    },
 };
 
 /// A switch has to be due for so long. Much shorter than the sixth of a life that there is for it.
@@ -64,30 +66,39 @@ pub enum SignedBy {
 #[derive(Clone, Debug, Default)]
 pub struct Certificates(BTreeMap<Arc<str>, Arc<Custodian>>);
 
+/// Who keeps one identity's.
 #[derive(Debug)]
-struct Custodian {
-    identity: Arc<str>,
-    settings: CertificateSettings,
-    vault: Vault,
+pub(super) struct Custodian {
+    pub(super) identity: Arc<str>,
+    pub(super) settings: CertificateSettings,
+    pub(super) vault: Vault,
     held: Mutex<Held>,
 }
 
 /// What an identity has.
 #[derive(Clone, Debug)]
-struct Held {
+pub(super) struct Held {
     /// What it shows.
-    now: Arc<ClientCertificate>,
+    pub(super) now: Arc<ClientCertificate>,
     /// What it showed before, until that ends.
     before: Option<Arc<ClientCertificate>>,
     /// What it will show, so that it can be registered.
-    next: Option<Arc<ClientCertificate>>,
+    pub(super) next: Option<Arc<ClientCertificate>>,
     /// What is due, and when that was first seen.
     due: Option<(Stage, Boot)>,
 }
 
-/// What can be due.
+/// What is to be done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ready {
+    pub(super) stage: Stage,
+    /// Whether somebody wants it now, due or not.
+    pub(super) ordered: bool,
+}
+
+/// What can be due, or ordered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Stage {
+pub(super) enum Stage {
     /// The next one has to be made.
     Make,
     /// The next one cannot be shown: it has ended, or a clock that was ahead made it. It makes room for another.
@@ -98,6 +109,8 @@ enum Stage {
     Back,
     /// The one before has ended.
     Destroy,
+    /// All keys are destroyed, and another is shown at once. Never due, only ordered (KEY-07).
+    Replace,
 }
 
 impl Held {
@@ -107,7 +120,7 @@ impl Held {
 
     /// What is due by the wall.
     fn due(&self, signed_by: &SignedBy, now: Timestamp) -> Option<Stage> {
-        let good = |one: &ClientCertificate| one.from <= now && now < one.until;
+        let good = |one: &ClientCertificate| one.is_good(now);
         if *signed_by != SignedBy::Itself {
             return None;
         }
@@ -124,7 +137,7 @@ impl Held {
     /// How long `stage` has to be due before it is done.
     fn wait(&self, stage: Stage) -> Duration {
         match stage {
-            Stage::Make | Stage::Back => Duration::ZERO,
+            Stage::Make | Stage::Back | Stage::Replace => Duration::ZERO,
             Stage::Switch if self.before.is_none() => SWITCH_AFTER,
             Stage::Switch | Stage::Remake => REPLACE_AFTER,
             Stage::Destroy => DESTROY_AFTER,
@@ -201,7 +214,8 @@ impl Certificates {
         let Some(custodian) = self.0.get(identity) else { return };
         let mut held = custodian.held();
         let Some(stage) = held.ready(&custodian.settings.signed_by, now) else { return };
-        match settle(identity, &custodian.settings, &custodian.vault, Some((&held, stage)), now.wall) {
+        let ready = Ready { stage, ordered: false };
+        match settle(identity, &custodian.settings, &custodian.vault, Some((&held, ready)), now.wall) {
             Ok(settled) => *held = settled,
             // The old one is good for a while yet, and this is tried again with each order.
             Err(error) => tracing::error!(%identity, %error, "its next certificate cannot be made"),
@@ -218,8 +232,26 @@ impl Certificates {
     }
 }
 
+impl Certificates {
+    pub(super) fn custodian(&self, identity: &Arc<str>) -> Option<&Arc<Custodian>> {
+        self.0.get(identity)
+    }
+
+    pub(super) fn custodians(&self) -> impl Iterator<Item = &Arc<Custodian>> {
+        self.0.values()
+    }
+}
+
 impl Custodian {
-    fn held(&self) -> MutexGuard<'_, Held> {
+    /// Does a stage.
+    pub(super) fn does(&self, ready: Ready, now: Timestamp) -> Result<(), CertificateError> {
+        let mut held = self.held();
+        let settled = settle(&self.identity, &self.settings, &self.vault, Some((&held, ready)), now);
+        *held = settled.map_err(|error| CertificateError { identity: Arc::clone(&self.identity), error })?;
+        Ok(())
+    }
+
+    pub(super) fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -239,13 +271,13 @@ fn part(of: &ClientCertificate, numerator: i64, denominator: i64) -> Timestamp {
     of.from.saturating_add(SignedDuration::from_secs(life / denominator * numerator)).unwrap_or(of.until)
 }
 
-/// Opens what an identity has, or does the stage that is ready. What was read from files is read again: another agent or
+/// Opens what an identity has, or does the stage that is ready, as long as that is due by what is found or was ordered. What was read from files is read again: another agent or
 /// command may have been here first.
 fn settle(
     identity: &str,
     settings: &CertificateSettings,
     vault: &Vault,
-    ready: Option<(&Held, Stage)>,
+    ready: Option<(&Held, Ready)>,
     now: Timestamp,
 ) -> Result<Held, FileError> {
     let slot = Slot::of(vault, CLIENT_CERTIFICATE, identity);
@@ -264,8 +296,8 @@ fn settle(
         (Custody::Memory, SignedBy::Itself) => {
             let make =
                 || Made::now(identity, settings, now)?.certificate("memory", settings.export).map(Arc::new);
-            match ready {
-                None => Ok(Held::alone(make()?)),
+            match ready.map(|(held, ready)| (held, ready.stage)) {
+                None | Some((_, Stage::Replace)) => Ok(Held::alone(make()?)),
                 // Nobody could register one beforehand that only this process has: it is shown at once.
                 Some((held, Stage::Make)) => {
                     Ok(Held { before: Some(Arc::clone(&held.now)), ..Held::alone(make()?) })
@@ -283,7 +315,7 @@ fn settle(
             }
         }
         (Custody::File { path }, SignedBy::Itself) => {
-            settle_files(identity, settings, (path, slot), ready.map(|(_, stage)| stage), now)
+            settle_files(identity, settings, (path, slot), ready.map(|(_, ready)| ready), now)
         }
     }
 }
@@ -292,7 +324,7 @@ fn settle_files(
     identity: &str,
     settings: &CertificateSettings,
     (path, slot): (&Path, Slot<'_>),
-    ready: Option<Stage>,
+    ready: Option<Ready>,
     now: Timestamp,
 ) -> Result<Held, FileError> {
     let (next_path, before_path) = (file::beside(path, ".next"), file::beside(path, ".before"));
@@ -309,6 +341,16 @@ fn settle_files(
         made.write(path, slot)?;
         made.certificate(&path.display().to_string(), settings.export).map(Arc::new)
     };
+    if ready.is_some_and(|ready| ready.stage == Stage::Replace) {
+        // The other is made first: where it cannot be, nothing is lost. Whatever else lies there, it need not be readable.
+        file::destroy(&next_path)?;
+        let made = make(&next_path)?;
+        file::destroy(&before_path)?;
+        file::destroy(path)?;
+        rename(&next_path, path)?;
+        settled(path).map_err(|error| FileError::Io { path: path.into(), error })?;
+        return Ok(Held::alone(made));
+    }
     let (next, before) = (load(&next_path)?, load(&before_path)?);
     let held = match (load(path)?, next) {
         (Some(shown), next) => Held { now: shown, before, next, due: None },
@@ -320,23 +362,29 @@ fn settle_files(
         (None, None) => return Ok(Held { before, ..Held::alone(make(path)?) }),
     };
     let due = held.due(&settings.signed_by, now);
-    match due.filter(|due| *due == Stage::Make || ready == Some(*due)) {
-        None => Ok(held),
+    let stage = match ready {
+        Some(Ready { stage, ordered: true }) => Some(stage),
+        _ => due.filter(|due| *due == Stage::Make || ready.is_some_and(|ready| ready.stage == *due)),
+    };
+    match stage {
+        None | Some(Stage::Replace) => Ok(held),
+        // Another agent or command was here first.
+        Some(Stage::Make) if held.next.is_some() => Ok(held),
         Some(Stage::Make) => Ok(Held { next: Some(make(&next_path)?), ..held }),
         Some(Stage::Remake) => {
             file::destroy(&next_path)?;
             Ok(Held { next: Some(make(&next_path)?), ..held })
         }
         Some(Stage::Switch) => {
+            let shown = held.next.ok_or(FileError::Unusable)?;
             rename(path, &before_path)?;
             rename(&next_path, path)?;
-            let shown = held.next.ok_or(FileError::Unusable)?;
             Ok(Held { before: Some(held.now), ..Held::alone(shown) })
         }
         Some(Stage::Back) => {
+            let shown = held.before.ok_or(FileError::Unusable)?;
             rename(path, &next_path)?;
             rename(&before_path, path)?;
-            let shown = held.before.ok_or(FileError::Unusable)?;
             Ok(Held { next: Some(held.now), ..Held::alone(shown) })
         }
         Some(Stage::Destroy) => {

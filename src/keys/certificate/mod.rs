@@ -3,9 +3,11 @@
 //! nothing else; it is kept in a form that can be handed out only where the operator allowed that (MT-11).
 
 mod custody;
+mod ending;
 mod enrolment;
 mod made;
 mod name;
+mod ordered;
 mod shown;
 #[cfg(test)]
 mod tests;
@@ -23,8 +25,10 @@ use serde_json::{Value, json};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 pub use custody::{CertificateError, CertificateSettings, Certificates, SignedBy};
+pub use ending::{Ending, Urgency, endings};
 pub use enrolment::{Enrolment, KeyKind, PairFile, Subject};
 pub use name::Name;
+pub use ordered::Rotated;
 pub use shown::{NotShown, Showing};
 
 use super::{FileError, file, memory::Key};
@@ -146,6 +150,11 @@ impl ClientCertificate {
         self.signer.clone().map(|key| key as Arc<dyn Signer>)
     }
 
+    /// Whether it has begun at `now`, and not ended.
+    pub fn is_good(&self, now: Timestamp) -> bool {
+        self.from <= now && now < self.until
+    }
+
     /// The chain in PEM, leaf first.
     pub fn chain_pem(&self) -> String {
         self.key.cert.iter().map(certificate_pem).collect()
@@ -186,6 +195,12 @@ pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
 /// base64url of the SHA-256 of a certificate (RFC 8705 3.1).
 pub(super) fn thumbprint(certificate: &[u8]) -> String {
     jose::b64(digest::digest(&digest::SHA256, certificate).as_ref())
+}
+
+/// The thumbprint of the leaf, and from when until when it is good.
+fn leaf_facts(chain: &[CertificateDer<'_>]) -> Result<(String, Timestamp, Timestamp), &'static str> {
+    let (_, facts) = read(chain)?;
+    Ok((chain.first().map(|leaf| thumbprint(leaf)).unwrap_or_default(), facts.from, facts.until))
 }
 
 /// What the leaf says.

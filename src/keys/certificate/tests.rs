@@ -453,3 +453,139 @@ fn no_two_purposes_and_no_two_identities_share_a_key() {
     let errors = Certificates::open(&one, &Certificates::default(), &ring, at(0)).unwrap_err();
     assert!(errors[0].to_string().contains("KEY-01"), "{}", errors[0]);
 }
+
+fn begin(certificates: &Certificates, now: Timestamp) -> Rotated {
+    certificates.begin(&"payments".into(), now).unwrap()
+}
+
+#[test]
+fn an_operator_has_the_next_one_made_early_and_it_goes_on_in_its_time() {
+    // MT-05, KEY-05
+    let dir = private_dir();
+    let (_, settings) = in_file(dir.path());
+    let certificates = open(&settings, &Certificates::default(), at(0)).unwrap();
+    let first = shown_at_once(&certificates, at(2));
+    assert!(certificates.next(at(2)).is_empty());
+    let Rotated::Next { next, made: true } = begin(&certificates, at(2)) else { panic!("made") };
+    assert!(matches!(begin(&certificates, at(3)), Rotated::Next { made: false, .. }), "there is one");
+    assert_eq!(registered(&certificates), [first[0].clone(), next.thumbprint().to_owned()]);
+    // Not shown before its time, unless somebody says that it is known; also after a start.
+    let again = open(&settings, &Certificates::default(), at(20)).unwrap();
+    for certificates in [&certificates, &again] {
+        assert_eq!(shown(certificates, at(24)), first);
+    }
+    assert_eq!(shown(&certificates, at(25))[0], next.thumbprint());
+    // One that has ended before anybody showed it makes room for another.
+    let dir = private_dir();
+    let (_, settings) = in_file(dir.path());
+    let certificates = open(&settings, &Certificates::default(), at(0)).unwrap();
+    let Rotated::Next { next, .. } = begin(&certificates, at(2)) else { panic!("made") };
+    let Rotated::Next { next: another, made: true } = begin(&certificates, at(50)) else { panic!("made") };
+    assert_ne!(next.thumbprint(), another.thumbprint());
+}
+
+#[test]
+fn one_that_is_taken_is_shown_at_once_and_only_that() {
+    // MT-05, KEY-06
+    let dir = private_dir();
+    let (_, settings) = in_file(dir.path());
+    let certificates = open(&settings, &Certificates::default(), at(0)).unwrap();
+    let (payments, first) = ("payments".into(), shown_at_once(&certificates, at(2)));
+    let Rotated::Next { next, .. } = begin(&certificates, at(2)) else { panic!("made") };
+    assert!(!certificates.show(&payments, "another", at(2)).unwrap());
+    assert!(
+        !certificates.show(&payments, next.thumbprint(), at(-9)).unwrap(),
+        "not by a clock that is behind"
+    );
+    assert!(certificates.show(&payments, next.thumbprint(), at(2)).unwrap());
+    let both = [next.thumbprint().to_owned(), first[0].clone()];
+    assert_eq!(shown_at_once(&certificates, at(2)), both);
+    assert_eq!(shown_at_once(&open(&settings, &Certificates::default(), at(2)).unwrap(), at(2)), both);
+    assert!(!certificates.show(&payments, next.thumbprint(), at(2)).unwrap(), "it is shown already");
+    // In memory there is nothing to be registered beforehand.
+    let memory = self::settings(Custody::Memory);
+    let certificates = open(&memory, &Certificates::default(), at(0)).unwrap();
+    let first = shown_at_once(&certificates, at(2));
+    let Rotated::Shown(now) = begin(&certificates, at(2)) else { panic!("shown") };
+    assert_eq!(shown_at_once(&certificates, at(2)), [now.thumbprint().to_owned(), first[0].clone()]);
+}
+
+#[test]
+fn an_emergency_leaves_one_key_wherever_it_broke_off() {
+    // KEY-07, MT-08
+    let dir = private_dir();
+    let (path, settings) = in_file(dir.path());
+    let certificates = open(&settings, &Certificates::default(), at(0)).unwrap();
+    let payments = "payments".into();
+    begin(&certificates, at(1));
+    shown(&certificates, at(26));
+    begin(&certificates, at(27));
+    let before = files(dir.path());
+    assert_eq!(before.len(), 3, "one of each");
+    let Rotated::Shown(now) = certificates.replace(&payments, at(27)).unwrap() else { panic!("shown") };
+    assert_eq!(shown_at_once(&certificates, at(27)), [now.thumbprint()]);
+    let after = files(dir.path());
+    assert_eq!(after.len(), 1);
+    assert!(before.values().all(|old| after.values().all(|new| old != new)));
+    assert_eq!(
+        shown_at_once(&open(&settings, &Certificates::default(), at(27)).unwrap(), at(27)),
+        [now.thumbprint()]
+    );
+
+    // Killed when the old ones were gone and the new one was not in its place.
+    fs::rename(&path, file::beside(&path, ".next")).unwrap();
+    let again = open(&settings, &Certificates::default(), at(27)).unwrap();
+    assert_eq!(shown_at_once(&again, at(27)), [now.thumbprint()]);
+    assert_eq!(files(dir.path()).len(), 1);
+
+    // Whatever lies there: what cannot be read is destroyed like the rest.
+    fs::write(&path, "not a key").unwrap();
+    let Rotated::Shown(now) = again.replace(&payments, at(27)).unwrap() else { panic!("shown") };
+    assert_eq!(
+        shown_at_once(&open(&settings, &Certificates::default(), at(27)).unwrap(), at(27)),
+        [now.thumbprint()]
+    );
+
+    let memory = self::settings(Custody::Memory);
+    let certificates = open(&memory, &Certificates::default(), at(0)).unwrap();
+    begin(&certificates, at(1));
+    let gone = shown_at_once(&certificates, at(1));
+    certificates.replace(&payments, at(1)).unwrap();
+    let left = shown_at_once(&certificates, at(1));
+    assert!(left.len() == 1 && !gone.contains(&left[0]));
+}
+
+#[test]
+fn what_a_ca_signed_is_only_told_of() {
+    // X5-03, KEY-07
+    let (leaf, key) = Authority::new().signs(|params| {
+        params.not_before = rcgen::date_time_ymd(2023, 12, 1);
+        params.not_after = rcgen::date_time_ymd(2023, 12, 31);
+    });
+    let files = Files::new(&leaf, &key);
+    let certificates = files.open(at(0)).unwrap();
+    let payments = "payments".into();
+    for done in [certificates.begin(&payments, at(0)), certificates.replace(&payments, at(0))] {
+        let Rotated::OfOthers { certificate, key } = done.unwrap() else { panic!("of others") };
+        assert!(certificate.ends_with("chain.crt") && key.unwrap().ends_with("key.pem"));
+    }
+    assert!(matches!(certificates.begin(&"nobody".into(), at(0)), Ok(Rotated::None)));
+    let ending = certificates.of_others().remove(0);
+    let day = |day: i64| {
+        "2023-12-01T00:00:00Z".parse::<Timestamp>().unwrap() + SignedDuration::from_hours(24 * day)
+    };
+    let told = |on: i64| ending.urgency(day(on));
+    assert_eq!(
+        [told(23), told(24), told(27), told(30)],
+        [None, Some(Urgency::Soon), Some(Urgency::Critical), Some(Urgency::Ended)]
+    );
+    // The same from the chain alone, by whoever may not read the key.
+    let custody = Custody::File { path: files.0.path().join("no-such-key.pem") };
+    let signed_by = SignedBy::Others(files.0.path().join("chain.crt"));
+    let wanted = BTreeMap::from([(payments, CertificateSettings { signed_by, ..settings(custody) })]);
+    let alone: Vec<Ending> = endings(&wanted).map(Result::unwrap).collect();
+    assert_eq!(alone, [ending]);
+    files.write("chain.crt", "?", 0o644);
+    let error = endings(&wanted).next().unwrap().unwrap_err().to_string();
+    assert!(error.starts_with("identities.payments.certificate") && error.contains("chain.crt"), "{error}");
+}

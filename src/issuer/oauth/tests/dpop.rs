@@ -215,6 +215,28 @@ async fn the_key_before_is_tried_once_while_it_is_kept() {
     assert_eq!(stage.script.posts().len(), 5, "never after the window");
 }
 
+#[tokio::test]
+async fn so_it_is_where_an_issuer_refuses_without_words() {
+    // KEY-06, ER-02, CLK-05
+    let bare = || Answer::Full { status: 403, headers: vec![], body: String::new() };
+    let mut stage = Stage::new().await;
+    stage.script.will([Answer::json(200, stage.metadata()), bare(), token(), bare(), bare(), bare()]);
+    let before: Arc<dyn Signer> = Arc::new(Key::generate(Algorithm::EdDsa).unwrap());
+    stage.signers.before = Some(Arc::clone(&before));
+    let issued = stage.issue().await;
+    assert!(issued.result.is_ok() && issued.facts.key_fallback);
+    let kids: Vec<_> = stage.script.posts().iter().map(kid).collect();
+    assert_eq!(kids, [stage.signers.client.as_ref().unwrap().kid(), before.kid()]);
+    let issued = stage.issue().await;
+    assert_eq!((issued.facts.http_status, issued.facts.key_fallback), (Some(403), false));
+    let error = issued.result.unwrap_err();
+    assert!(matches!(error, IssueError::Misconfigured { reason: Reason::ClientAuthRejected, .. }), "{error}");
+    assert_eq!(stage.script.posts().len(), 4, "once");
+    stage.signers.before = None;
+    assert_eq!(stage.reason().await, Reason::ClientAuthRejected);
+    assert_eq!(stage.script.posts().len(), 5, "never after the window");
+}
+
 fn kid(seen: &Seen) -> String {
     Unverified::parse(&seen.form("client_assertion")[0]).unwrap().header_str("kid").unwrap().to_owned()
 }
