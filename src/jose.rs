@@ -545,47 +545,6 @@ mod tests {
     }
 
     #[test]
-    fn a_flattened_jws_is_the_compact_one_taken_apart() {
-        // ACM-01: RFC 8555 6.2, 6.3, 7.3.4
-        let key = crate::keys::Key::generate(Algorithm::Es256).unwrap();
-        let compact = |jws: &Value| {
-            let part = |name: &str| jws[name].as_str().unwrap().to_owned();
-            format!("{}.{}.{}", part("protected"), part("payload"), part("signature"))
-        };
-        for (account, payload) in [(Some("https://ca.example/1"), None), (None, Some(json!({"a": 1})))] {
-            let envelope = Envelope { url: "https://ca.example/order", nonce: Some("n-1"), account };
-            let text = compact(&sign_flattened(&key, envelope, payload.as_ref()).unwrap());
-            let read = Unverified::parse(&text).unwrap();
-            let mut header = json!({"alg": "ES256", "nonce": "n-1", "url": "https://ca.example/order"});
-            match account {
-                Some(account) => {
-                    header["kid"] = json!(account);
-                    read.verify(key.public(), &[Algorithm::Es256]).unwrap();
-                }
-                None => {
-                    header["jwk"] = key.public().members();
-                    assert_eq!(&read.verify_possession(&[Algorithm::Es256]).unwrap(), key.public());
-                }
-            }
-            assert_eq!(Value::Object(read.header), header);
-            assert_eq!(
-                read.payload,
-                payload.map(|payload| payload.to_string()).unwrap_or_default().as_bytes()
-            );
-        }
-        let bound = external_account_binding(key.public(), "kid-1", "https://ca.example/new", |input| {
-            Some(input.as_bytes().to_vec())
-        });
-        let text = compact(&bound.unwrap());
-        let read = Unverified::parse(&text).unwrap();
-        assert_eq!(
-            Value::Object(read.header.clone()),
-            json!({"alg": "HS256", "kid": "kid-1", "url": "https://ca.example/new"})
-        );
-        assert_eq!(read.claims::<Value>().unwrap(), key.public().members());
-    }
-
-    #[test]
     fn a_private_jwk_is_refused() {
         // KEY-03
         let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": b64(&[1; 32]), "d": b64(&[2; 32])});

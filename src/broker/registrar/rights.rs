@@ -159,7 +159,7 @@ impl Rights {
         let mut plain = Zeroizing::new(Vec::with_capacity(32 * 1024));
         serde_json::to_writer(&mut *plain, kept).map_err(|error| failed(error.into()))?;
         let plain = Secret::new(std::mem::take(&mut *plain));
-        let sealed = self.key.seal(&purpose(of), &plain, &*self.dice);
+        let sealed = self.key.seal(purpose(of), &plain, &*self.dice);
         let sealed = sealed.ok_or_else(|| failed(io::Error::other("it cannot be sealed")))?;
         match write(&of.kept, &sealed) {
             Ok(()) => {
@@ -184,7 +184,7 @@ impl Rights {
                 return None;
             }
         };
-        let opened = self.key.unseal(&purpose(of), &sealed);
+        let opened = self.key.unseal(purpose(of), &sealed);
         let kept = opened.and_then(|plain| serde_json::from_slice(plain.expose()).ok());
         if kept.is_none() {
             tracing::error!(%path, "the right to a registration was sealed by another key or for another registration, or \

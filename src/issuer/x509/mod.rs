@@ -148,18 +148,39 @@ impl<A: Authority> X509<A> {
             });
         };
         let roots = self.authority.roots(facts).await?;
-        let held = match held.and_then(Credential::certificate) {
-            Some(held) => Some(Arc::clone(held)),
-            // The agent has just been started.
-            None => match self.kept(order, terms, &roots)? {
-                Some(kept) if self.clock.wall() < renewal(&kept) => {
-                    // Whoever kept it may have been killed before it could say so.
-                    self.authority.settled(order);
-                    return Ok(self.credential(kept, &roots));
-                }
-                kept => kept,
-            },
-        };
+        if let Some(held) = held.and_then(Credential::certificate) {
+            return self.renew(order, signers, terms, &roots, Some(Arc::clone(held)), facts).await;
+        }
+        // The agent has just been started, or has none.
+        let kept = self.kept(order, terms, &roots)?;
+        if let Some(kept) = kept.as_ref().filter(|kept| self.clock.wall() < renewal(kept)) {
+            // Whoever kept it may have been killed before it could say so.
+            self.authority.settled(order);
+            return Ok(self.credential(Arc::clone(kept), &roots));
+        }
+        match (self.renew(order, signers, terms, &roots, kept.clone(), facts).await, kept) {
+            // Valid is never replaced by failed: it is renewed later, as what is held is.
+            (Err(error), Some(kept)) => {
+                tracing::warn!(
+                    identity = %order.identity, credential = %order.credential, %error, until = %kept.until(),
+                    "what is kept cannot be renewed yet and is used while it lasts"
+                );
+                Ok(self.credential(kept, &roots))
+            }
+            (renewed, _) => renewed,
+        }
+    }
+
+    /// Asks for a certificate, by what is held if anything is.
+    async fn renew(
+        &self,
+        order: &Order,
+        signers: &Signers,
+        terms: &CertificateTerms,
+        roots: &Roots,
+        held: Option<Arc<ClientCertificate>>,
+        facts: &mut IssueFacts,
+    ) -> Result<Credential, IssueError> {
         // One that has ended proves nothing any more (CA-02).
         let held = held.filter(|held| self.clock.wall() < held.until());
         let ask = |request, held| Ask { order, terms, signers, request, held };
@@ -194,13 +215,13 @@ impl<A: Authority> X509<A> {
             }
             Err(error) => return Err(error),
         };
-        accept::check(&chain, terms, &roots, order.max_ttl, self.clock.wall())?;
+        accept::check(&chain, terms, roots, order.max_ttl, self.clock.wall())?;
         let certificate = request
             .finish(chain, terms.export, self.file(order).as_ref())
             .map_err(|error| unusable(&error))?;
         self.authority.settled(order);
         self.until_good(&certificate).await?;
-        Ok(self.credential(Arc::new(certificate), &roots))
+        Ok(self.credential(Arc::new(certificate), roots))
     }
 
     /// What to send: a request for a fresh key, or for the one that is held.
@@ -325,9 +346,9 @@ impl<A: Authority> Issuer for X509<A> {
 }
 
 /// Whose request: the identity's by the name of the credential, or one process's.
-type Slot = (Arc<str>, Arc<str>, Option<Instance>);
+pub(super) type Slot = (Arc<str>, Arc<str>, Option<Instance>);
 
-fn slot(order: &Order) -> Slot {
+pub(super) fn slot(order: &Order) -> Slot {
     (Arc::clone(&order.identity), Arc::clone(&order.credential), order.instance)
 }
 

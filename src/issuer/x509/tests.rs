@@ -412,6 +412,25 @@ async fn one_for_a_trial_or_for_one_process_is_kept_nowhere_and_takes_the_place_
 }
 
 #[tokio::test]
+async fn what_is_kept_is_used_while_it_lasts_if_the_ca_is_gone_at_a_restart() {
+    // X5-03: past two thirds of its life it would be renewed first.
+    let stage = Stage::new(true);
+    let first = stage.issue(None).await.unwrap();
+    stage.clock.advance(Duration::from_secs(70_000));
+    stage.will([Will::Down, Will::Later(60), Will::Refuse, Will::Refuse]);
+    for _ in 0..3 {
+        let kept = stage.issue(None).await.unwrap();
+        assert_eq!(first.bound.thumbprint(), kept.bound.thumbprint());
+        assert_eq!(kept.window.life(), Duration::from_secs(16_000), "and no longer than it lasts");
+    }
+    assert_ne!(first.bound.thumbprint(), stage.issue(None).await.unwrap().bound.thumbprint());
+    // One that has ended is no way out.
+    stage.clock.advance(2 * DAY);
+    stage.will([Will::Down]);
+    assert_eq!(reason(stage.issue(None).await), "ISSUER_UNAVAILABLE");
+}
+
+#[tokio::test]
 async fn what_may_not_be_renewed_is_asked_for_anew_once() {
     // CA-02
     let stage = Stage::new(false);

@@ -32,7 +32,7 @@ use super::{
         http::{HttpError, HttpSettings, Request, Response, USER_AGENT},
         terms::ClientAuth,
     },
-    Ask, Authority, Roots, Signed, X509, chain, rejected,
+    Ask, Authority, Roots, Signed, Slot, X509, chain, rejected, slot,
 };
 use crate::{
     clock::Clock,
@@ -71,8 +71,8 @@ struct Acme {
     clock: Arc<dyn Clock>,
     /// The accounts, by the thumbprint of their keys.
     accounts: Mutex<HashMap<String, String>>,
-    /// Orders that the CA works at, by identity and credential, with the request that each was made for.
-    under_way: Mutex<HashMap<(Arc<str>, Arc<str>), (String, Vec<u8>)>>,
+    /// Orders that the CA works at, with the request that each was made for.
+    under_way: Mutex<HashMap<Slot, (String, Vec<u8>)>>,
     endpoints: Mutex<Arc<Vec<Target>>>,
     /// Where it tells when to renew, if its directory said so.
     renewal_info: Mutex<Option<String>>,
@@ -228,7 +228,7 @@ impl Acme {
         let mut session = self.begin(facts).await?;
         let account = self.account(&mut session, ask.order, ask.signers, key).await?;
         let by = By { key, account: Some(&account) };
-        let slot = (Arc::clone(&ask.order.identity), Arc::clone(&ask.order.credential));
+        let slot = slot(ask.order);
         // An order that the CA is at is for one request: another one needs another order.
         let before = lock(&self.under_way).remove(&slot).filter(|(_, csr)| csr == ask.request.csr());
         let url = match before {

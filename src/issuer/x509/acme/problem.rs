@@ -4,7 +4,7 @@ use http::header;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::super::super::{IssueError, Reason, answer, http::Response};
+use crate::issuer::{IssueError, Reason, answer, http::Response};
 
 /// What all kinds of them begin with.
 const PREFIX: &str = "urn:ietf:params:acme:error:";

@@ -9,19 +9,15 @@ use jiff::Timestamp;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{
-    super::super::{
+use super::{AcmeSettings, problem::Problem, settings::origin};
+use crate::{
+    clock::Clock,
+    issuer::{
         IssueError, IssueFacts, Reason, answer,
         assertion::no_signature,
         contact::Contact,
         http::{Body, Request, Response},
     },
-    AcmeSettings,
-    problem::Problem,
-    settings::origin,
-};
-use crate::{
-    clock::Clock,
     jose::{self, Envelope, Signer},
     secret::Secret,
 };

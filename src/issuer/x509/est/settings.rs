@@ -5,8 +5,8 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use http::Uri;
 
-use super::super::RootSource;
 use crate::issuer::route::is_loopback;
+use crate::issuer::x509::RootSource;
 
 /// One EST server (RFC 7030).
 #[derive(Clone, Debug, Eq, PartialEq)]
