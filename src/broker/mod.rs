@@ -32,7 +32,7 @@ use crate::{
     credential::Credential,
     issuer::{IssueError, IssueFacts, Issued, Issuer, Order, Reason, Scope, Signers},
     jose::Signer,
-    keys::{Certificates, ClientCertificate, Keyring, Purpose},
+    keys::{Certificates, ClientCertificate, Ending, Keyring, Place, Purpose},
     policy::{CredentialRule, Grant},
     proof::Target,
     secret::Fingerprint,
@@ -217,6 +217,17 @@ pub struct Report {
     pub shelf: Vec<Shelved>,
     /// How the issuers are, by name; one that was never asked is not there.
     pub issuers: HashMap<Arc<str>, Health>,
+}
+
+impl Report {
+    /// When the certificates on the shelf end.
+    pub fn endings(&self) -> impl Iterator<Item = Ending> {
+        self.shelf.iter().filter_map(|shelved| {
+            let certificate = shelved.credential.as_ref()?.certificate()?;
+            let (name, trouble) = (Arc::clone(&shelved.order.credential), shelved.last_error.clone());
+            Some(Ending::of(&shelved.order.identity, Place::Credential { name, trouble }, certificate))
+        })
+    }
 }
 
 /// One order on the shelf.

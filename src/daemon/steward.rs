@@ -23,7 +23,7 @@ use crate::{
     config::{Mistake, Settings, load},
     issuer::Order,
     journey::Journey,
-    keys::{Certificates, Keyring, Now, Urgency, rotation::settled},
+    keys::{Certificates, Ending, Keyring, Now, Urgency, rotation::settled},
     policy::{Per, Policy},
     serve::operator::{Act, Facts},
 };
@@ -322,16 +322,22 @@ impl Steward {
         self.count_down().await;
         self.certificates_end().await;
         let now = self.clock.wall();
-        let endings = self.rotor.certificates().of_others().into_iter();
-        let next = endings.filter_map(|ending| ending.next(now)).min();
+        let next = self.endings().iter().filter_map(|ending| ending.next(now)).min();
         let wait = next.and_then(|next| Duration::try_from(next.duration_since(now)).ok());
         let wait = wait.map_or(LOOK, |wait| wait.clamp(LOOK_AGAIN, LOOK));
         self.next_look = self.clock.boot() + wait;
     }
 
-    /// X5-03: certificates of others, which the agent cannot make anew, each told of once for each step.
+    /// The certificates that somebody may have to see to.
+    fn endings(&self) -> Vec<Ending> {
+        let mut all = self.rotor.certificates().of_others();
+        all.extend(self.journey.broker().report().endings());
+        all
+    }
+
+    /// X5-03: certificates that the agent cannot make anew, or not now, each told of once for each step.
     async fn certificates_end(&mut self) {
-        let (now, endings) = (self.clock.wall(), self.rotor.certificates().of_others());
+        let (now, endings) = (self.clock.wall(), self.endings());
         self.told_ends.retain(|(told, _)| endings.iter().any(|ending| ending.thumbprint == *told));
         for ending in endings {
             let (Some(urgency), Some(words)) = (ending.urgency(now), ending.words(now)) else { continue };

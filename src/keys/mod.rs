@@ -22,7 +22,7 @@ use std::{
 
 pub use certificate::{
     CertificateError, CertificateSettings, Certificates, ClientCertificate, Ending, Enrolment, KeyKind, Name,
-    NotShown, PairFile, Rotated, Showing, SignedBy, Subject, Urgency, certificate_pem, endings,
+    NotShown, PairFile, Place, Rotated, Showing, SignedBy, Subject, Urgency, certificate_pem, endings,
 };
 pub use file::{FileError, read_secret};
 pub use machine::{Home, HomeError, MACHINE_ID};

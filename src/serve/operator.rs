@@ -210,7 +210,7 @@ impl Operator for Face {
         });
         let mut warnings = self.journey.alarms();
         let wall = self.clock.wall();
-        let mut endings: Vec<&Ending> = facts.endings.iter().collect();
+        let mut endings: Vec<Ending> = facts.endings.iter().cloned().chain(report.endings()).collect();
         endings.sort_by_key(|ending| std::cmp::Reverse(ending.urgency(wall)));
         warnings.extend(endings.into_iter().filter_map(|ending| ending.words(wall)));
         warnings.extend(facts.warnings.iter().cloned());

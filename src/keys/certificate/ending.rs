@@ -1,5 +1,6 @@
-//! When a certificate ends that the agent cannot make anew. In go its dates and a moment; out come words for whoever has to have
-//! it reissued, ahead of its end (X5-03): it is told of at four fifths of its life, urgently at nine tenths, and when it has ended.
+//! When a certificate ends that the agent cannot make anew by itself: one in a file of others, or one that its CA does not renew. In
+//! go its dates and a moment; out come words for whoever has to see to it, ahead of its end (X5-03): it is told of at four fifths of
+//! its life, urgently at nine tenths, and when it has ended.
 
 use std::{
     collections::BTreeMap,
@@ -14,17 +15,31 @@ use super::{
 };
 use crate::keys::{FileError, file};
 
-/// One certificate of others, and its dates.
+/// One certificate of others or of a CA, and its dates.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ending {
     /// Whose.
     pub identity: Arc<str>,
-    /// The file that it is in.
-    pub file: PathBuf,
+    /// What it is.
+    pub place: Place,
     /// Its thumbprint (RFC 8705 3.1).
     pub thumbprint: String,
     from: Timestamp,
     until: Timestamp,
+}
+
+/// Which of an identity's certificates it is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Place {
+    /// The one in this file, which somebody has to replace.
+    File(PathBuf),
+    /// A credential, which its CA renews well before; where that fails, the last trouble with it.
+    Credential {
+        /// Its name.
+        name: Arc<str>,
+        /// What happened.
+        trouble: Option<String>,
+    },
 }
 
 /// How near the end is.
@@ -52,10 +67,11 @@ impl Urgency {
 }
 
 impl Ending {
-    fn of(identity: &Arc<str>, file: &Path, certificate: &ClientCertificate) -> Self {
+    /// That of `certificate`.
+    pub fn of(identity: &Arc<str>, place: Place, certificate: &ClientCertificate) -> Self {
         let thumbprint = certificate.thumbprint().to_owned();
         let (from, until) = (certificate.from, certificate.until);
-        Self { identity: Arc::clone(identity), file: file.into(), thumbprint, from, until }
+        Self { identity: Arc::clone(identity), place, thumbprint, from, until }
     }
 
     /// How near its end is at `now`; none as long as there is time.
@@ -70,16 +86,24 @@ impl Ending {
 
     /// What to tell whoever runs the agent, if there is anything to tell at `now`.
     pub fn words(&self, now: Timestamp) -> Option<String> {
-        let (identity, file, until) = (&self.identity, self.file.display(), self.until);
+        let (identity, until) = (&self.identity, self.until);
         let what = match self.urgency(now)? {
             Urgency::Soon => "ends at",
             Urgency::Critical => "is about to end, at",
             Urgency::Ended => "has ended, nothing is issued with it: it ended at",
         };
-        Some(format!(
-            "identities.{identity}.certificate: {file} {what} {until:.0}: have its CA issue another, replace the files, \
-             then run: keybearer reload"
-        ))
+        Some(match &self.place {
+            Place::File(file) => format!(
+                "identities.{identity}.certificate: {} {what} {until:.0}: have its CA issue another, replace the files, \
+                 then run: keybearer reload",
+                file.display()
+            ),
+            Place::Credential { name, trouble } => format!(
+                "identities.{identity}.credentials.{name}: the certificate {what} {until:.0} and is not renewed: {}; \
+                 it is tried again until it is",
+                trouble.as_deref().unwrap_or("its CA has not been asked yet")
+            ),
+        })
     }
 
     fn at(&self, urgency: Urgency) -> Timestamp {
@@ -100,7 +124,7 @@ impl Certificates {
     pub fn of_others(&self) -> Vec<Ending> {
         let of = |custodian: &Arc<super::custody::Custodian>| {
             let SignedBy::Others(file) = &custodian.settings.signed_by else { return None };
-            Some(Ending::of(&custodian.identity, file, &custodian.held().now))
+            Some(Ending::of(&custodian.identity, Place::File(file.clone()), &custodian.held().now))
         };
         self.custodians().filter_map(of).collect()
     }
@@ -123,7 +147,7 @@ fn from_file(identity: &Arc<str>, path: &Path) -> Result<Ending, FileError> {
     let wrong = |what: &str| FileError::Certificate { place: path.display().to_string(), what: what.into() };
     let chain = chain(path, &file::read_public(path)?)?;
     let (thumbprint, from, until) = leaf_facts(&chain).map_err(wrong)?;
-    Ok(Ending { identity: Arc::clone(identity), file: path.into(), thumbprint, from, until })
+    Ok(Ending { identity: Arc::clone(identity), place: Place::File(path.into()), thumbprint, from, until })
 }
 
 #[cfg(test)]
@@ -137,7 +161,7 @@ mod tests {
     fn ending(life: i64) -> Ending {
         Ending {
             identity: "pay".into(),
-            file: "/etc/pay.crt".into(),
+            place: Place::File("/etc/pay.crt".into()),
             thumbprint: "t".into(),
             from: at(0),
             until: at(life),
@@ -170,6 +194,16 @@ mod tests {
             {
                 assert!(told.contains(words), "{told}");
             }
+        }
+    }
+
+    #[test]
+    fn one_that_its_ca_does_not_renew_is_told_of_with_the_reason() {
+        // X5-03
+        let place = Place::Credential { name: "tls".into(), trouble: Some("503 sealed".into()) };
+        let told = Ending { place, ..ending(1000) }.words(at(950)).unwrap();
+        for words in ["identities.pay.credentials.tls", "is about to end", "503 sealed", "tried again"] {
+            assert!(told.contains(words), "{told}");
         }
     }
 

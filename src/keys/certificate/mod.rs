@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
 pub use custody::{CertificateError, CertificateSettings, Certificates, SignedBy};
-pub use ending::{Ending, Urgency, endings};
+pub use ending::{Ending, Place, Urgency, endings};
 pub use enrolment::{Enrolment, KeyKind, PairFile, Subject};
 pub use name::Name;
 pub use ordered::Rotated;

@@ -7,8 +7,10 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use x509_parser::{certificate::X509Certificate, extensions::ParsedExtension, prelude::FromDer as _};
 
-use super::super::super::{Advice, answer, http::Response};
-use crate::jose::b64;
+use crate::{
+    issuer::{Advice, answer, http::Response},
+    jose::b64,
+};
 
 /// It is asked again no sooner and no later than that, whatever it says (RFC 9773 4.3.3).
 const SOONEST: Duration = Duration::from_secs(60);
