@@ -7,6 +7,7 @@ mod support;
 use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use keybearer::{
+    audit::EventType,
     dev::{Client, Fault},
     jose::{Algorithm, PublicKey},
     proto::v1::{Credential, credential::Kind},
@@ -131,7 +132,9 @@ key_export = "allowed"
     // Each time it went out is on record, and no other time.
     let reasons = |name: &str| -> BTreeSet<Option<String>> {
         let records = agent.records().into_iter().filter(|record| {
-            record.entry.credential.as_ref().is_some_and(|what| what.name.as_deref() == Some(name))
+            // Had before anybody asked, it went out to nobody.
+            record.entry.event.kind != EventType::CredentialRenew
+                && record.entry.credential.as_ref().is_some_and(|what| what.name.as_deref() == Some(name))
         });
         records.map(|record| record.entry.event.reason).collect()
     };
