@@ -1,5 +1,5 @@
 //! What is done with a certificate before its time: by an operator, or because every issuer takes the next one. In go orders; out
-//! comes what was made, what is shown now, or whose it is to be done. Each stage is done as it would be in its time, by [`custody`].
+//! comes what was made, what is shown now, or whose it is to be done. Each stage is done as it would be in its time, by `custody`.
 
 use std::{path::PathBuf, sync::Arc};
 
