@@ -454,7 +454,17 @@ impl Broker {
         rule: &CredentialRule,
         next: &Arc<dyn Signer>,
     ) -> Result<(), IssueError> {
-        let with = |signers| Signers { client: Some(Arc::clone(next)), before: None, ..signers };
+        let adopts =
+            self.shared.books.load().issuers.get(&rule.issuer).is_some_and(|issuer| issuer.adopts_keys());
+        // Where something else has begun it, the key is only an issuer's business that knows its client by that.
+        if !adopts && !rule.terms.client_auth.needs_key() {
+            return Ok(());
+        }
+        let with = |signers: Signers| {
+            // Elsewhere the one before would say nothing of this one.
+            let before = signers.client.filter(|_| adopts);
+            Signers { client: Some(Arc::clone(next)), before, ..signers }
+        };
         self.try_with(identity, rule, with).await
     }
 

@@ -15,7 +15,7 @@ use tokio::{task::JoinSet, time::sleep};
 use super::{Broker, Registrar};
 use crate::{
     clock::{Boot, Clock},
-    issuer::IssueError,
+    issuer::{IssueError, terms::ClientAuth},
     jose::Signer,
     keys::{
         CertificateError, Certificates, ClientCertificate, Due, KeyError, Keyring, Now, Purpose, Rotated,
@@ -178,7 +178,10 @@ impl Candidate {
     fn proves(&self, rule: &CredentialRule) -> bool {
         match self {
             Self::Certificate(_) => rule.terms.client_auth.is_mtls(),
-            Self::Key(_) => rule.terms.client_auth.needs_key(),
+            Self::Key(_) => {
+                rule.terms.client_auth.needs_key()
+                    || matches!(rule.terms.client_auth, ClientAuth::Bootstrap(_))
+            }
         }
     }
 
@@ -563,7 +566,7 @@ async fn ended(registrar: &mut Option<Registrar>, clock: &dyn Clock) -> Option<O
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _, sync::Mutex};
 
     use tokio::{sync::mpsc, time::timeout};
@@ -685,11 +688,12 @@ mod tests {
         policy_by(ClientAuth::PrivateKeyJwt)
     }
 
-    fn policy_by(client_auth: ClientAuth) -> Arc<Policy> {
+    /// A rule that orders from `issuer`.
+    pub(in crate::broker) fn rule(issuer: &str, client_auth: ClientAuth) -> CredentialRule {
         let order = bound();
-        let rule = CredentialRule {
+        CredentialRule {
             name: order.credential,
-            issuer: order.issuer,
+            issuer: issuer.into(),
             client_id: order.client_id,
             resource: None,
             require_aud: false,
@@ -703,7 +707,11 @@ mod tests {
             max_ttl: order.max_ttl,
             exception: None,
             terms: Arc::new(Terms { client_auth, ..Terms::clone(&order.terms) }),
-        };
+        }
+    }
+
+    fn policy_by(client_auth: ClientAuth) -> Arc<Policy> {
+        let rule = rule(&bound().issuer, client_auth);
         let identity = Identity {
             name: "payments".into(),
             owner: "payments@example.com".into(),

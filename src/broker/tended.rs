@@ -347,3 +347,66 @@ fn certificate() -> ClientCertificate {
     let signed = asked.signed_by(&rcgen::Issuer::new(params, key)).unwrap();
     request.finish(vec![signed.der().clone()], false, None).unwrap()
 }
+
+/// Knows its client by a key, and takes the next one when the one before vouches for it.
+#[derive(Debug, Default)]
+struct Adopting {
+    known: Mutex<String>,
+}
+
+impl Issuer for Adopting {
+    fn issue<'a>(
+        &'a self,
+        _: &'a Order,
+        signers: &'a Signers,
+        _: Option<&'a Credential>,
+    ) -> Pending<'a, Issued> {
+        let mut known = self.known.lock().unwrap();
+        let kid =
+            |key: &Option<Arc<dyn Signer>>| key.as_ref().map(|key| key.kid().to_owned()).unwrap_or_default();
+        if kid(&signers.before) == *known {
+            *known = kid(&signers.client);
+        }
+        let result = if kid(&signers.client) == *known {
+            Ok(minted("token", Boot::default(), jiff::Timestamp::UNIX_EPOCH, Duration::from_secs(60)))
+        } else {
+            Err(IssueError::Refused { reason: Reason::ClientAuthRejected, detail: "who?".into() })
+        };
+        Box::pin(async { Issued { result, facts: IssueFacts::default() } })
+    }
+
+    fn revoke<'a>(
+        &'a self,
+        _: &'a Order,
+        _: &'a Signers,
+        _: &'a Credential,
+    ) -> Pending<'a, Result<(), IssueError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn adopts_keys(&self) -> bool {
+        true
+    }
+
+    fn endpoints(&self) -> Arc<Vec<Target>> {
+        Arc::default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_account_that_is_its_key_is_handed_over_before_the_key_is_destroyed() {
+    // KEY-05, ACM-01: afterwards nobody could speak for it.
+    let keys = super::tests::keys();
+    let payments: Arc<str> = "payments".into();
+    let kid = keys.signer(&payments, Purpose::ClientAuth).unwrap().kid().to_owned();
+    let issuer = Arc::new(Adopting { known: Mutex::new(kid) });
+    let issuers = HashMap::from([("ca".into(), Arc::clone(&issuer) as Arc<dyn Issuer>)]);
+    let books = Books { issuers, keys, ..Books::default() };
+    let (telling, _) = mpsc::unbounded_channel();
+    let (broker, keeper) = new(books, PausedClock::new() as _, SeededDice::from_seed(5), telling, None);
+    tokio::spawn(keeper.run());
+    let next: Arc<dyn Signer> = Arc::new(crate::keys::Key::generate(crate::jose::Algorithm::Es256).unwrap());
+    let rule = super::rotor::tests::rule("ca", ClientAuth::Bootstrap("/once".into()));
+    broker.try_key(&payments, &rule, &next).await.unwrap();
+    assert_eq!(*issuer.known.lock().unwrap(), next.kid());
+}

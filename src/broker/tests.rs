@@ -170,7 +170,7 @@ fn refused() -> IssueError {
     IssueError::Refused { reason: Reason::ScopeDenied, detail: "no".into() }
 }
 
-fn keys() -> Keyring {
+pub(super) fn keys() -> Keyring {
     let now = Now { wall: Timestamp::UNIX_EPOCH, boot: Boot::from_nanos(0) };
     let settings = KeySettings {
         custody: Custody::Memory,

@@ -183,6 +183,11 @@ pub trait Issuer: fmt::Debug + Send + Sync {
         Box::pin(async { None })
     }
 
+    /// Whether it takes a client's next key because the one before vouches for it, and in no other way (RFC 8555 7.3.5).
+    fn adopts_keys(&self) -> bool {
+        false
+    }
+
     /// Its own endpoints, as far as it has told them. No workload gets a proof for one: it could ask for tokens with the agent's
     /// key (DPOP-20).
     fn endpoints(&self) -> Arc<Vec<Target>>;

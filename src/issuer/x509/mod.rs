@@ -84,6 +84,11 @@ pub(super) trait Authority: std::fmt::Debug + Send + Sync {
         Box::pin(async { None })
     }
 
+    /// As [`Issuer::adopts_keys`].
+    fn adopts_keys(&self) -> bool {
+        false
+    }
+
     /// As [`Issuer::endpoints`].
     fn endpoints(&self) -> Arc<Vec<Target>>;
 }
@@ -338,6 +343,10 @@ impl<A: Authority> Issuer for X509<A> {
             Some(leaf) => self.authority.advice(leaf),
             None => Box::pin(async { None }),
         }
+    }
+
+    fn adopts_keys(&self) -> bool {
+        self.authority.adopts_keys()
     }
 
     fn endpoints(&self) -> Arc<Vec<Target>> {

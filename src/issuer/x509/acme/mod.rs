@@ -407,6 +407,11 @@ impl Authority for Acme {
         })
     }
 
+    fn adopts_keys(&self) -> bool {
+        // The account is its key: once the key before is destroyed, nobody could speak for it any more.
+        true
+    }
+
     fn endpoints(&self) -> Arc<Vec<Target>> {
         Arc::clone(&lock(&self.endpoints))
     }
