@@ -188,6 +188,7 @@ impl OAuth {
         let mut way = ways.next().ok_or_else(mtls::no_certificate)?;
         let (mut may_prove_again, mut fell_back) = (order.binding == Binding::Dpop, false);
         let (mut may_bring_again, mut may_draw_again) = (true, way.client.is_some());
+        let mut may_attest_again = true;
         let mut asked = Asked::gather(order, self.contact.now()?).await?;
         loop {
             let bound = dpop::bound(order.binding, signers, &way, metadata)?;
@@ -210,6 +211,11 @@ impl OAuth {
                     if may_prove_again && (heard == Heard::New || self.contact.estimate().is_telling()) =>
                 {
                     may_prove_again = false;
+                }
+                // ER-09: what vouches for the client is made, read or fetched anew, once. A platform's token or SVID may be
+                // fresher by now; an attestation with the challenge in it is not made here, which the refusal then says.
+                (Some("use_attestation_challenge" | "use_fresh_attestation"), _) if may_attest_again => {
+                    may_attest_again = false;
                 }
                 // ER-10: the next one is drawn anew.
                 _ if reused && may_draw_again => may_draw_again = false,

@@ -1,4 +1,4 @@
-//! One-time values that an issuer says it has seen before, and attestations that this agent does not make.
+//! One-time values that an issuer says it has seen before, and what vouches for the client that it wants anew.
 
 use std::collections::HashSet;
 
@@ -36,8 +36,6 @@ async fn other_refusals_of_a_client_are_not_asked_again() {
     for (answer, reason) in [
         (reuse(401, "invalid_client", "Invalid client credentials"), Reason::ClientAuthRejected),
         (reuse(400, "invalid_request", "Token reuse detected"), Reason::AgentBugRequest),
-        (error(400, "use_attestation_challenge"), Reason::AttestationRejected),
-        (error(400, "use_fresh_attestation"), Reason::AttestationRejected),
         (error(401, "invalid_client_attestation"), Reason::AttestationRejected),
     ] {
         let stage = Stage::new().await;
@@ -46,5 +44,20 @@ async fn other_refusals_of_a_client_are_not_asked_again() {
         assert!(!issued.facts.one_time_reuse);
         assert_eq!(issued.result.unwrap_err().reason(), reason);
         assert_eq!(stage.script.posts().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_vouches_for_the_client_is_had_anew_once() {
+    // ER-09
+    for code in ["use_attestation_challenge", "use_fresh_attestation"] {
+        let stage = Stage::new().await;
+        stage.script.will([Answer::json(200, stage.metadata()), error(400, code), token()]);
+        assert!(stage.issue().await.result.is_ok(), "{code}");
+        stage.script.will([error(400, code), error(400, code)]);
+        assert_eq!(stage.issue().await.result.unwrap_err().reason(), Reason::AttestationRejected);
+        let posts = stage.script.posts();
+        let shown: HashSet<String> = posts.iter().map(|post| claims(post)["jti"].to_string()).collect();
+        assert_eq!((posts.len(), shown.len()), (4, 4), "{code}: each time another");
     }
 }
