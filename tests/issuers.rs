@@ -122,8 +122,14 @@ async fn what_an_issuer_refuses_is_told_by_its_row() {
         row("ER-06", error(400, "invalid_target"), 403, "AUDIENCE_DENIED"),
         row("ER-07", error(400, "invalid_authorization_details"), 403, "RAR_DENIED"),
         told_to_wait("ER-08", 503, error(400, "invalid_dpop_proof"), "DPOP_REJECTED"),
-        told_to_wait("ER-09", 503, error(400, "use_attestation_challenge"), "ATTESTATION_REJECTED"),
-        told_to_wait("ER-09 fresh", 503, error(400, "use_fresh_attestation"), "ATTESTATION_REJECTED"),
+        Row {
+            asked: (2, 2),
+            ..told_to_wait("ER-09", 503, error(400, "use_attestation_challenge"), "ATTESTATION_REJECTED")
+        },
+        Row {
+            asked: (2, 2),
+            ..told_to_wait("ER-09 fresh", 503, error(400, "use_fresh_attestation"), "ATTESTATION_REJECTED")
+        },
         told_to_wait("ER-09 401", 503, error(401, "invalid_client_attestation"), "ATTESTATION_REJECTED"),
         Row { asked: (2, 2), ..row("ER-10", error(400, "jti_known"), 500, "ONE_TIME_REUSE") },
         told_to_wait("ER-11", 429, slow_down(429), "ISSUER_RATE_LIMIT"),
