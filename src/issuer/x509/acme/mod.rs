@@ -48,6 +48,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How long an order waits that the CA works at, where it does not say.
 const UNDECIDED: Duration = Duration::from_secs(10);
 
+/// So many authorizations of an order are looked at: CAs take a hundred names for one certificate.
+const AUTHORIZATIONS: usize = 128;
+
 /// So many certificates are read of a chain.
 const MOST: usize = 32;
 
@@ -228,26 +231,33 @@ impl Acme {
         let mut session = self.begin(facts).await?;
         let account = self.account(&mut session, ask.order, ask.signers, key).await?;
         let by = By { key, account: Some(&account) };
+        let done = self.ordered(&mut session, by, ask).await;
+        if matches!(done, Err(IssueError::Refused { .. } | IssueError::Misconfigured { .. })) {
+            // It may have been taken away, or made again at another place: it is looked up anew next time.
+            lock(&self.accounts).remove(key.kid());
+        }
+        done
+    }
+
+    async fn ordered(
+        &self,
+        session: &mut Session<'_>,
+        by: By<'_>,
+        ask: Ask<'_>,
+    ) -> Result<Signed, IssueError> {
         let slot = slot(ask.order);
         // An order that the CA is at is for one request: another one needs another order.
         let before = lock(&self.under_way).remove(&slot).filter(|(_, csr)| csr == ask.request.csr());
         let url = match before {
             Some((url, _)) => url,
-            None => self.place(&mut session, by, ask).await?,
+            None => self.place(session, by, ask).await?,
         };
-        match self.pursue(&mut session, by, &url, ask.request.csr()).await {
-            // While it is out of reach it may be at it all the same.
-            undecided @ (Ok(Signed::Later(_)) | Err(IssueError::Retry { .. })) => {
-                lock(&self.under_way).insert(slot, (url, ask.request.csr().to_vec()));
-                undecided
-            }
-            Err(error) if error.reason() == Reason::ClientAuthRejected => {
-                // It may have been taken away, or be another's by now: it is looked up anew next time.
-                lock(&self.accounts).remove(key.kid());
-                Err(error)
-            }
-            done => done,
+        let pursued = self.pursue(session, by, &url, ask.request.csr()).await;
+        // While it is out of reach it may be at it all the same; an order that has ended is never asked after again.
+        if matches!(pursued, Ok(Ok(Signed::Later(_))) | Err(IssueError::Retry { .. })) {
+            lock(&self.under_way).insert(slot, (url, ask.request.csr().to_vec()));
         }
+        pursued?
     }
 
     /// ACM-03: an order for exactly the names that policy says.
@@ -279,14 +289,14 @@ impl Acme {
         location(&placed)
     }
 
-    /// Follows the order at `url` to its end, or for as long as somebody may wait for it.
+    /// Follows the order at `url` to its end, which is the inner result, or for as long as somebody may wait for it.
     async fn pursue(
         &self,
         session: &mut Session<'_>,
         by: By<'_>,
         url: &str,
         csr: &[u8],
-    ) -> Result<Signed, IssueError> {
+    ) -> Result<Result<Signed, IssueError>, IssueError> {
         let started = self.clock.boot();
         let mut finalized = false;
         let mut response = session.ask(by, url, None).await?;
@@ -305,17 +315,20 @@ impl Acme {
                 }
                 (Status::Valid, Some(certificate)) => {
                     let response = session.ask(by, &certificate, None).await?;
-                    return chain::for_request(csr, pem(&response)?).map(Signed::Chain);
+                    let chain = pem(&response).and_then(|sent| chain::for_request(csr, sent));
+                    return Ok(chain.map(Signed::Chain));
                 }
-                (Status::Invalid, _) => return Err(order.error.next(400, &response, session.now())),
+                (Status::Invalid, _) => return Ok(Err(order.error.next(400, &response, session.now()))),
                 (Status::Valid, None) => {
-                    return Err(protocol("the ACME server made a certificate and does not say where it is"));
+                    return Ok(Err(protocol(
+                        "the ACME server made a certificate and does not say where it is",
+                    )));
                 }
                 (Status::Pending | Status::Ready | Status::Processing, _) => {}
             }
             let pause = pause.unwrap_or(PAUSE).max(PAUSE);
             if self.clock.boot().since(started) + pause > PATIENCE {
-                return Ok(Signed::Later(pause.max(UNDECIDED)));
+                return Ok(Ok(Signed::Later(pause.max(UNDECIDED))));
             }
             tokio::time::sleep(pause).await;
             response = session.ask(by, url, None).await?;
@@ -329,6 +342,12 @@ impl Acme {
         by: By<'_>,
         all: &[String],
     ) -> Result<(), IssueError> {
+        if all.len() > AUTHORIZATIONS {
+            return Err(misconfigured(format!(
+                "the ACME server wants {} authorizations for one order: more than {AUTHORIZATIONS} are not looked at",
+                all.len()
+            )));
+        }
         for url in all {
             let authorization: Authorization = read(&session.ask(by, url, None).await?)?;
             if authorization.status != "valid" {
@@ -364,7 +383,12 @@ impl Acme {
         match session.post(by, &url, Some(&json!({"certificate": jose::b64(certificate)}))).await? {
             Ok(_) => Ok(()),
             Err((problem, _)) if problem.name() == "alreadyRevoked" => Ok(()),
-            Err((_, next)) => Err(next),
+            Err((_, next)) => {
+                if !matches!(next, IssueError::Retry { .. }) {
+                    lock(&self.accounts).remove(key.kid());
+                }
+                Err(next)
+            }
         }
     }
 }

@@ -52,6 +52,10 @@ impl Problem {
         match self.name() {
             // ACM-03: it says when to come back.
             "rateLimited" => IssueError::Retry { reason: Reason::IssuerRateLimit, detail, after: after() },
+            // As a status it says the same; an order that failed has no other.
+            "serverInternal" => {
+                IssueError::Retry { reason: Reason::IssuerUnavailable, detail, after: after() }
+            }
             "userActionRequired" => misconfigured(&format!(
                 "a person has to do something there first, such as agree to its terms ({})",
                 answer::clean(&self.instance, 120)

@@ -449,8 +449,64 @@ async fn what_a_server_says_is_sorted_by_what_to_do_next() {
     }
     // An order that failed has the same words in it.
     let failed = json!({"status": "invalid", "finalize": "", "error": {"type": "urn:ietf:params:acme:error:badCSR", "detail": "no"}});
-    stage.will([directory(&stage.script.url), nonce(), stage.placed("pending"), say(200, failed)]);
+    stage.will(stage.known());
+    stage.will([stage.placed("pending"), say(200, failed)]);
     assert_eq!(stage.sign(&request()).await.unwrap_err().reason(), Reason::GrantRejected);
+}
+
+#[tokio::test]
+async fn an_order_that_failed_is_not_asked_after_for_ever() {
+    // ACM-03: the CA works at it, and gives up for reasons that pass. The next attempt needs an order of its own.
+    let stage = Stage::new(false).await;
+    let wanted = request();
+    stage.will(stage.known());
+    stage.will([stage.placed("ready"), stage.placed("processing").with("retry-after", "40")]);
+    assert!(matches!(stage.sign(&wanted).await, Ok(Signed::Later(_))));
+    for (kind, reason) in [("rateLimited", "ISSUER_RATE_LIMIT"), ("serverInternal", "ISSUER_UNAVAILABLE")] {
+        let error = json!({"type": format!("urn:ietf:params:acme:error:{kind}"), "detail": "later"});
+        let failed = say(200, json!({"status": "invalid", "error": error}));
+        stage.will([directory(&stage.script.url), nonce(), failed]);
+        let error = stage.sign(&wanted).await.unwrap_err();
+        assert!(matches!(error, IssueError::Retry { .. }) && error.reason().as_str() == reason, "{error}");
+        assert!(lock(&stage.acme.under_way).is_empty());
+        stage.will([directory(&stage.script.url), nonce(), stage.placed("ready")]);
+        stage.will([stage.placed("processing").with("retry-after", "40")]);
+        assert!(matches!(stage.sign(&wanted).await, Ok(Signed::Later(_))));
+    }
+    assert_eq!(stage.lines().iter().filter(|line| line.ends_with("/new-order")).count(), 3);
+}
+
+#[tokio::test]
+async fn an_account_that_is_gone_is_looked_up_again() {
+    // ACM-01: a CA that was set up anew knows the key under another URL, or not at all.
+    let stage = Stage::new(false).await;
+    stage.will(stage.known());
+    stage.will([problem(400, "accountDoesNotExist")]);
+    stage.sign(&request()).await.unwrap_err();
+    stage.will([directory(&stage.script.url), nonce(), stage.at(200, "account/2", json!({}))]);
+    stage.will([problem(500, "serverInternal")]);
+    stage.sign(&request()).await.unwrap_err();
+    let (header, _) = opened(stage.script.posts().last().unwrap(), &*stage.key);
+    assert_eq!(header["kid"], json!(format!("{}/account/2", stage.script.url)));
+    // A revocation learns of it as well, and is not told no for ever.
+    stage.will([directory(&stage.script.url), nonce(), problem(400, "accountDoesNotExist")]);
+    stage.acme.revoke(&stage.order, &stage.signers(), b"certificate").await.unwrap_err();
+    stage.will([directory(&stage.script.url), nonce(), stage.at(200, "account/3", json!({}))]);
+    stage.will([say(200, json!({}))]);
+    stage.acme.revoke(&stage.order, &stage.signers(), b"certificate").await.unwrap();
+}
+
+#[tokio::test]
+async fn an_order_without_end_keeps_nobody_busy() {
+    // ACM-06: a hostile server lists as many authorizations as fit.
+    let stage = Stage::new(false).await;
+    stage.will(stage.known());
+    let all = vec![format!("{}/authz/1", stage.script.url); AUTHORIZATIONS + 1];
+    let order = say(200, json!({"status": "pending", "authorizations": all, "finalize": ""}));
+    stage.will([stage.placed("pending"), order]);
+    let error = stage.sign(&request()).await.unwrap_err();
+    assert!(matches!(error, IssueError::Misconfigured { .. }), "{error}");
+    assert!(!stage.lines().iter().any(|line| line.contains("authz")));
 }
 
 #[tokio::test]
