@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use super::{
     Renewed,
     revocations::Cause,
-    timing::{MAX_RETRY_AFTER, back_off, left_alone, margin, refresh_at},
+    timing::{MAX_RETRY_AFTER, advisable, back_off, left_alone, margin, refresh_at},
 };
 use crate::{
     clock::Boot,
@@ -695,7 +695,8 @@ impl Slot {
             return;
         }
         self.advised = window;
-        *live = Arc::new(live.renewed_at(renew_at));
+        let (earliest, latest) = advisable(&live.credential.window);
+        *live = Arc::new(live.renewed_at(renew_at.clamp(earliest, latest)));
         actions.push(Action::Publish(order, Some(Arc::clone(live))));
     }
 

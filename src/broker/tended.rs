@@ -246,6 +246,17 @@ async fn a_ca_that_advises_is_followed() {
     let before = house.asked();
     sleep(Duration::from_secs(700)).await;
     assert!(house.asked() > before);
+    // And not for ever at once, though it says the same of each that it gives.
+    let before = house.asked();
+    sleep(Duration::from_secs(3600)).await;
+    let more = house.asked() - before;
+    assert!((6..=13).contains(&more), "{more} in an hour");
+    // One that would have it renewed when it has ended is renewed while there is time.
+    *house.ca.window.lock().unwrap() = Some((200_000, 300_000));
+    sleep(Duration::from_secs(80_000)).await;
+    assert!(house.is_live(&tended("tls")));
+    sleep(Duration::from_secs(80_000)).await;
+    assert!(house.is_live(&tended("tls")));
 }
 
 #[tokio::test(start_paused = true)]

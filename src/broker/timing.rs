@@ -37,6 +37,15 @@ pub fn back_off(failures: u32, asked: Option<Duration>, chance: f64) -> Duration
     drawn.max(asked.unwrap_or_default().min(MAX_RETRY_AFTER))
 }
 
+/// From when until when an issuer may have a credential renewed: not as soon as it is given, or one that always says "now" would be
+/// asked for ever; and while there is time to try again (X5-03).
+pub fn advisable(window: &Window) -> (Boot, Boot) {
+    let life = window.life();
+    let earliest = (life / 10).clamp(Duration::from_secs(10), Duration::from_secs(300));
+    let latest = life.mul_f64(0.9).max(earliest);
+    (window.from + earliest, window.from + latest)
+}
+
 /// How long what was refused is left alone if nobody asks for it, by how often it was refused before: 5 seconds, then twice as
 /// long each time, up to ten minutes.
 pub fn left_alone(refusals: u32) -> Duration {
@@ -56,6 +65,16 @@ mod tests {
         // CLK-08
         let at = |chance| refresh_at(&window(300), chance).since(Boot::default()).as_secs();
         assert_eq!((at(0.0), at(0.5), at(0.9999)), (170, 200, 229));
+    }
+
+    #[test]
+    fn advice_is_followed_within_reason() {
+        // ACM-04, X5-03
+        let of = |life| {
+            let (earliest, latest) = advisable(&window(life));
+            (earliest.since(Boot::default()).as_secs(), latest.since(Boot::default()).as_secs())
+        };
+        assert_eq!((of(86_400), of(1000), of(20), of(5)), ((300, 77_760), (100, 900), (10, 18), (10, 10)));
     }
 
     #[test]
