@@ -173,6 +173,7 @@ impl Acme {
         let by = By { key, account: None };
         let account = match begun {
             Some((path, binding)) => {
+                agreed(&self.settings, session.directory.meta.terms_of_service.as_deref())?;
                 let mut wanted = json!({"externalAccountBinding": binding});
                 if self.settings.agree_to_terms {
                     wanted["termsOfServiceAgreed"] = json!(true);
@@ -457,6 +458,19 @@ fn binding(path: &Path, kid: &str, url: &str, key: &Arc<dyn Signer>) -> Result<O
 /// The key of the account.
 fn key(signers: &Signers) -> Result<&Arc<dyn Signer>, IssueError> {
     signers.client.as_ref().ok_or_else(|| no_signature(SignError))
+}
+
+/// RFC 8555 7.3.3: a server with terms begins no account of anybody who has not agreed to them, and each says so in its own way.
+fn agreed(settings: &AcmeSettings, terms: Option<&str>) -> Result<(), IssueError> {
+    match terms {
+        Some(terms) if !settings.agree_to_terms => Err(misconfigured(format!(
+            "no account is begun: the ACME server has terms ({}). Once a person has agreed to them, say agree_to_terms = true in \
+             [issuers.{}]",
+            answer::clean(terms, 120),
+            settings.name
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// There is no account, and what would begin one is not there.

@@ -342,6 +342,21 @@ async fn what_begins_an_account_is_kept_until_it_has() {
 }
 
 #[tokio::test]
+async fn no_account_is_begun_with_terms_that_nobody_has_agreed_to() {
+    // ACM-02
+    let stage = Stage::new(true).await;
+    let unread = AcmeSettings { agree_to_terms: false, ..stage.acme.settings.clone() };
+    let stage = Stage { acme: Acme::new(unread, clock()).unwrap(), ..stage };
+    stage.will([directory(&stage.script.url)]);
+    let error = stage.sign(&request()).await.unwrap_err();
+    assert!(matches!(error, IssueError::Misconfigured { .. }), "{error}");
+    let (told, terms) = (error.to_string(), "https://elsewhere.example/terms");
+    assert!(told.contains("agree_to_terms = true") && told.contains(terms), "{told}");
+    assert_eq!(stage.lines(), ["GET /directory"], "neither the key nor its MAC is sent");
+    assert!(stage.secret().exists());
+}
+
+#[tokio::test]
 async fn a_key_that_was_rotated_takes_over_the_account() {
     // KEY-06, RFC 8555 7.3.5
     let stage = Stage::new(false).await;
