@@ -6,7 +6,7 @@ mod support;
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     mem::MaybeUninit,
     os::{
         fd::OwnedFd,
@@ -107,8 +107,13 @@ fn e24_an_abstract_socket_has_no_permissions_and_is_not_to_be_had() {
 fn e25_an_exec_ends_the_list_of_mappings_that_was_opened_before() {
     // E20, E25, ATT-16: even where the same program runs again, and nothing else of the process tells. The agent holds this
     // very list, and not auxv, whose addresses only chance makes different.
-    let script = "read go; exec sh -c 'read stay'";
-    let mut child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+    let script = "echo runs; read go; exec sh -c 'echo runs; read stay'";
+    let mut child =
+        Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Looked at only while it waits to be told: in the midst of an exec the lists are of neither program, or empty.
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut runs = || assert_eq!(said.next().unwrap().unwrap(), "runs");
+    runs();
     let process = format!("/proc/{}", child.id());
     let of = |name: &str| format!("{process}/{name}");
     let (maps, auxv) = (fs::File::open(of("maps")).unwrap(), fs::read(of("auxv")).unwrap());
@@ -118,9 +123,8 @@ fn e25_an_exec_ends_the_list_of_mappings_that_was_opened_before() {
     // Kept open: at its end the program would go on to its own.
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(b"go\n").unwrap();
-    while listed() > 0 {
-        std::thread::yield_now();
-    }
+    runs();
+    assert_eq!(listed(), 0);
     let after =
         (start_time(&of("stat")), fs::metadata(of("exe")).unwrap().ino(), fs::read(of("auxv")).unwrap());
     assert!(fs::read(of("maps")).unwrap().len() > 16, "the new list is another file");
