@@ -316,15 +316,11 @@ impl Shelf {
                 self.fetched(order, *issued, chance, now, &mut actions)
             }
             Event::Kept { keep } => {
-                for (order, slot) in self.slots.extract_if(|order, _| !keep.contains(order)) {
-                    end(order, slot, Cause::Settings, now, &mut actions);
-                }
+                self.end(|order| !keep.contains(order), Cause::Settings, now, &mut actions);
             }
             // Nobody is there any more who could be given another: what is on its way is revoked when it comes.
             Event::Retired { which: which @ (Which::Instance(_) | Which::Disabled(_)), cause } => {
-                for (order, slot) in self.slots.extract_if(|order, _| which.takes(order)) {
-                    end(order, slot, cause, now, &mut actions);
-                }
+                self.end(|order| which.takes(order), cause, now, &mut actions);
             }
             Event::Retired { which, cause } => {
                 for (order, slot) in self.slots.iter_mut().filter(|(order, _)| which.takes(order)) {
@@ -341,6 +337,8 @@ impl Shelf {
                 if let Some(slot) = self.slots.get_mut(&order)
                     && let Some(live) = slot.live.take()
                 {
+                    // What it is being renewed to ends with it: a lease that goes on is the one that was given back.
+                    slot.outdated = slot.fetching;
                     // Whoever gives it back waits to hear of the newest; those before it go the same way (OA-43).
                     // Another may have come meanwhile: it goes too, for the caller wants none.
                     let held = live.still_held(now).into_iter();
@@ -512,10 +510,10 @@ impl Shelf {
             return;
         };
         slot.fetching = false;
-        if std::mem::take(&mut slot.outdated)
-            && let Ok(credential) = issued.result
-        {
-            actions.push(Action::Revoke(order.clone(), Arc::new(credential), Cause::Unclaimed));
+        if std::mem::take(&mut slot.outdated) {
+            if let Ok(credential) = issued.result {
+                actions.push(Action::Revoke(order.clone(), Arc::new(credential), Cause::Unclaimed));
+            }
             if slot.watchers > 0 || !slot.waiters.is_empty() {
                 slot.fetching = true;
                 actions.push(Action::Fetch(order));
@@ -671,6 +669,19 @@ impl Shelf {
         }
         for order in forgotten {
             self.slots.remove(&order);
+        }
+    }
+
+    /// Ends those orders. What is on its way for one is revoked when it comes, and is nobody's who may order the same again before
+    /// that.
+    fn end(&mut self, takes: impl Fn(&Order) -> bool, cause: Cause, now: Boot, actions: &mut Vec<Action>) {
+        let ended: Vec<_> = self.slots.extract_if(|order, _| takes(order)).collect();
+        for (order, slot) in ended {
+            if slot.fetching {
+                let awaited = Slot { fetching: true, outdated: true, ..Slot::default() };
+                self.slots.insert(order.clone(), awaited);
+            }
+            end(order, slot, cause, now, actions);
         }
     }
 }

@@ -625,6 +625,49 @@ async fn an_identity_that_is_switched_off_gets_no_other_whoever_waits() {
     assert_eq!((house.corp.diary().len(), house.broker.live_count()), (2, 0), "none is fetched for it");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_on_its_way_when_it_ended_is_not_used_once_it_is_allowed_again() {
+    // GA-10, S37: a lease that was being renewed when it was revoked is dead, whatever its issuer said before that.
+    let mut house = house();
+    let patience = Duration::from_secs(30);
+    let get =
+        |broker: Broker| async move { broker.fetch_order(leased(None), Duration::ZERO, patience).await };
+    let first = tokio::spawn(get(house.broker.clone()));
+    sleep(Duration::from_millis(20)).await;
+    house.broker.retire(Which::Disabled("payments".into()), Cause::Operator).await.unwrap();
+    first.await.unwrap().unwrap_err();
+    // Switched on again, before the answer has come.
+    let given = get(house.broker.clone()).await.unwrap().credential.fingerprint;
+    let revoked = timeout(patience, next_revoked(&mut house.told)).await.unwrap();
+    assert_eq!(revoked.cause, Cause::Unclaimed);
+    assert_ne!(given, revoked.credential.fingerprint);
+    assert_eq!(house.corp.diary().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_back_while_it_is_renewed_does_not_come_back() {
+    // OA-43, S37
+    let mut house = house();
+    *house.corp.same.lock().unwrap() = true;
+    let patience = Duration::from_secs(30);
+    let get = |broker: Broker, least| async move {
+        broker.fetch_order(leased(None), Duration::from_secs(least), patience).await
+    };
+    let first = get(house.broker.clone(), 0).await.unwrap().credential;
+    sleep(Duration::from_secs(20)).await;
+    // Whoever wants more life has it renewed.
+    let renewing = tokio::spawn(get(house.broker.clone(), 295));
+    sleep(Duration::from_millis(20)).await;
+    house.broker.sender.send(Request::Release(leased(None), Arc::clone(&first))).unwrap();
+    *house.corp.same.lock().unwrap() = false;
+    sleep(Duration::from_secs(1)).await;
+    let revoked = timeout(patience, next_revoked(&mut house.told)).await.unwrap();
+    assert_eq!((revoked.cause, revoked.error), (Cause::Unclaimed, None), "what it was renewed to");
+    let given = renewing.await.unwrap().unwrap().credential.fingerprint;
+    assert_ne!(given, revoked.credential.fingerprint);
+    assert_eq!(house.corp.diary().len(), 3, "whoever waits gets another");
+}
+
 #[tokio::test]
 async fn an_issuers_endpoints_stay_its_own_over_a_reload() {
     // DPOP-20
