@@ -207,6 +207,7 @@ impl Revocations {
 fn again(error: &IssueError) -> Option<Option<Duration>> {
     match error {
         IssueError::Retry { after, .. } => Some(*after),
+        IssueError::Later { after, .. } => Some(Some(*after)),
         // A new key, after an emergency, may be registered before the credential ends (KEY-07).
         IssueError::Misconfigured { reason: Reason::ClientAuthRejected, .. } => Some(None),
         _ => None,
@@ -266,6 +267,13 @@ mod tests {
         let (id, _) = all.due(at(0)).remove(0);
         let no = IssueError::Refused { reason: Reason::IssuerConfig, detail: "no revocation".into() };
         assert!(all.tried(id, Err(no), 0.0, at(1)).unwrap().error.unwrap().contains("no revocation"));
+        // What is missing here may be there again before it ends.
+        all.add(revocation(300), at(0));
+        let (id, _) = all.due(at(0)).remove(0);
+        let (reason, after) = (Reason::KeyUnavailable, Duration::from_secs(5));
+        let missing = IssueError::Later { reason, detail: "no key".into(), after };
+        assert!(all.tried(id, Err(missing), 0.0, at(1)).is_none());
+        assert_eq!(all.next_due(), Some(at(6)));
     }
 
     #[test]

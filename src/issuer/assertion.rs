@@ -76,10 +76,11 @@ impl Showing<'_> {
 }
 
 pub(super) fn no_signature(error: SignError) -> IssueError {
-    IssueError::Retry {
+    // Not the issuer's trouble: others prove who they are with keys of their own.
+    IssueError::Later {
         reason: Reason::KeyUnavailable,
         detail: format!("{error}: see whether the key is still where it was"),
-        after: None,
+        after: Duration::ZERO,
     }
 }
 

@@ -262,7 +262,7 @@ pub enum IssueError {
         /// The issuer's own wish for when to come back.
         after: Option<Duration>,
     },
-    /// The issuer is at it: this order comes back after `after`, others are not held up (EST-02).
+    /// The issuer is at it, or something is missing here: this order comes back after `after`, others are not held up (EST-02).
     #[error("{reason}: {detail}")]
     Later {
         /// What it is at.

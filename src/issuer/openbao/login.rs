@@ -181,10 +181,11 @@ pub(super) fn ways(caller: Caller<'_>) -> Result<Vec<Way<'_>>, IssueError> {
 }
 
 pub(super) fn nothing_to_show() -> IssueError {
-    IssueError::Retry {
+    // Not the server's trouble: others log in with keys of their own.
+    IssueError::Later {
         reason: Reason::KeyUnavailable,
         detail: "there is no key or certificate of this identity to log in with: see whether it is still where it was".into(),
-        after: None,
+        after: Duration::ZERO,
     }
 }
 

@@ -38,6 +38,9 @@ use crate::{
 /// A certificate that begins so soon is waited for (X5-04): the CA's clock is a little ahead of ours.
 const SOON: SignedDuration = SignedDuration::from_secs(60);
 
+/// How long an order waits whose pair cannot be read or kept here: each time that it cannot be kept has cost the CA a certificate.
+const UNKEPT: Duration = Duration::from_secs(60);
+
 /// Why there is no issuer of a kind of CA.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Unbuilt {
@@ -214,7 +217,7 @@ impl<A: Authority> X509<A> {
                 });
             }
             // A CA that is out of reach may be deciding all the same.
-            Err(error @ IssueError::Retry { .. }) if is_undecided => {
+            Err(error @ (IssueError::Retry { .. } | IssueError::Later { .. })) if is_undecided => {
                 self.undecided().insert(slot(order), request);
                 return Err(error);
             }
@@ -375,10 +378,11 @@ pub(super) fn rejected(by: Rejected, detail: impl Into<String>) -> IssueError {
 fn unusable(error: &FileError) -> IssueError {
     match error {
         FileError::Certificate { .. } => rejected(Rejected::Key, error.to_string()),
-        _ => IssueError::Retry {
+        // Not the CA's trouble: one identity's file is no reason to keep all others waiting.
+        _ => IssueError::Later {
             reason: Reason::KeyUnavailable,
             detail: format!("{error}: nothing is asked for that could not be kept"),
-            after: None,
+            after: UNKEPT,
         },
     }
 }

@@ -431,6 +431,25 @@ async fn what_is_kept_is_used_while_it_lasts_if_the_ca_is_gone_at_a_restart() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_no_use_is_not_the_cas_trouble() {
+    // CLK-07: one identity's file holds up nobody else at the CA, and costs it few certificates.
+    let mut stage = Stage::new(true);
+    stage.terms(|terms| terms.same_key = true);
+    let first = stage.issue(None).await.unwrap();
+    let path = stage.directory.path().join("pair.pem");
+    std::fs::remove_file(&path).unwrap();
+    let waits = |result: Result<Credential, IssueError>| {
+        let error = result.unwrap_err();
+        assert!(matches!(&error, IssueError::Later { after, .. } if after.as_secs() >= 60), "{error}");
+        assert_eq!(error.reason(), Reason::KeyUnavailable);
+    };
+    waits(stage.issue(Some(&first)).await);
+    std::fs::create_dir(&path).unwrap();
+    waits(stage.issue(None).await);
+    assert_eq!(stage.counts().0, 1, "nothing was asked for");
+}
+
+#[tokio::test]
 async fn what_may_not_be_renewed_is_asked_for_anew_once() {
     // CA-02
     let stage = Stage::new(false);
