@@ -103,7 +103,8 @@ impl Keeper {
             let now = self.shared.clock.boot();
             self.keep_pending(now);
             for (id, revocation) in self.revocations.due(now) {
-                self.attempts.spawn(async move { (id, revocation.attempt().await) });
+                let shared = Arc::clone(&self.shared);
+                self.attempts.spawn(async move { (id, revocation.attempt(&shared).await) });
             }
             let due = [self.shelf.next_due(), self.revocations.next_due()].into_iter().flatten().min();
             let due = due.into_iter().chain(self.unkept.then_some(self.keep_at)).min();

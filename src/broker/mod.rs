@@ -94,7 +94,9 @@ impl Books {
 
     /// The order for the certificate that `order` has to show, if a CA makes it.
     fn shown_by(&self, order: &Order) -> Option<&Order> {
-        self.shown.get(&order.identity).filter(|shown| order.shows_certificate() && *shown != order)
+        // By name: for a trial, or when it is taken up after a restart, the same is ordered on other terms.
+        let shown = self.shown.get(&order.identity)?;
+        (order.shows_certificate() && shown.credential != order.credential).then_some(shown)
     }
 
     /// The issuer that `order` is for, and the keys to place it with at `now`: a certificate from a CA is what is `live` of it.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::timing::back_off;
+use super::{Shared, timing::back_off};
 use crate::{
     clock::Boot,
     credential::Credential,
@@ -72,9 +72,23 @@ pub(super) struct Revocation {
 
 impl Revocation {
     /// Asks the issuer once.
-    pub(super) async fn attempt(&self) -> Result<(), IssueError> {
+    pub(super) async fn attempt(&self, shared: &Shared) -> Result<(), IssueError> {
         let (issuer, signers) = self.placed.as_ref().map_err(Clone::clone)?;
-        issuer.revoke(&self.order, signers, &self.credential).await
+        let books = shared.books.load_full();
+        if !signers.certificates.is_empty() || books.shown_by(&self.order).is_none() {
+            return issuer.revoke(&self.order, signers, &self.credential).await;
+        }
+        // After a restart, what it has to show is there only once its CA was asked.
+        let (_, now) = shared.placed(&books, &self.order)?;
+        if now.certificates.is_empty() {
+            return Err(IssueError::Later {
+                reason: Reason::KeyUnavailable,
+                detail: "the certificate to show is not there yet".into(),
+                after: Duration::ZERO,
+            });
+        }
+        let signers = Signers { certificates: now.certificates, ..signers.clone() };
+        issuer.revoke(&self.order, &signers, &self.credential).await
     }
 
     fn over(&self, tries: u32, error: Option<String>, now: Boot) -> Revoked {

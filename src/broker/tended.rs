@@ -273,7 +273,7 @@ async fn only_what_is_in_the_settings_is_tended() {
 async fn a_certificate_that_is_shown_is_had_first_and_outlives_its_tokens() {
     // MT-08: the certificate is another after a renewal, and each token keeps the one that it is bound to.
     let clock = PausedClock::new();
-    let ca = Arc::new(Enrolled { clock: Arc::clone(&clock), shown: Mutex::default() });
+    let ca = Arc::new(Enrolled::new(&clock));
     let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> =
         ["ca", "corp"].into_iter().map(|name| (name.into(), Arc::clone(&ca) as Arc<dyn Issuer>)).collect();
     let terms = |client_auth| Arc::new(Terms { client_auth, ..Terms::default() });
@@ -304,11 +304,64 @@ async fn a_certificate_that_is_shown_is_had_first_and_outlives_its_tokens() {
     assert_eq!((second[1].as_str(), second[0] != first[0]), (first[0].as_str(), true));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_has_to_die_after_a_restart_waits_for_the_certificate_to_show() {
+    // OA-43, X5-07: and what is shown itself is revoked by what it was ordered with.
+    let dir = tempfile::tempdir().unwrap();
+    let clock = PausedClock::new();
+    let ca = Arc::new(Enrolled::new(&clock));
+    let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> =
+        ["ca", "corp"].into_iter().map(|name| (name.into(), Arc::clone(&ca) as Arc<dyn Issuer>)).collect();
+    let by_certificate = || Arc::new(Terms { client_auth: ClientAuth::TlsClientAuth, ..Terms::default() });
+    let shown = Order { terms: by_certificate(), ..tended("tls") };
+    let token = Order { terms: by_certificate(), ..order("corp", "ledger") };
+    let file = || {
+        let key = crate::keys::SealingKey::of(&crate::secret::Secret::new("seed"));
+        PendingFile::new(dir.path().join("revocations"), key, SeededDice::from_seed(9))
+    };
+    let life = Duration::from_secs(3000);
+    let waits = |order: &Order, life| revocations::Revocation {
+        order: order.clone(),
+        credential: Arc::new(minted("token", clock.boot(), clock.wall(), life)),
+        cause: Cause::Operator,
+        placed: Err(absent("payments", "issuer")),
+        since: clock.boot(),
+    };
+    // As the restart finds it: the certificate's terms as far as they were kept.
+    let before = Order { max_ttl: life, ..shown.clone() };
+    file().keep([waits(&token, life), waits(&before, life)].iter());
+    let books = Books {
+        issuers,
+        shown: HashMap::from([(Arc::clone(&shown.identity), shown.clone())]),
+        ..Books::default()
+    };
+    let (telling, mut told) = mpsc::unbounded_channel();
+    let (broker, keeper) =
+        new(books, Arc::clone(&clock) as _, SeededDice::from_seed(5), telling, Some(file()));
+    tokio::spawn(keeper.run());
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(*ca.revoked.lock().unwrap(), [("tls".to_owned(), 0)], "the other waits, and is not given up");
+    broker.tend(vec![shown]);
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(ca.revoked.lock().unwrap()[1..], [("ledger".to_owned(), 1)]);
+    while let Ok(news) = told.try_recv() {
+        assert!(!matches!(news, News::Revoked(Revoked { error: Some(_), .. })), "{news:?}");
+    }
+}
+
 /// Gives a self-signed certificate for `tls` and a token for all else, and writes down what was shown to it.
 #[derive(Debug)]
 struct Enrolled {
     clock: Arc<PausedClock>,
     shown: Mutex<Vec<Vec<String>>>,
+    /// What was revoked, and how many certificates there were to show for that.
+    revoked: Mutex<Vec<(String, usize)>>,
+}
+
+impl Enrolled {
+    fn new(clock: &Arc<PausedClock>) -> Self {
+        Self { clock: Arc::clone(clock), shown: Mutex::default(), revoked: Mutex::default() }
+    }
 }
 
 impl Issuer for Enrolled {
@@ -336,10 +389,16 @@ impl Issuer for Enrolled {
 
     fn revoke<'a>(
         &'a self,
-        _: &'a Order,
-        _: &'a Signers,
+        order: &'a Order,
+        signers: &'a Signers,
         _: &'a Credential,
     ) -> Pending<'a, Result<(), IssueError>> {
+        let count = signers.certificates.len();
+        if order.terms.client_auth.is_mtls() && *order.credential != *"tls" && count == 0 {
+            let (reason, detail) = (Reason::KeyUnavailable, "no certificate".into());
+            return Box::pin(async move { Err(IssueError::Misconfigured { reason, detail }) });
+        }
+        self.revoked.lock().unwrap().push((order.credential.to_string(), count));
         Box::pin(async { Ok(()) })
     }
 
