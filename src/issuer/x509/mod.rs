@@ -28,7 +28,7 @@ use super::{
     terms::{CertificateTerms, Wants},
 };
 use crate::{
-    clock::Clock,
+    clock::{Boot, Clock},
     credential::{Bound, Credential, Form, Payload, Window},
     keys::{ClientCertificate, Enrolment, FileError, KeyKind, PairFile, Vault},
     proof::Target,
@@ -40,6 +40,10 @@ const SOON: SignedDuration = SignedDuration::from_secs(60);
 
 /// How long an order waits whose pair cannot be read or kept here: each time that it cannot be kept has cost the CA a certificate.
 const UNKEPT: Duration = Duration::from_secs(60);
+
+/// What was put off and not ordered again for so long is let go, with its key: its process may have exited. Whoever waits for a
+/// person's word asks at least every hour.
+const LET_GO: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why there is no issuer of a kind of CA.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -128,7 +132,7 @@ pub(super) struct X509<A> {
     vault: Vault,
     clock: Arc<dyn Clock>,
     /// Requests that the CA has not decided yet, by whose they are: sent again with the same key.
-    undecided: Mutex<HashMap<Slot, Arc<Enrolment>>>,
+    undecided: Mutex<PutOff<Arc<Enrolment>>>,
 }
 
 impl<A: Authority> X509<A> {
@@ -209,7 +213,7 @@ impl<A: Authority> X509<A> {
         let chain = match answered {
             Ok(Signed::Chain(chain)) => chain,
             Ok(Signed::Later(after)) => {
-                self.undecided().insert(slot(order), request);
+                self.undecided().insert(slot(order), request, self.clock.boot());
                 return Err(IssueError::Later {
                     reason: Reason::CaPending,
                     detail: "the CA has not decided yet: it may wait for a person to approve".into(),
@@ -218,7 +222,7 @@ impl<A: Authority> X509<A> {
             }
             // A CA that is out of reach may be deciding all the same.
             Err(error @ (IssueError::Retry { .. } | IssueError::Later { .. })) if is_undecided => {
-                self.undecided().insert(slot(order), request);
+                self.undecided().insert(slot(order), request, self.clock.boot());
                 return Err(error);
             }
             Err(error) => return Err(error),
@@ -303,7 +307,7 @@ impl<A: Authority> X509<A> {
         }
     }
 
-    fn undecided(&self) -> MutexGuard<'_, HashMap<Slot, Arc<Enrolment>>> {
+    fn undecided(&self) -> MutexGuard<'_, PutOff<Arc<Enrolment>>> {
         self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -358,10 +362,31 @@ impl<A: Authority> Issuer for X509<A> {
 }
 
 /// Whose request: the identity's by the name of the credential, or one process's.
-pub(super) type Slot = (Arc<str>, Arc<str>, Option<Instance>);
+type Slot = (Arc<str>, Arc<str>, Option<Instance>);
 
 pub(super) fn slot(order: &Order) -> Slot {
     (Arc::clone(&order.identity), Arc::clone(&order.credential), order.instance)
+}
+
+/// What is taken up again when the same is ordered again; nobody says that it never will be, so it is let go in time.
+#[derive(Debug)]
+pub(super) struct PutOff<T>(HashMap<Slot, (Boot, T)>);
+
+impl<T> PutOff<T> {
+    pub(super) fn insert(&mut self, slot: Slot, what: T, now: Boot) {
+        self.0.retain(|_, (since, _)| now.since(*since) < LET_GO);
+        self.0.insert(slot, (now, what));
+    }
+
+    pub(super) fn remove(&mut self, slot: &Slot) -> Option<T> {
+        self.0.remove(slot).map(|(_, what)| what)
+    }
+}
+
+impl<T> Default for PutOff<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
 }
 
 /// When a certificate that was kept over a restart is renewed before it is used: past two thirds of its life (X5-03).

@@ -475,13 +475,13 @@ async fn what_is_undecided_is_asked_again_with_the_same_request() {
         let error = stage.issue(None).await.unwrap_err();
         assert!(matches!(&error, IssueError::Later { after, .. } if after.as_secs() == 60), "{error}");
     }
-    let sent = Arc::clone(&stage.engine.undecided()[&slot(&stage.order)]);
+    let sent = Arc::clone(&stage.engine.undecided().0[&slot(&stage.order)].1);
     let credential = stage.issue(None).await.unwrap();
     let (_, read) = X509CertificationRequest::from_der(sent.csr()).unwrap();
     let leaf = &credential.certificate().unwrap().chain()[0];
     let (_, made) = x509_parser::parse_x509_certificate(leaf).unwrap();
     assert_eq!(read.certification_request_info.subject_pki.raw, made.public_key().raw);
-    assert!(stage.engine.undecided().is_empty());
+    assert!(stage.engine.undecided().0.is_empty());
 }
 
 #[tokio::test]
@@ -492,11 +492,30 @@ async fn what_is_undecided_outlives_a_ca_that_is_down() {
     let mut sent = Vec::new();
     for _ in 0..3 {
         stage.issue(None).await.unwrap_err();
-        sent.push(stage.engine.undecided()[&slot(&stage.order)].csr().to_vec());
+        sent.push(stage.engine.undecided().0[&slot(&stage.order)].1.csr().to_vec());
     }
     assert!(sent.iter().all(|csr| *csr == sent[0]));
     stage.issue(None).await.unwrap_err();
-    assert!(stage.engine.undecided().is_empty(), "it was decided");
+    assert!(stage.engine.undecided().0.is_empty(), "it was decided");
+}
+
+#[tokio::test]
+async fn what_nobody_orders_again_is_let_go_with_its_key() {
+    // EST-02: processes come and go while a person thinks.
+    let mut stage = Stage::new(false);
+    let of = |pid| Some(Instance { pid, start: 7 });
+    for pid in 1..=3 {
+        stage.order.instance = of(pid);
+        stage.will([Will::Later(60)]);
+        stage.issue(None).await.unwrap_err();
+        stage.clock.advance(DAY / 4);
+    }
+    // The last of them is still there, and asks again.
+    stage.clock.advance(DAY / 2);
+    stage.will([Will::Later(60)]);
+    stage.issue(None).await.unwrap_err();
+    let left: Vec<_> = stage.engine.undecided().0.keys().filter_map(|(.., instance)| *instance).collect();
+    assert_eq!(left, [Instance { pid: 3, start: 7 }]);
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ use super::{
         http::{HttpError, HttpSettings, Request, Response, USER_AGENT},
         terms::ClientAuth,
     },
-    Ask, Authority, Roots, Signed, Slot, X509, chain, rejected, slot,
+    Ask, Authority, PutOff, Roots, Signed, X509, chain, rejected, slot,
 };
 use crate::{
     clock::Clock,
@@ -75,7 +75,7 @@ struct Acme {
     /// The accounts, by the thumbprint of their keys.
     accounts: Mutex<HashMap<String, String>>,
     /// Orders that the CA works at, with the request that each was made for.
-    under_way: Mutex<HashMap<Slot, (String, Vec<u8>)>>,
+    under_way: Mutex<PutOff<(String, Vec<u8>)>>,
     endpoints: Mutex<Arc<Vec<Target>>>,
     /// Where it tells when to renew, if its directory said so.
     renewal_info: Mutex<Option<String>>,
@@ -256,7 +256,8 @@ impl Acme {
         let pursued = self.pursue(session, by, &url, ask.request.csr()).await;
         // While it is out of reach it may be at it all the same; an order that has ended is never asked after again.
         if matches!(pursued, Ok(Ok(Signed::Later(_))) | Err(IssueError::Retry { .. })) {
-            lock(&self.under_way).insert(slot, (url, ask.request.csr().to_vec()));
+            let placed = (url, ask.request.csr().to_vec());
+            lock(&self.under_way).insert(slot, placed, self.clock.boot());
         }
         pursued?
     }

@@ -483,7 +483,7 @@ async fn an_order_that_failed_is_not_asked_after_for_ever() {
         stage.will([directory(&stage.script.url), nonce(), failed]);
         let error = stage.sign(&wanted).await.unwrap_err();
         assert!(matches!(error, IssueError::Retry { .. }) && error.reason().as_str() == reason, "{error}");
-        assert!(lock(&stage.acme.under_way).is_empty());
+        assert!(lock(&stage.acme.under_way).0.is_empty());
         stage.will([directory(&stage.script.url), nonce(), stage.placed("ready")]);
         stage.will([stage.placed("processing").with("retry-after", "40")]);
         assert!(matches!(stage.sign(&wanted).await, Ok(Signed::Later(_))));
