@@ -54,8 +54,10 @@ use crate::{
         http::{HttpError, HttpSettings, Request, Response, USER_AGENT},
         registration::{Access, Ask, Registration},
         skew::Estimate,
+        terms::Wants,
     },
     proof::Target,
+    secret::Secret,
 };
 
 /// The header of a proof (RFC 9449 4.1).
@@ -250,6 +252,12 @@ impl OAuth {
         signers: &Signers,
         credential: &Credential,
     ) -> Result<(), IssueError> {
+        // The settings may name another kind of issuer by this name since: what somebody else made is not for this one to see.
+        let token = credential.token().filter(|_| order.terms.wants == Wants::Token);
+        let token = token.and_then(Secret::expose_str).ok_or_else(|| IssueError::Refused {
+            reason: Reason::IssuerConfig,
+            detail: "this issuer did not make it, and cannot end it: it ends by itself".into(),
+        })?;
         let mut facts = IssueFacts::default();
         let metadata = self.ready(order, signers, &mut facts).await?;
         let way = Way::plain(order, signers)?;
@@ -258,8 +266,6 @@ impl OAuth {
                 reason: Reason::IssuerConfig,
                 detail: "the issuer offers no revocation: the token lives until it ends by itself".into(),
             })?;
-        // What came out of `reply` is ASCII.
-        let token = credential.handle().expose_str().unwrap_or_default();
         let fields = [("token", token), ("token_type_hint", "access_token")];
         let placed = Placed { order, signers, way: &way };
         let (response, _) = self.post(placed, &Bound::Bearer, endpoint, &fields, &mut facts).await?;

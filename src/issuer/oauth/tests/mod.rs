@@ -20,11 +20,14 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     clock::{ManualClock, SystemDice},
-    credential::Binding,
-    issuer::script::{Answer, Script, Seen},
+    credential::{Binding, Payload},
+    issuer::{
+        script::{Answer, Script, Seen},
+        terms::{LeaseTerms, Terms, Wants},
+    },
     jose::{Algorithm, Signer, Unverified},
     keys::Key,
-    secret::Fingerprint,
+    secret::{Fingerprint, Secret},
 };
 
 const NOW: i64 = 1_700_000_000;
@@ -398,6 +401,25 @@ async fn a_date_out_of_a_cache_tells_nothing() {
     stage.script.will([old, token()]);
     stage.issue().await.result.unwrap();
     assert_eq!(stage.oauth.skew_ms(), None);
+}
+
+#[tokio::test]
+async fn what_another_issuer_made_is_not_told_to_this_one() {
+    // OA-43, S37: a name in the settings may be another kind of issuer's after a restart.
+    let stage = Stage::new().await;
+    stage.script.will([Answer::json(200, stage.metadata()), token(), Answer::json(200, "")]);
+    let credential = stage.issue().await.result.unwrap();
+    let handle = Secret::new("s.canary lease 300 -");
+    let foreign = Credential { payload: Payload::Values { values: vec![], handle }, ..credential };
+    let wants = Wants::Lease(LeaseTerms { at: "database/creds/a".into(), fields: vec![] });
+    let terms = Arc::new(Terms { wants, ..Terms::clone(&stage.order.terms) });
+    let order = Order { terms, ..stage.order.clone() };
+    let posts = stage.script.posts().len();
+    for order in [&order, &stage.order] {
+        let error = stage.oauth.revoke(order, &stage.signers, &foreign).await.unwrap_err();
+        assert!(matches!(error, IssueError::Refused { .. }), "{error}");
+    }
+    assert_eq!(stage.script.posts().len(), posts, "nothing was sent");
 }
 
 #[tokio::test]
