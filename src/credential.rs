@@ -94,6 +94,8 @@ pub struct Window {
     pub until: Boot,
     /// When it ends by the wall, for people and programs to read.
     pub until_wall: Timestamp,
+    /// How much of its life was over when it came: nothing, but for what was kept over a restart.
+    pub spent: Duration,
 }
 
 impl Window {
@@ -104,6 +106,7 @@ impl Window {
             from: now,
             until: now + life,
             until_wall: wall.checked_add(life_signed).unwrap_or(Timestamp::MAX),
+            spent: Duration::ZERO,
         }
     }
 
@@ -111,7 +114,7 @@ impl Window {
     pub fn shorten(&mut self, now: Boot, wall: Timestamp, life: Duration) {
         let shorter = Self::opening(now, wall, life);
         if shorter.until < self.until {
-            *self = Self { from: self.from, ..shorter };
+            *self = Self { from: self.from, spent: self.spent, ..shorter };
         }
     }
 

@@ -18,10 +18,11 @@ const LEAST: Duration = Duration::from_millis(100);
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
 /// When a credential is to be refreshed: at 2/3 of its life, give or take a tenth of it (CLK-08). Drawn once and kept
-/// with the credential; drawing again at each look would pull all instants to the early edge.
+/// with the credential; drawing again at each look would pull all instants to the early edge. What was spent before a restart
+/// counts (X5-03).
 pub fn refresh_at(window: &Window, chance: f64) -> Boot {
-    let life = window.life();
-    window.from + life.mul_f64((2.0 / 3.0) + (chance - 0.5) * 0.2)
+    let life = window.spent + window.life();
+    window.from + life.mul_f64((2.0 / 3.0) + (chance - 0.5) * 0.2).saturating_sub(window.spent)
 }
 
 /// How long before its end a credential is not handed out any more (CLK-07).
@@ -65,6 +66,12 @@ mod tests {
         // CLK-08
         let at = |chance| refresh_at(&window(300), chance).since(Boot::default()).as_secs();
         assert_eq!((at(0.0), at(0.5), at(0.9999)), (170, 200, 229));
+        // X5-03: of what was kept over a restart, two thirds of its whole life; at once, if they are over.
+        let kept = |spent, left| {
+            let window = Window { spent: Duration::from_secs(spent), ..window(left) };
+            refresh_at(&window, 0.5).since(Boot::default()).as_secs()
+        };
+        assert_eq!((kept(150, 150), kept(199, 101), kept(250, 50)), (50, 1, 0));
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl<A: Authority> X509<A> {
         if let Some(kept) = kept.as_ref().filter(|kept| self.clock.wall() < renewal(kept)) {
             // Whoever kept it may have been killed before it could say so.
             self.authority.settled(order);
-            return Ok(self.credential(Arc::clone(kept), &roots));
+            return Ok(self.taken_up(Arc::clone(kept), &roots));
         }
         match (self.renew(order, signers, terms, &roots, kept.clone(), facts).await, kept) {
             // Valid is never replaced by failed: it is renewed later, as what is held is.
@@ -177,7 +177,7 @@ impl<A: Authority> X509<A> {
                     identity = %order.identity, credential = %order.credential, %error, until = %kept.until(),
                     "what is kept cannot be renewed yet and is used while it lasts"
                 );
-                Ok(self.credential(kept, &roots))
+                Ok(self.taken_up(kept, &roots))
             }
             (renewed, _) => renewed,
         }
@@ -290,6 +290,14 @@ impl<A: Authority> X509<A> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What was kept, with the part of its life that is over: it is renewed when it would have been without a restart.
+    fn taken_up(&self, kept: Arc<ClientCertificate>, roots: &Roots) -> Credential {
+        let spent = Duration::try_from(self.clock.wall().duration_since(kept.from())).unwrap_or_default();
+        let mut credential = self.credential(kept, roots);
+        credential.window.spent = spent;
+        credential
     }
 
     fn credential(&self, certificate: Arc<ClientCertificate>, roots: &Roots) -> Credential {

@@ -364,8 +364,11 @@ async fn a_restart_asks_for_nothing_that_is_kept() {
     let again = stage.issue(None).await.unwrap();
     assert_eq!(first.bound.thumbprint(), again.bound.thumbprint());
     assert_eq!(stage.counts(), (1, 0));
+    stage.clock.advance(Duration::from_secs(50_000));
+    let again = stage.issue(None).await.unwrap();
+    assert_eq!((again.window.spent.as_secs(), again.window.life().as_secs()), (50_030, 36_000));
     // Past two thirds it is renewed by what is kept, and when it has ended it is asked for anew (CA-02).
-    stage.clock.advance(Duration::from_secs(60_000));
+    stage.clock.advance(Duration::from_secs(10_000));
     let renewed = stage.issue(None).await.unwrap();
     assert_ne!(first.bound.thumbprint(), renewed.bound.thumbprint());
     assert_eq!(stage.counts(), (2, 1));
@@ -422,6 +425,7 @@ async fn what_is_kept_is_used_while_it_lasts_if_the_ca_is_gone_at_a_restart() {
         let kept = stage.issue(None).await.unwrap();
         assert_eq!(first.bound.thumbprint(), kept.bound.thumbprint());
         assert_eq!(kept.window.life(), Duration::from_secs(16_000), "and no longer than it lasts");
+        assert_eq!(kept.window.spent, Duration::from_secs(70_030), "and renewed as soon as that can be");
     }
     assert_ne!(first.bound.thumbprint(), stage.issue(None).await.unwrap().bound.thumbprint());
     // One that has ended is no way out.
