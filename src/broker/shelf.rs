@@ -620,6 +620,7 @@ impl Shelf {
                 } else if let Some(live) = &mut slot.live {
                     // Valid is never replaced by failed; it is looked at again later, not in a loop.
                     let later = now + back_off(6, retry_after, chance.1.max(0.5));
+                    let later = later.max(slot.left_alone_until);
                     *live = Arc::new(live.renewed_at(later));
                     actions.push(Action::Publish(order, Some(Arc::clone(live))));
                 }

@@ -227,6 +227,20 @@ async fn a_ca_that_says_no_is_not_asked_in_a_loop() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_ca_that_does_not_renew_is_not_asked_in_a_loop_either() {
+    // TM-20, X5-03
+    let house = house(86_400);
+    house.broker.tend(vec![tended("a")]);
+    sleep(Duration::from_secs(5)).await;
+    house.ca.refuses.store(true, Ordering::Relaxed);
+    sleep(Duration::from_secs(79_000)).await;
+    let asked = house.asked();
+    sleep(Duration::from_secs(3600)).await;
+    assert!((5..=7).contains(&(house.asked() - asked)), "{} in an hour", house.asked() - asked);
+    assert!(house.is_live(&tended("a")), "valid is never replaced by failed");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_ca_that_advises_is_followed() {
     // ACM-04: the wall stands still here, so what is told in seconds from now is the same window each time.
     let house = house(86_400);
