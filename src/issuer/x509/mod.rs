@@ -369,11 +369,12 @@ impl<A: Authority> Issuer for X509<A> {
     }
 }
 
-/// Whose request: the identity's by the name of the credential, or one process's.
-type Slot = (Arc<str>, Arc<str>, Option<Instance>);
+/// Whose request: the identity's by the name of the credential, or one process's; and whether what comes is kept, which what comes
+/// of a trial never is: a trial must not use up what a person has approved.
+type Slot = (Arc<str>, Arc<str>, Option<Instance>, bool);
 
 pub(super) fn slot(order: &Order) -> Slot {
-    (Arc::clone(&order.identity), Arc::clone(&order.credential), order.instance)
+    (Arc::clone(&order.identity), Arc::clone(&order.credential), order.instance, order.kept_at().is_some())
 }
 
 /// What is taken up again when the same is ordered again; nobody says that it never will be, so it is let go in time.

@@ -518,8 +518,28 @@ async fn what_nobody_orders_again_is_let_go_with_its_key() {
     stage.clock.advance(DAY / 2);
     stage.will([Will::Later(60)]);
     stage.issue(None).await.unwrap_err();
-    let left: Vec<_> = stage.engine.undecided().0.keys().filter_map(|(.., instance)| *instance).collect();
+    let left: Vec<_> = stage.engine.undecided().0.keys().filter_map(|(.., instance, _)| *instance).collect();
     assert_eq!(left, [Instance { pid: 3, start: 7 }]);
+}
+
+#[tokio::test]
+async fn a_trial_does_not_use_up_what_is_being_decided() {
+    // EST-02, MT-05: what comes of a trial is given back, and a person has approved the other request.
+    let stage = Stage::new(true);
+    stage.will([Will::Later(60)]);
+    stage.issue(None).await.unwrap_err();
+    let sent = Arc::clone(&stage.engine.undecided().0[&slot(&stage.order)].1);
+    let signers = Signers { client: None, before: None, dpop: None, certificates: vec![] };
+    let trial = stage.order.clone().apart();
+    let tried = stage.engine.issue(&trial, &signers, None).await.result.unwrap();
+    let of = |csr: &[u8]| {
+        let (_, read) = X509CertificationRequest::from_der(csr).unwrap();
+        read.certification_request_info.subject_pki.raw.to_vec()
+    };
+    let leaf = &tried.certificate().unwrap().chain()[0];
+    let (_, made) = x509_parser::parse_x509_certificate(leaf).unwrap();
+    assert_ne!(of(sent.csr()), made.public_key().raw);
+    assert!(Arc::ptr_eq(&sent, &stage.engine.undecided().0[&slot(&stage.order)].1), "it still waits");
 }
 
 #[tokio::test]
