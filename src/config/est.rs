@@ -1,6 +1,6 @@
 //! `kind = "est"` in `[issuers.NAME]`: an EST server as meant, and which credentials it can be asked for.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use super::reader::{Reader, parse_sha256};
 use crate::{
@@ -14,13 +14,20 @@ use crate::{
     policy::CredentialRule,
 };
 
-pub(super) fn est_issuer(reader: &mut Reader<'_>, name: &Arc<str>, environment: &str) -> EstSettings {
+pub(super) fn est_issuer(
+    reader: &mut Reader<'_>,
+    name: &Arc<str>,
+    state: &Path,
+    environment: &str,
+) -> EstSettings {
+    let roots = roots(reader);
     let settings = EstSettings {
         name: Arc::clone(name),
         url: reader.required("url", "url = \"https://ca.example.com\"").unwrap_or_default(),
         label: reader.string("label"),
         ca_file: reader.path("ca_file"),
-        roots: roots(reader),
+        kept_root: matches!(roots, RootSource::Pinned(_)).then(|| state.join(format!("{name}.root.pem"))),
+        roots,
         csr_attributes: reader.boolean("csr_attributes", true),
         dev: reader.boolean("dev", false),
         timeout: reader.duration("timeout", Duration::from_secs(10)),

@@ -91,7 +91,7 @@ pub(super) fn issuers(
                 reader.finish();
             }
             Some("est") => {
-                let settings = est::est_issuer(&mut reader, &name, environment);
+                let settings = est::est_issuer(&mut reader, &name, state, environment);
                 issuers.insert(name, IssuerSettings::Est(settings));
                 reader.finish();
             }

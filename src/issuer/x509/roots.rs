@@ -2,7 +2,7 @@
 //! out comes what a chain is held against, and the bundle that programs get (CA-03).
 
 use std::{
-    fmt,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -99,6 +99,29 @@ impl Roots {
         match sent.into_iter().find(|one| sum(one).as_ref() == pin) {
             Some(root) => Self::of(vec![root]),
             None => Err(RootsError::Pin { got, wanted: hex(pin) }),
+        }
+    }
+
+    /// The root that an agent before this one kept at `path`, if it is the one of the pin.
+    pub(super) fn kept(path: &Path, pin: &[u8; 32]) -> Option<Self> {
+        let pem = match fs::read(path) {
+            Ok(pem) => pem,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "the CA's root that was kept cannot be read: the CA is asked");
+                return None;
+            }
+        };
+        let sent = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().unwrap_or_default();
+        Self::pinned(sent, pin).ok()
+    }
+
+    /// Keeps them for the next start. They are public, and held against the pin when they are read.
+    pub(super) fn keep(&self, path: &Path) {
+        let beside = path.with_extension("new");
+        let kept = fs::write(&beside, &*self.pem).and_then(|()| fs::rename(&beside, path));
+        if let Err(error) = kept {
+            tracing::warn!(%error, path = %path.display(), "the CA's root is not kept: the next start needs the CA");
         }
     }
 

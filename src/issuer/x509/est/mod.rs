@@ -100,12 +100,20 @@ impl Est {
         let roots = match &self.settings.roots {
             RootSource::File(path) => Roots::read(path),
             RootSource::Pinned(pin) => {
+                let kept_at = self.settings.kept_root.as_deref();
+                if let Some(kept) = kept_at.and_then(|path| Roots::kept(path, pin)) {
+                    return Ok(Arc::clone(self.roots.get_or_init(|| Arc::new(kept))));
+                }
                 let request = Request::get(self.at("cacerts")).with(header::ACCEPT, Secret::new(CERTS_ONLY));
                 let response = self.contact.send(None, request, facts).await?;
                 if response.status != 200 {
                     return Err(self.refused(&response));
                 }
-                Roots::pinned(certificates(&response)?, pin)
+                let sent = Roots::pinned(certificates(&response)?, pin);
+                if let (Ok(roots), Some(path)) = (&sent, kept_at) {
+                    roots.keep(path);
+                }
+                sent
             }
         };
         let roots = roots.map(Arc::new).map_err(|error| misconfigured(error.to_string()))?;

@@ -21,6 +21,8 @@ pub struct EstSettings {
     pub ca_file: Option<PathBuf>,
     /// What its certificates have to lead to (EST-01).
     pub roots: RootSource,
+    /// Where a pinned root is kept, so that a start does not need the server. What is there is held against the pin each time.
+    pub kept_root: Option<PathBuf>,
     /// Whether it is asked what kind of key it wants (EST-04).
     pub csr_attributes: bool,
     /// Whether `http` on loopback is allowed: for development.

@@ -71,6 +71,7 @@ fn settings(url: &str, roots: RootSource) -> EstSettings {
         label: None,
         ca_file: None,
         roots,
+        kept_root: None,
         csr_attributes: true,
         dev: true,
         timeout: Duration::from_secs(5),
@@ -174,9 +175,22 @@ async fn roots_are_named_or_pinned_and_never_trusted_on_first_use() {
         assert_eq!(roots.pem().matches("BEGIN").count(), 1, "the one that the pin is for");
     }
     script.will([as_certificates(STANDARD.encode(degenerate(&[&trusted], &[])))]);
-    pinned().est.trusted(&mut IssueFacts::default()).await.unwrap();
+    // X5-03: kept for the next start, which may not find the server there, and believed by its sum only.
+    let kept_root = stage.directory.path().join("mesh.root.pem");
+    let keeping = || {
+        Stage::with(script.clone(), tempfile::tempdir().unwrap(), auth(), |settings| {
+            (settings.roots, settings.kept_root) = (pin.clone(), Some(kept_root.clone()));
+            settings.label = Some("devices".into());
+        })
+    };
+    for _ in 0..2 {
+        keeping().est.trusted(&mut IssueFacts::default()).await.unwrap();
+    }
+    fs::write(&kept_root, crate::keys::certificate_pem(&other)).unwrap();
+    script.will([status(503)]);
+    keeping().est.trusted(&mut IssueFacts::default()).await.unwrap_err();
     let diary = script.diary();
-    assert_eq!(diary.len(), 2);
+    assert_eq!(diary.len(), 3);
     assert_eq!(diary[0].line, "GET /.well-known/est/devices/cacerts HTTP/1.1");
     assert!(diary[0].head.contains("accept: application/pkcs7-mime"), "{}", diary[0].head);
     // Somebody else's.

@@ -14,10 +14,9 @@ mod settings;
 mod tests;
 mod token;
 
-use std::{fmt, fs, io, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
-use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
@@ -82,10 +81,12 @@ impl Step {
     fn new(settings: StepSettings, clock: Arc<dyn Clock>, dice: Arc<dyn Dice>) -> Result<Self, Unbuilt> {
         let reached = match &settings.roots {
             RootSource::File(path) => OnceCell::new_with(Some(reach(&settings, Roots::read(path)?, &clock)?)),
-            RootSource::Pinned(pin) => match kept(&settings, pin) {
-                Some(roots) => OnceCell::new_with(Some(reach(&settings, roots, &clock)?)),
-                None => OnceCell::new(),
-            },
+            RootSource::Pinned(pin) => {
+                match settings.kept_root.as_ref().and_then(|path| Roots::kept(path, pin)) {
+                    Some(roots) => OnceCell::new_with(Some(reach(&settings, roots, &clock)?)),
+                    None => OnceCell::new(),
+                }
+            }
         };
         let urls =
             ENDPOINTS.iter().flat_map(|end| ["/1.0/", "/"].map(|api| format!("{}{api}{end}", settings.url)));
@@ -102,20 +103,12 @@ impl Step {
                 };
                 let url = format!("{}/root/{}", self.settings.url, hex(pin));
                 let roots = bootstrap::pinned_root(http_settings(&self.settings), url, pin).await?;
-                self.keep(&roots);
+                if let Some(path) = &self.settings.kept_root {
+                    roots.keep(path);
+                }
                 reach(&self.settings, roots, &self.clock).map_err(|error| unusable(error.to_string()))
             })
             .await
-    }
-
-    /// Keeps the root for the next start. It is public, and held against the pin when it is read.
-    fn keep(&self, roots: &Roots) {
-        let Some(path) = &self.settings.kept_root else { return };
-        let beside = path.with_extension("new");
-        let kept = fs::write(&beside, &*roots.pem()).and_then(|()| fs::rename(&beside, path));
-        if let Err(error) = kept {
-            tracing::warn!(%error, path = %path.display(), "the CA's root is not kept: the next start needs the CA");
-        }
     }
 
     fn url(&self, end: &str) -> String {
@@ -281,21 +274,6 @@ fn reach(settings: &StepSettings, roots: Roots, clock: &Arc<dyn Clock>) -> Resul
     }?;
     let sum = roots.sum();
     Ok(Reached { contact: Contact::over(http, Arc::clone(clock)), roots: Arc::new(roots), sum })
-}
-
-/// The root that an agent before this one kept, if it is the one of the pin.
-fn kept(settings: &StepSettings, pin: &[u8; 32]) -> Option<Roots> {
-    let path = settings.kept_root.as_ref()?;
-    let pem = match fs::read(path) {
-        Ok(pem) => pem,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => {
-            tracing::warn!(%error, path = %path.display(), "the CA's root that was kept cannot be read: the CA is asked");
-            return None;
-        }
-    };
-    let sent = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>().unwrap_or_default();
-    Roots::pinned(sent, pin).ok()
 }
 
 /// A request that shows a token beside what `document` says. The token is good until the CA has seen it, so no copy of it stays

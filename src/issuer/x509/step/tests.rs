@@ -8,6 +8,7 @@ use rcgen::{
     IsCa, Issuer as Ca, KeyPair, KeyUsagePurpose, date_time_ymd,
 };
 use ring::digest::{SHA256, digest};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::Value;
 
 use super::*;
