@@ -298,6 +298,12 @@ fn request(attempt: Attempt<'_>, body: Outgoing) -> Result<Request<Outgoing>, Ap
     *request.method_mut() = attempt.method.clone();
     *request.uri_mut() = attempt.url.parse().map_err(|_| unusable("its URL"))?;
     *request.headers_mut() = attempt.headers.clone();
+    // In HTTP/1.1, hyper leaves the body of a GET out where it knows no length and nobody says that there is one; HTTP/2 needs
+    // no such word, and it takes it out.
+    let has_length = http_body::Body::size_hint(request.body()).exact().is_some();
+    if !has_length && [Method::GET, Method::HEAD].contains(attempt.method) {
+        request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     // One Authorization header, by the scheme of what binds the token (DPOP-06).
     let credential = attempt.credential;
     let token = credential.token().ok_or_else(|| unusable("a credential that is no token"))?;

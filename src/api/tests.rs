@@ -222,6 +222,46 @@ async fn bodies_are_kept_while_there_is_room_and_go_on_once_where_there_is_none(
     assert_eq!(take(broken.boxed_unsync()).await.err(), Some(BodyError::Broken));
 }
 
+#[tokio::test]
+async fn a_body_of_any_method_goes_on_however_long_it_turns_out_to_be() {
+    // MT-11: what was not asked for is not what is sent.
+    for method in [Method::GET, Method::POST] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let house = House::new();
+        let (pieces, body) = coming();
+        // More than is kept, so that the length is not known when it leaves.
+        (0..3).for_each(|_| pieces.send(&[b'7'; 512 << 10]).unwrap());
+        drop(pieces);
+        let api = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = vec![];
+            while !read.ends_with(b"\r\n0\r\n\r\n") && stream.read_buf(&mut read).await.unwrap() > 0 {
+                if read.ends_with(b"\r\n\r\n") && !read.windows(7).any(|window| window == b"chunked") {
+                    break;
+                }
+            }
+            stream.write_all(b"HTTP/1.1 200 x\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+            read.iter().filter(|byte| **byte == b'7').count()
+        };
+        let credential = credential(&*house.clock, Bound::Bearer);
+        let attempt = Attempt {
+            method: &method,
+            url: &url,
+            headers: &HeaderMap::new(),
+            credential: &credential,
+            proof: None,
+            identity: &"a".into(),
+            reach: &Reach { ca_file: None, plain: true },
+            patience: Duration::from_secs(5),
+        };
+        let mut body = house.apis.take(body, Duration::from_secs(5)).await.unwrap();
+        let (answer, came) = tokio::join!(house.apis.send(attempt, &mut body), api);
+        assert!(answer.is_ok(), "{method}: {answer:?}");
+        assert!(came >= 3 * (512 << 10), "{method}: {came} bytes of it came");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn slow_is_not_stuck_and_ended_is_not_whole() {
     // GA-10
