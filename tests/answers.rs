@@ -138,6 +138,25 @@ async fn pieces_pass_when_they_come_and_end_when_the_right_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_disabled_while_the_api_thinks_hears_nothing_of_its_answer() {
+    // GA-10: neither status nor headers, which may be all that an answer says.
+    let vault = Vault::open().await;
+    let agent = vault.agent();
+    let socket = agent.socket("http.sock");
+    let next = Arc::new(Notify::new());
+    let answer = "HTTP/1.1 201 x\r\nlocation: /canary\r\ncontent-length: 0\r\n\r\n";
+    vault.will([Says::Pieces(vec!["", answer], Arc::clone(&next))]);
+    let call = tokio::spawn(apart(move || get(&socket, "/v1/forward/vault/slow")));
+    while vault.diary().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(agent.keybearer(&["disable", "shop", "--reason", "a test"]).status.success());
+    next.notify_one();
+    let (status, answer) = call.await.unwrap();
+    assert!(status == 403 && !answer.contains("canary"), "{status} {answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_long_body_goes_on_as_it_comes_and_only_once() {
     // MT-09: what cannot be sent again is not; the next call has another token all the same.
     let vault = Vault::open().await;

@@ -17,7 +17,7 @@ use crate::{
     broker::Fetched,
     clock::Boot,
     credential::Bound,
-    policy::{self, Forward, Grant, Purpose, Reason, Wish},
+    policy::{self, Denial, Forward, Grant, Purpose, Reason, Wish},
     proof::{Proof, Target, Told},
 };
 
@@ -222,6 +222,10 @@ impl Trip<'_> {
                 }
                 _ => {
                     unheard.was_heard();
+                    // Not even its head goes to whoever is entitled no more (GA-10).
+                    if let Some(denial) = self.denied_since() {
+                        return Err(self.journey.denied(self.account, self.workload, &denial).await?);
+                    }
                     return Ok(self.hand_on(answer, &fetched, attempts, place, receipt).await);
                 }
             }
@@ -339,6 +343,16 @@ impl Trip<'_> {
             (Ok(receipt), _) | (Err(_), Some(receipt)) => Ok(Refusal::Api(receipt, error)),
             (Err(unwritten), None) => Err(unwritten.into()),
         }
+    }
+
+    /// Why the program may not have the answer any more, if the rules have changed and it may not.
+    fn denied_since(&self) -> Option<Denial> {
+        if self.journey.in_force(self.rules) {
+            return None;
+        }
+        let purpose = Purpose::Forward(self.forwarding.wanted());
+        let wish = Wish { purpose, ..wish(self.session, self.request) };
+        self.journey.rules().policy.decide(self.workload, &wish, self.journey.clock.wall()).err()
     }
 
     /// Whether a program still may have what comes: asked anew whenever the rules have changed (GA-10).
