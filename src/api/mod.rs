@@ -13,7 +13,10 @@ pub(crate) mod properties;
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -180,6 +183,8 @@ pub struct Apis {
 #[derive(Debug)]
 struct Inner {
     pools: Mutex<Vec<Pool>>,
+    /// Whether somebody looks through `pools`, which is read and written with them locked.
+    is_swept: AtomicBool,
     places: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
     room: Room,
     clock: Arc<dyn Clock>,
@@ -199,7 +204,7 @@ impl Apis {
     /// No connections yet.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
         let (pools, places, room) = (Mutex::default(), Mutex::default(), Room::default());
-        Self { inner: Arc::new(Inner { pools, places, room, clock }) }
+        Self { inner: Arc::new(Inner { pools, is_swept: AtomicBool::new(false), places, room, clock }) }
     }
 
     /// A place for one call, until it is dropped.
@@ -264,7 +269,7 @@ impl Apis {
             return Ok(Arc::clone(&pool.client));
         }
         let client = attempt.reach.streams(certificate.cloned())?;
-        if pools.is_empty() {
+        if !self.inner.is_swept.swap(true, Ordering::Relaxed) {
             tokio::spawn(sweep(Arc::downgrade(&self.inner)));
         }
         pools.push(Pool {
@@ -287,6 +292,7 @@ async fn sweep(inner: Weak<Inner>) {
         let mut pools = lock(&inner.pools);
         pools.retain(|pool| now < pool.until);
         if pools.is_empty() {
+            inner.is_swept.store(false, Ordering::Relaxed);
             return;
         }
     }

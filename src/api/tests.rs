@@ -115,6 +115,11 @@ async fn connections_are_of_one_identity_and_of_no_other() {
     // New settings may mean other roots: nothing goes on over what was opened under the old ones.
     house.apis.forget();
     assert_eq!(house.connection(&url, "a").await, "2");
+    assert_eq!(
+        Arc::weak_count(&house.apis.inner),
+        1,
+        "one looks through them, however often settings change"
+    );
     assert_eq!(connections.load(Ordering::SeqCst), 3);
 }
 
