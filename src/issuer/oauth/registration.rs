@@ -99,8 +99,8 @@ pub(super) fn read(
     Ok(Registration { metadata, renewed, misplaced })
 }
 
-/// The place and the right from now on, if the answer names others (RFC 7592 3). A place that is not the issuer's is not gone
-/// to; the right counts all the same.
+/// The place and the right from now on, if the answer names others (RFC 7592 3). A place that is not the issuer's, or
+/// is none, is not gone to; the right counts all the same.
 fn renewed(
     used: &Access,
     metadata: &mut Map<String, Value>,
@@ -120,10 +120,12 @@ fn renewed(
         Some(_) => Err(broken(&format!("its {name} is not text"))),
     };
     let token = take("registration_access_token", LONGEST_TOKEN)?;
-    let uri = take("registration_client_uri", LONGEST_URI)?;
+    let (uri, mut fault) = match take("registration_client_uri", LONGEST_URI) {
+        Ok(uri) => (uri, None),
+        Err(error) => (None, Some(error)),
+    };
     let token = token.filter(|token| token.expose() != used.token.expose());
     let mut uri = uri.and_then(|uri| uri.expose_str().map(str::to_owned)).filter(|uri| *uri != used.uri);
-    let mut fault = None;
     if let Some(named) = &uri
         && let Some(what) = misplaced(named, settings)
     {

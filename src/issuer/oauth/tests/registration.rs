@@ -94,6 +94,12 @@ async fn another_right_and_another_place_are_told_apart_from_the_metadata() {
     assert_eq!((renewed.token.expose(), renewed.uri), (&b"canary-next"[..], same));
     assert_eq!(told.misplaced.unwrap().reason(), Reason::EndpointForeign);
     assert!(read(&stage).await.unwrap().renewed.is_none());
+    for bad in [json!(""), json!("a b"), json!("x".repeat(9000)), json!(7)] {
+        stage.script.will([with(json!("canary-next"), bad)]);
+        let told = read(&stage).await.unwrap();
+        assert_eq!(told.renewed.unwrap().token.expose(), b"canary-next");
+        assert_eq!(told.misplaced.unwrap().reason(), Reason::IssuerProtocol);
+    }
     for bad in [json!(""), json!("a b"), json!("a\r\nb"), json!("x".repeat(9000)), json!(7)] {
         stage.script.will([with(bad, Value::Null)]);
         let error = read(&stage).await.unwrap_err();
