@@ -1,8 +1,10 @@
-// Has an ACME server authorize a name for an account beforehand, as whoever runs the CA would: node authorize.mjs DIRECTORY KEY.pem NAME
-import { createPrivateKey, createPublicKey } from "node:crypto";
+// What whoever runs an ACME server would have it do for an account: authorize a name beforehand, or revoke a certificate of it.
+//   node authorize.mjs DIRECTORY KEY.pem NAME
+//   node authorize.mjs DIRECTORY KEY.pem revoke CHAIN.pem
+import { X509Certificate, createPrivateKey, createPublicKey } from "node:crypto";
 import { FlattenedSign, exportJWK } from "jose";
 
-const [directory, file, name] = process.argv.slice(2);
+const [directory, file, name, chain] = process.argv.slice(2);
 const { readFileSync } = await import("node:fs");
 const key = createPrivateKey(readFileSync(file));
 const { kty, crv, x, y } = await exportJWK(createPublicKey(key));
@@ -26,6 +28,12 @@ async function post(url, payload) {
 const found = await post(at.newAccount, { onlyReturnExisting: true });
 account = found.answer.headers.get("location");
 if (!account) throw new Error(`no account: ${JSON.stringify(found.json)}`);
+if (name === "revoke") {
+  const certificate = new X509Certificate(readFileSync(chain)).raw.toString("base64url");
+  const { answer, json } = await post(at.revokeCert, { certificate });
+  console.log(answer.status === 200 ? "revoked" : JSON.stringify(json));
+  process.exit(0);
+}
 const order = await post(at.newOrder, { identifiers: [{ type: "dns", value: name }] });
 const where = order.json.authorizations[0];
 const authorization = await post(where, null);
