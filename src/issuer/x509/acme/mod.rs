@@ -424,7 +424,10 @@ impl Authority for Acme {
             let id = renewal::id(certificate)?;
             if lock(&self.renewal_info).is_none() {
                 // A certificate that was kept over a restart came without a word of this server.
-                self.begin(&mut IssueFacts::default()).await.ok()?;
+                if self.begin(&mut IssueFacts::default()).await.is_err() {
+                    // It may advise all the same, once it is back.
+                    return Some(renewal::advice(None, self.clock.wall()));
+                }
             }
             let url = lock(&self.renewal_info).clone()?;
             let url = format!("{}/{id}", url.trim_end_matches('/'));

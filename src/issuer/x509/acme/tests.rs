@@ -655,11 +655,36 @@ async fn a_server_is_asked_when_it_would_have_a_certificate_renewed() {
     let asked: Vec<String> = stage.lines();
     assert_eq!(asked[..2], ["GET /directory".to_owned(), format!("GET /renewal-info/{id}")]);
     assert!(stage.script.posts().is_empty(), "nothing of it is signed");
+    // Out of reach when the agent starts: it is asked again, it may advise all the same.
+    *lock(&stage.acme.renewal_info) = None;
+    stage.will([Answer::HangUp]);
+    assert_eq!(stage.acme.advice(&leaf).await, Some(Advice { window: None, again: hours(6) }));
     // One that does not advise is not asked.
     let quiet = Stage::new(false).await;
     quiet.will([directory(&quiet.script.url)]);
     assert_eq!(quiet.acme.advice(&leaf).await, None);
     assert_eq!(quiet.lines(), ["GET /directory"]);
+}
+
+#[test]
+fn a_certificate_has_the_name_that_the_standard_gives_it() {
+    // ACM-04: the example of RFC 9773 4.1.
+    let request = request();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::default();
+    ca.key_identifier_method = rcgen::KeyIdMethod::PreSpecified(vec![
+        0x69, 0x88, 0x5b, 0x6b, 0x87, 0x46, 0x40, 0x41, 0xe1, 0xb3, 0x7b, 0x84, 0x7b, 0xa0, 0xae, 0x2c, 0xde,
+        0x01, 0xc8, 0xd4,
+    ]);
+    let mut read = rcgen::CertificateSigningRequestParams::from_der(&request.csr().into()).unwrap();
+    read.params.serial_number = Some(vec![0x87, 0x65, 0x43, 0x21].into());
+    read.params.use_authority_key_identifier_extension = true;
+    let signed = read.signed_by(&rcgen::Issuer::new(ca, key)).unwrap();
+    assert_eq!(renewal::id(signed.der()).as_deref(), Some("aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE"));
+    // One that does not say who signed it has none, and what is none has none.
+    let own = rcgen::generate_simple_self_signed(vec!["a.example".into()]).unwrap();
+    assert_eq!(renewal::id(own.cert.der()), None);
+    assert_eq!(renewal::id(b"certificate"), None);
 }
 
 #[tokio::test]
