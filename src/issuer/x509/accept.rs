@@ -126,7 +126,11 @@ fn usage(certificate: &X509Certificate<'_>, server: bool) -> Result<(), IssueErr
         return Err(rejected(Rejected::Usage, "it has no extended key usage: have the CA write clientAuth"));
     };
     if !extended.client_auth {
-        return Err(rejected(Rejected::Usage, "its extended key usage is not clientAuth"));
+        return Err(rejected(
+            Rejected::Usage,
+            "its extended key usage is not clientAuth: have the CA write it; one that certifies servers only, as public CAs do, \
+             is of no use here",
+        ));
     }
     if server && !extended.server_auth {
         return Err(rejected(Rejected::Usage, "it was asked for servers too, and does not say serverAuth"));
