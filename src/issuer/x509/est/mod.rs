@@ -17,7 +17,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use http::header;
+use http::{HeaderName, header};
 use x509_parser::{
     certificate::X509Certificate, certification_request::X509CertificationRequest,
     extensions::ParsedExtension, prelude::FromDer as _,
@@ -159,7 +159,11 @@ impl Est {
 
     fn request(&self, operation: &str, csr: &[u8]) -> Request {
         let body = Body { media_type: "application/pkcs10", content: Secret::new(STANDARD.encode(csr)) };
-        Request::post(self.at(operation), body).with(header::ACCEPT, Secret::new(CERTS_ONLY))
+        // RFC 8951 has servers ignore this header; those that follow RFC 7030 alone refuse what comes without it.
+        let encoding = HeaderName::from_static("content-transfer-encoding");
+        Request::post(self.at(operation), body)
+            .with(header::ACCEPT, Secret::new(CERTS_ONLY))
+            .with(encoding, Secret::new("base64"))
     }
 
     fn signed(&self, csr: &[u8], response: &Response) -> Result<Signed, IssueError> {
