@@ -21,6 +21,7 @@ use tonic::{Code, Status};
 use crate::{
     client::ConnectError,
     config::{DEFAULT_PATH, Listen},
+    shim::FetchError,
 };
 
 /// A per-host agent that attests local programs and serves them short-lived credentials, so that none of them stores a
@@ -133,6 +134,19 @@ impl Exit {
 impl From<ConnectError> for Exit {
     fn from(error: ConnectError) -> Self {
         Self::new(Self::UNAVAILABLE, error.to_string())
+    }
+}
+
+impl From<FetchError> for Exit {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::NoAgent(error) => error.into(),
+            FetchError::Refused { credential, status } => {
+                let Self { code, message } = status.into();
+                Self { code, message: format!("{credential}: {message}") }
+            }
+            FetchError::Field(_) | FetchError::Declared(_) => Self::new(Self::CONFIG, error.to_string()),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use nix::unistd::{Group, User};
 
 use super::{
     certificate,
+    delivery::delivery,
     issuers::IssuerSettings,
     reader::{Reader, parse_sha256},
     registrations::{Registrations, registrations},
@@ -72,9 +73,10 @@ pub(super) fn identities(
             let export = credentials.values().any(|rule| rule.key_export);
             certificates.insert(Arc::clone(&name), CertificateSettings { export, ..certificate });
         }
+        let delivery = Arc::new(delivery(&mut reader, &credentials));
         registered.extend(registrations(&mut reader, &name, state, issuers, &credentials));
         reader.finish();
-        identities.push(Identity { name, owner, assurance, selectors, credentials, shows });
+        identities.push(Identity { name, owner, assurance, selectors, credentials, shows, delivery });
     }
     (identities, keys, certificates, registered)
 }

@@ -4,6 +4,7 @@
 
 mod acme;
 mod certificate;
+mod delivery;
 mod est;
 mod file;
 mod identities;

@@ -958,3 +958,32 @@ fn an_acme_server_has_roots_and_certifies_names_of_hosts_for_a_key_that_stays() 
         Desk::with(&whole.replace("com\"] }", good)).load(&[]).unwrap();
     }
 }
+
+#[test]
+fn what_is_delivered_can_be_had() {
+    let table = |lines: &str| format!("[identities.payments.deliver]\n{lines}");
+    let good = "env = { LEDGER_TOKEN = \"ledger.token\", UNTIL = \"ledger.expires_at\" }\nat_rotation = { ledger = \"restart\" }";
+    let settings = Desk::with(&format!("{GOOD}{CERTIFIED}{}", table(good))).load(&[]).unwrap();
+    let identity = settings.policy.identities().find(|identity| &*identity.name == "payments").unwrap();
+    assert_eq!(identity.delivery.env.len(), 2);
+    for (line, key, word) in [
+        ("env = { T = \"ledger.password\" }", "deliver.env.T", "authorization"),
+        ("env = { T = \"nothing.token\" }", "deliver.env.T", "no credential"),
+        ("env = { T = \"ledger\" }", "deliver.env.T", "CREDENTIAL.FIELD"),
+        ("env = { \"T-1\" = \"ledger.token\" }", "deliver.env.T-1", "name of a variable"),
+        ("env = { LD_PRELOAD = \"ledger.token\" }", "deliver.env.LD_PRELOAD", "loader_variables"),
+        ("file = { T = \"vault.key\" }", "deliver.file.T", "key_export"),
+        (
+            "at_rotation = { ledger = \"restart\" }",
+            "deliver.at_rotation.ledger",
+            "nothing of this credential",
+        ),
+        ("at_rotation = { ledger = \"dance\" }", "deliver.at_rotation.ledger", "dance"),
+        ("stop_signal = \"KILL\"", "deliver.stop_signal", "TERM"),
+    ] {
+        let mistakes = mistakes(&format!("{GOOD}{CERTIFIED}{}", table(line)));
+        let key = format!("identities.payments.{key}:");
+        let found = mistakes.iter().any(|mistake| mistake.contains(&key) && mistake.contains(word));
+        assert!(found, "{line}: {mistakes:?}");
+    }
+}

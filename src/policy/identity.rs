@@ -16,6 +16,7 @@ use crate::{
     api::Path,
     attest::Level,
     credential::Binding,
+    deliver::Delivery,
     issuer::{Scope, terms::Terms},
     proof::Target,
     secret::scrubbed,
@@ -39,6 +40,8 @@ pub struct Identity {
     pub credentials: BTreeMap<Arc<str>, Arc<CredentialRule>>,
     /// The one of them whose certificate it shows to issuers and APIs.
     pub shows: Option<Arc<str>>,
+    /// What its programs get that know no gRPC.
+    pub delivery: Arc<Delivery>,
 }
 
 /// One credential an identity may have.

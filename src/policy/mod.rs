@@ -29,6 +29,7 @@ pub use selector::{Named, Selectors};
 
 use crate::{
     attest::{Evidence, Interests, Level, Workload},
+    deliver::Delivery,
     issuer::{Instance, Scope},
     proof::Target,
 };
@@ -138,6 +139,7 @@ impl Policy {
                     owner: identity.owner.clone(),
                     assurance: identity.assurance,
                     credentials,
+                    delivery: Arc::clone(&identity.delivery),
                     explanation,
                 })
             }
@@ -358,6 +360,8 @@ pub struct Entitlement {
     pub assurance: Assurance,
     /// What it may have now.
     pub credentials: Vec<Arc<CredentialRule>>,
+    /// What its programs get that know no gRPC.
+    pub delivery: Arc<Delivery>,
     /// What was weighed.
     pub explanation: Explanation,
 }

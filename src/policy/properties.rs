@@ -123,6 +123,7 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         selectors: (0..=chance.below(2)).map(|_| selectors(chance)).collect(),
         credentials: BTreeMap::from([(Arc::clone(&rule.name), Arc::new(rule))]),
         shows: None,
+        delivery: Arc::default(),
     }
 }
 

@@ -89,6 +89,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         selectors: vec![selectors],
         credentials: BTreeMap::from([(Arc::clone(&rule.name), Arc::new(rule))]),
         shows: None,
+        delivery: Arc::default(),
     }
 }
 

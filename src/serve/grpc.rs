@@ -198,6 +198,7 @@ impl Face {
                 gid: seen.gid(),
                 unit: seen.unit.as_ref().map(|unit| unit.name.clone()).unwrap_or_default(),
             }),
+            delivery: Some(entitlement.delivery.told()),
         };
         Ok(receipted(Framed::One(framed(&[&response.encode_to_vec()])), &receipt))
     }

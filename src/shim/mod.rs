@@ -1,0 +1,6 @@
+//! For programs that cannot speak gRPC: what was declared for them is fetched and delivered in a form that they know. A client like
+//! any other: the agent attests the process that runs this, and all it gets is what its own identity may have.
+
+mod fetch;
+
+pub use fetch::{FetchError, Fetched, declared, fetch};
