@@ -131,7 +131,7 @@ pub(super) struct X509<A> {
     /// How pairs are kept over a restart.
     vault: Vault,
     clock: Arc<dyn Clock>,
-    /// Requests that the CA has not decided yet, by whose they are: sent again with the same key.
+    /// Requests that the CA has not decided yet, or may have before it went away, by whose they are: sent again with the same key.
     undecided: Mutex<PutOff<Arc<Enrolment>>>,
 }
 
@@ -196,7 +196,7 @@ impl<A: Authority> X509<A> {
         // One that has ended proves nothing any more (CA-02).
         let held = held.filter(|held| self.clock.wall() < held.until());
         let ask = |request, held| Ask { order, terms, signers, request, held };
-        let sent_before = self.undecided().remove(&slot(order));
+        let sent_before = self.undecided().remove(&slot(order)).filter(|sent| sent.is_for(&terms.subject));
         let is_undecided = sent_before.is_some();
         let request = match sent_before {
             Some(sent) => sent,
@@ -220,8 +220,11 @@ impl<A: Authority> X509<A> {
                     after,
                 });
             }
-            // A CA that is out of reach may be deciding all the same.
-            Err(error @ (IssueError::Retry { .. } | IssueError::Later { .. })) if is_undecided => {
+            // A CA that is out of reach may be deciding all the same, or have certified what it had no chance to hand out.
+            Err(error)
+                if matches!(error, IssueError::Retry { .. })
+                    || is_undecided && matches!(error, IssueError::Later { .. }) =>
+            {
                 self.undecided().insert(slot(order), request, self.clock.boot());
                 return Err(error);
             }

@@ -543,6 +543,26 @@ async fn a_trial_does_not_use_up_what_is_being_decided() {
 }
 
 #[tokio::test]
+async fn what_a_ca_was_asked_before_it_went_away_is_asked_again() {
+    // ACM-03: the order was placed, or even fulfilled, and is found again by its request; unless other names are wanted now.
+    let stage = Stage::new(false);
+    stage.will([Will::Down]);
+    assert_eq!(reason(stage.issue(None).await), "ISSUER_UNAVAILABLE");
+    let sent = stage.engine.undecided().remove(&slot(&stage.order)).unwrap();
+    let Wants::Certificate(terms) = &stage.order.terms.wants else { panic!() };
+    assert!(sent.is_for(&terms.subject));
+    let other = Subject { dns: vec!["other.example".into()], ..terms.subject.clone() };
+    assert!(!sent.is_for(&other));
+    stage.engine.undecided().insert(slot(&stage.order), Arc::clone(&sent), stage.clock.boot());
+    let credential = stage.issue(None).await.unwrap();
+    let (_, read) = X509CertificationRequest::from_der(sent.csr()).unwrap();
+    let leaf = &credential.certificate().unwrap().chain()[0];
+    let (_, made) = x509_parser::parse_x509_certificate(leaf).unwrap();
+    assert_eq!(read.certification_request_info.subject_pki.raw, made.public_key().raw);
+    assert!(stage.engine.undecided().remove(&slot(&stage.order)).is_none());
+}
+
+#[tokio::test]
 async fn readers_never_see_a_key_beside_another_keys_certificate() {
     // X5-06: a thousand rotations, read all the while.
     let stage = Stage::new(true);

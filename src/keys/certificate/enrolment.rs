@@ -59,6 +59,7 @@ impl KeyKind {
 
 /// A key and the request to certify it.
 pub struct Enrolment {
+    subject: Subject,
     pkcs8: Secret,
     csr: Vec<u8>,
 }
@@ -71,7 +72,7 @@ impl Enrolment {
     pub fn begin(subject: &Subject, kind: KeyKind) -> Result<Self, FileError> {
         let pair = KeyPair::generate_for(kind.algorithm()).map_err(|_| FileError::Unusable)?;
         let pkcs8 = Secret::new(pair.serialize_der());
-        Ok(Self { csr: request(subject, &pair)?, pkcs8 })
+        Ok(Self { csr: request(subject, &pair)?, pkcs8, subject: subject.clone() })
     }
 
     /// The same for the key that is kept in `file`, where policy wants certificates renewed with the key they have.
@@ -83,7 +84,12 @@ impl Enrolment {
         let pkcs8 = kept.ok_or_else(|| FileError::NoSealingKey { path: file.path.into() })?;
         let key = PrivatePkcs8KeyDer::from(pkcs8.expose());
         let pair = KeyPair::try_from(&key).map_err(|_| FileError::Unusable)?;
-        Ok(Self { csr: request(subject, &pair)?, pkcs8 })
+        Ok(Self { csr: request(subject, &pair)?, pkcs8, subject: subject.clone() })
+    }
+
+    /// Whether it says this, and nothing else.
+    pub fn is_for(&self, subject: &Subject) -> bool {
+        self.subject == *subject
     }
 
     /// The request in DER (PKCS#10).
