@@ -2,18 +2,11 @@
 //! after a restart, those whose credential still lives. A file that does not open is said to be so and left behind: its
 //! credentials end by themselves.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroize as _;
 
 use super::revocations::{Cause, Revocation};
 use crate::{
@@ -23,7 +16,7 @@ use crate::{
         Order,
         terms::{CertificateTerms, ClientAuth, LeaseTerms, Terms, Wants},
     },
-    keys::SealingKey,
+    keys::{SealedFile, SealingKey},
     secret::Secret,
 };
 
@@ -32,11 +25,7 @@ const PURPOSE: &str = "pending revocations";
 
 /// Where they are kept.
 #[derive(Debug)]
-pub struct PendingFile {
-    path: PathBuf,
-    key: SealingKey,
-    dice: Arc<dyn Dice>,
-}
+pub struct PendingFile(SealedFile);
 
 /// As little of a revocation as its issuer has to be told.
 #[derive(Deserialize, Serialize)]
@@ -81,7 +70,7 @@ impl Drop for Kept {
 impl PendingFile {
     /// A file at `path`, sealed with `key`.
     pub fn new(path: PathBuf, key: SealingKey, dice: Arc<dyn Dice>) -> Self {
-        Self { path, key, dice }
+        Self(SealedFile::new(path, key, PURPOSE, dice))
     }
 
     /// Writes down all that wait, or takes the file away if none does. False if that failed, which is told.
@@ -108,7 +97,7 @@ impl PendingFile {
             .collect();
         let written = self.write(&kept);
         if let Err(error) = &written {
-            let path = self.path.display();
+            let path = self.0.path().display();
             tracing::error!(%error, %path, "revocations that wait are not kept for the next start: make room");
         }
         written.is_ok()
@@ -116,44 +105,20 @@ impl PendingFile {
 
     fn write(&self, kept: &[Kept]) -> io::Result<()> {
         if kept.is_empty() {
-            return match fs::remove_file(&self.path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            };
+            return self.0.remove();
         }
-        // Room for all at once: a buffer that grows leaves copies of tokens behind.
-        let room = kept.iter().map(|kept| 1024 + kept.token.len()).sum();
-        let mut plain = Zeroizing::new(Vec::with_capacity(room));
-        serde_json::to_writer(&mut *plain, kept)?;
-        let plain = Secret::new(std::mem::take(&mut *plain));
-        let sealed = self
-            .key
-            .seal(PURPOSE, &plain, &*self.dice)
-            .ok_or_else(|| io::Error::other("they cannot be sealed"))?;
-        let beside = self.path.with_extension("new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(&sealed)?;
-        fs::rename(&beside, &self.path)
+        self.0.write(&kept, kept.iter().map(|kept| 1024 + kept.token.len()).sum())
     }
 
     /// What an agent before this one left behind, as far as it still lives.
     pub(super) fn left_behind(&self, clock: &dyn Clock) -> Vec<(Order, Credential, Cause)> {
-        let sealed = match fs::read(&self.path) {
-            Ok(sealed) => sealed,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return vec![],
+        let kept: Vec<Kept> = match self.0.read() {
+            Ok(kept) => kept.unwrap_or_default(),
             Err(error) => {
-                tracing::error!(%error, path = %self.path.display(), "revocations left behind cannot be read");
+                let path = self.0.path().display();
+                tracing::error!(%error, %path, "revocations left behind cannot be read: their credentials end by themselves");
                 return vec![];
             }
-        };
-        let kept: Option<Vec<Kept>> =
-            self.key.unseal(PURPOSE, &sealed).and_then(|plain| serde_json::from_slice(plain.expose()).ok());
-        let Some(kept) = kept else {
-            let path = self.path.display();
-            tracing::error!(%path, "revocations left behind were sealed by another key or changed: their credentials \
-                                    end by themselves");
-            return vec![];
         };
         let (wall, boot) = (clock.wall(), clock.boot());
         kept.iter().filter_map(|kept| revived(kept, wall, boot)).collect()

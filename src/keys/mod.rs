@@ -31,7 +31,7 @@ pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
 pub use remains::{Workshop, destroy, remains};
 pub use rotation::{Due, Now};
 use rotation::{Held, Stage};
-pub use seal::SealingKey;
+pub use seal::{SealedFile, SealedFileError, SealingKey};
 use vault::Slot;
 pub use vault::{CREDENTIAL, SealSettings, Vault, default_path, unsealed};
 

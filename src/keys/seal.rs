@@ -5,9 +5,18 @@
 //! here is a key file like every other (KEY-11), sealed by the first where there is one; what it seals is kept elsewhere, so
 //! that neither place alone tells anything.
 
-use std::{fmt, path::Path};
+use std::{
+    fmt,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ring::{aead, hkdf};
+use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
 
 use super::{FileError, Vault, file, vault::Slot};
 use crate::{clock::Dice, jose::Algorithm, secret::Secret};
@@ -64,6 +73,82 @@ impl SealingKey {
 impl fmt::Debug for SealingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SealingKey(..)")
+    }
+}
+
+/// What one agent leaves for the next, in one sealed file.
+#[derive(Debug)]
+pub struct SealedFile {
+    path: PathBuf,
+    key: SealingKey,
+    /// What the bytes are sealed for.
+    purpose: &'static str,
+    dice: Arc<dyn Dice>,
+}
+
+/// Why what was left cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SealedFileError {
+    /// The file system said no.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Another key sealed it, or for something else; it was changed, or written by an agent of another version.
+    #[error("it was sealed by another key or changed, or it is of another version")]
+    Foreign,
+}
+
+impl SealedFile {
+    /// A file at `path`, sealed with `key` for `purpose`.
+    pub fn new(path: PathBuf, key: SealingKey, purpose: &'static str, dice: Arc<dyn Dice>) -> Self {
+        Self { path, key, purpose, dice }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves this; there is always what was left before or this, whole. `room` is about how many bytes it takes.
+    ///
+    /// # Errors
+    /// What was left before is there still.
+    pub fn write(&self, what: &impl Serialize, room: usize) -> io::Result<()> {
+        // Room for all at once: a buffer that grows leaves copies of secrets behind.
+        let mut plain = Zeroizing::new(Vec::with_capacity(room));
+        serde_json::to_writer(&mut *plain, what)?;
+        let plain = Secret::new(std::mem::take(&mut *plain));
+        let sealed = self.key.seal(self.purpose, &plain, &*self.dice);
+        let sealed = sealed.ok_or_else(|| io::Error::other("it cannot be sealed"))?;
+        let beside = self.path.with_extension("new");
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.write_all(&sealed)?;
+        fs::rename(&beside, &self.path)
+    }
+
+    /// What was left; nothing if there is no file.
+    ///
+    /// # Errors
+    /// [`SealedFileError`].
+    pub fn read<T: DeserializeOwned>(&self) -> Result<Option<T>, SealedFileError> {
+        let sealed = match fs::read(&self.path) {
+            Ok(sealed) => sealed,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let plain = self.key.unseal(self.purpose, &sealed).ok_or(SealedFileError::Foreign)?;
+        serde_json::from_slice(plain.expose()).map(Some).map_err(|_| SealedFileError::Foreign)
+    }
+
+    /// Takes the file away, if it is there.
+    ///
+    /// # Errors
+    /// It is there still.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 
