@@ -161,9 +161,9 @@ impl Keeper {
                 self.waiting.insert(self.next_waiter, answer);
                 Event::Asked { order, waiter: self.next_waiter, min_ttl, deadline }
             }
-            Request::Keep { keep, before } => {
+            Request::Keep { keeps, before } => {
                 self.before = Some(before);
-                Event::Kept { keep }
+                Event::Kept { keep: self.shelf.orders().filter(|order| keeps(order)).cloned().collect() }
             }
             Request::Release(order, credential) => {
                 forget(&order, &credential, self.shared.books.load().keys.vault());

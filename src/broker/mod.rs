@@ -10,7 +10,7 @@ mod shelf;
 mod timing;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -245,6 +245,9 @@ pub struct Shelved {
     pub last_error: Option<String>,
 }
 
+/// Whether what is on the shelf under an order stays there.
+type Keeps = Box<dyn Fn(&Order) -> bool + Send>;
+
 enum Request {
     Ask {
         order: Order,
@@ -253,7 +256,7 @@ enum Request {
         answer: oneshot::Sender<Result<Fetched, Failure>>,
     },
     Keep {
-        keep: HashSet<Order>,
+        keeps: Keeps,
         before: Arc<Books>,
     },
     Reject {
@@ -415,8 +418,8 @@ impl Broker {
             || self.shared.remembered.load().values().any(|endpoints| among(endpoints))
     }
 
-    /// From now on, these issuers and keys. What `keep` does not name is taken off the shelf.
-    pub fn replace(&self, books: Books, keep: HashSet<Order>) {
+    /// From now on, these issuers and keys. Orders that are not placed any more by `keeps` are ended.
+    pub fn replace(&self, books: Books, keeps: impl Fn(&Order) -> bool + Send + 'static) {
         let before = self.shared.books.load_full();
         let told = |name: &Arc<str>| {
             let endpoints = before.issuers.get(name)?.endpoints();
@@ -427,7 +430,7 @@ impl Broker {
         self.shared.remembered.store(Arc::new(told));
         let before = self.shared.books.swap(Arc::new(books));
         // The keeper is gone only when the agent is.
-        let _ = self.sender.send(Request::Keep { keep, before });
+        let _ = self.sender.send(Request::Keep { keeps: Box::new(keeps), before });
     }
 
     /// The order that `identity` places by `rule` for what its processes share, if its issuer is there.

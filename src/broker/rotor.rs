@@ -871,7 +871,7 @@ pub(super) mod tests {
         };
         let books =
             Books { registrations: vec![Arc::new(of)], ..Books::clone(&stage.broker.shared.books.load()) };
-        stage.broker.replace(books, HashSet::new());
+        stage.broker.replace(books, |_| false);
         let dice = SeededDice::from_seed(4);
         let rights = Rights::new(SealingKey::of(&Secret::new("seed")), Arc::clone(&dice) as _);
         let Stage { rotor, clock, issuer, .. } = stage;

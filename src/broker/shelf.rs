@@ -412,6 +412,11 @@ impl Shelf {
         self.slots.iter().map(move |(order, slot)| (order, served(slot), slot.last_error.as_deref()))
     }
 
+    /// What is ordered, or was and is live.
+    pub fn orders(&self) -> impl Iterator<Item = &Order> {
+        self.slots.keys()
+    }
+
     /// How many of these are live.
     pub fn count(&self, which: &Which) -> usize {
         self.slots.iter().filter(|(order, slot)| slot.live.is_some() && which.takes(order)).count()

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::sync::{
     Mutex,
     atomic::{AtomicUsize, Ordering},
@@ -512,13 +513,23 @@ async fn what_the_settings_dropped_is_forgotten_and_revoked() {
     let mut listening = house.broker.watch_order(order("corp", "b")).await.unwrap();
     let books =
         Books { issuers: house.broker.shared.books.load().issuers.clone(), keys: keys(), ..Books::default() };
-    house.broker.replace(books, HashSet::from([order("corp", "a")]));
+    house.broker.replace(books, |kept| *kept == order("corp", "a"));
     listening.changed().await.unwrap_err();
     assert_eq!(house.broker.live_count(), 1);
     assert_eq!(house.get("a").await.unwrap().source, Source::Cache);
     let revoked = next_revoked(&mut house.told).await;
     assert_eq!((&*revoked.order.credential, revoked.cause, revoked.error), ("b", Cause::Settings, None));
     assert_eq!(house.corp.revoked.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_ordered_a_moment_before_the_settings_changed_is_judged_by_them_too() {
+    let house = house();
+    let books = Books::clone(&house.broker.shared.books.load());
+    let changed = async { house.broker.replace(books, |placed| *placed == order("corp", "a")) };
+    let (stays, ends, ()) = tokio::join!(house.get("a"), house.get("b"), changed);
+    stays.unwrap();
+    assert!(ends.unwrap_err().to_string().contains("taken out of the settings"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -684,11 +695,11 @@ async fn an_issuers_endpoints_stay_its_own_over_a_reload() {
     let (broker, _keeper) = new(books(&["/token"]), Arc::clone(&clock) as _, dice, telling, None);
     // An issuer that was made anew has not been asked yet what it has: not once, and not twice.
     for _ in 0..2 {
-        broker.replace(books(&[]), HashSet::new());
+        broker.replace(books(&[]), |_| false);
         assert!(broker.is_issuers(&target("/token")) && !broker.is_issuers(&target("/orders")));
     }
-    broker.replace(books(&["/oauth/token"]), HashSet::new());
-    broker.replace(books(&[]), HashSet::new());
+    broker.replace(books(&["/oauth/token"]), |_| false);
+    broker.replace(books(&[]), |_| false);
     assert!(broker.is_issuers(&target("/oauth/token")) && !broker.is_issuers(&target("/token")));
 }
 

@@ -18,7 +18,7 @@ use tokio::time::sleep;
 use super::{Origin, books, facts::facts, registrable, rules, tell_manager, tended};
 use crate::{
     audit::{Entry, EventType, Outcome},
-    broker::{Books, Broker, Cause, Rotor, Turn, Turned, Which},
+    broker::{Books, Cause, Rotor, Turn, Turned, Which},
     clock::{Boot, Clock, Dice},
     config::{Mistake, Settings, load},
     issuer::Order,
@@ -426,8 +426,8 @@ impl Steward {
         }
         self.journey.ledger().use_config(&settings.digest);
         self.journey.follow(rules(&settings, &self.disabled));
-        let keep = orders(&books, &settings.policy, self.journey.broker());
-        self.journey.broker().replace(books, keep);
+        let keeps = placed_by(books.clone(), Arc::clone(&settings.policy));
+        self.journey.broker().replace(books, keeps);
         self.rotor.follow(keys, certificates, Arc::clone(&settings.policy));
         self.settings = settings;
         self.refresh_facts();
@@ -519,19 +519,18 @@ fn changes(old: &Policy, new: &Policy) -> Vec<String> {
     changes
 }
 
-/// The orders on the shelf that the new settings would place in the same way.
-fn orders(books: &Books, policy: &Policy, broker: &Broker) -> HashSet<Order> {
-    let still_placed = |order: &Order| {
-        let identity = policy.identities().find(|identity| identity.name == order.identity)?;
-        let rule = identity.credentials.get(&order.credential)?;
+/// Whether an order on the shelf would be placed in the same way by the settings of now.
+fn placed_by(books: Books, policy: Arc<Policy>) -> impl Fn(&Order) -> bool + Send {
+    move |order| {
+        let identity = policy.identities().find(|identity| identity.name == order.identity);
+        let rule = identity.and_then(|identity| identity.credentials.get(&order.credential));
+        let Some(rule) = rule else { return false };
         let within = order.scope.iter().all(|scope| rule.scope.contains(scope));
-        let placed = books.order_for(&identity.name, rule, Arc::clone(&order.scope)).ok()?;
+        let placed = books.order_for(&order.identity, rule, Arc::clone(&order.scope));
         // One of a process stays that process's.
         let instance = order.instance.filter(|_| rule.per == Per::Process);
-        let placed = Order { instance, ..placed };
-        (within && placed == *order).then_some(placed)
-    };
-    broker.report().shelf.iter().filter_map(|shelved| still_placed(&shelved.order)).collect()
+        within && placed.is_ok_and(|placed| Order { instance, ..placed } == *order)
+    }
 }
 
 #[cfg(test)]
