@@ -9,6 +9,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Boot,
@@ -18,7 +19,7 @@ use crate::{
 };
 
 /// What makes a stolen credential useless.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub enum Binding {
     /// Nothing: whoever has it can use it until it ends. Only under a dated exception (BCP-01).
     Bearer,

@@ -19,7 +19,7 @@ use std::{fmt, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
 pub use challenge::Challenge;
 pub use executable::{Digests, Executable};
-pub use peer::{Hold, Peer};
+pub use peer::{Hold, Peer, outlived};
 pub use process::{Proc, Status};
 pub use turns::Turns;
 pub use unit::{Manager, Sources, Unit};

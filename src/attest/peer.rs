@@ -118,17 +118,7 @@ impl Peer {
     /// [`AttestError::Kernel`] if no descriptor is left to wait on: whoever cannot be watched is given nothing to keep.
     pub fn outlived(&self) -> Result<impl Future<Output = ()> + Send + 'static, AttestError> {
         // A descriptor of its own: the connection waits on the other.
-        let pidfd = self.pidfd.try_clone().map_err(|error| AttestError::kernel("dup", &error))?;
-        #[expect(
-            deprecated,
-            reason = "its successor is unsafe; here the descriptor is owned by what waits on it"
-        )]
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)
-            .map_err(|error| AttestError::kernel("epoll_ctl", &error))?;
-        Ok(async move {
-            // An error would come at once and mean the same: nobody is watched.
-            let _ = pidfd.readable().await;
-        })
+        ended(self.pidfd.try_clone().map_err(|error| AttestError::kernel("dup", &error))?)
     }
 
     /// Whether the process still runs.
@@ -156,6 +146,31 @@ impl Peer {
         let taken = process::start_time(self.pid).is_ok_and(|start| start != self.start);
         Err(if taken { AttestError::PidReused(self.pid) } else { AttestError::PeerExited })
     }
+}
+
+/// Ends when the process does that had this pid and started at `start`, in clock ticks since boot.
+///
+/// # Errors
+/// [`AttestError::PeerExited`] if it is gone, whoever has its pid now; [`AttestError::Kernel`] if it cannot be watched.
+pub fn outlived(pid: u32, start: u64) -> Result<impl Future<Output = ()> + Send + 'static, AttestError> {
+    let pidfd = open(pid)?;
+    // Read under the hold: while the process lives, the pid is its own.
+    let started = process::start_time(pid).map_err(|_| AttestError::PeerExited)?;
+    if started != start { Err(AttestError::PeerExited) } else { ended(pidfd) }
+}
+
+/// Ends when the process of `pidfd` does.
+fn ended(pidfd: OwnedFd) -> Result<impl Future<Output = ()> + Send + 'static, AttestError> {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe; here the descriptor is owned by what waits on it"
+    )]
+    let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)
+        .map_err(|error| AttestError::kernel("epoll_ctl", &error))?;
+    Ok(async move {
+        // An error would come at once and mean the same: nobody is watched.
+        let _ = pidfd.readable().await;
+    })
 }
 
 fn open(pid: u32) -> Result<OwnedFd, AttestError> {

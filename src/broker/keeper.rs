@@ -14,9 +14,10 @@ use tokio::{
 };
 
 use super::{
-    Books, Failure, Fetched, Live, News, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
+    Books, Failure, Fetched, Keeps, Live, News, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
     revocations::{Cause, Revocation, Revocations, Revoked},
     shelf::{Action, Event, Shelf, WaiterId},
+    stowed::{Found, StowFile, StowedLive},
 };
 use crate::{
     clock::{Boot, Dice, fraction},
@@ -56,6 +57,9 @@ pub struct Keeper {
     advices: JoinSet<(Order, Arc<Credential>, Option<Advice>)>,
     told: mpsc::UnboundedSender<News>,
     pending: Option<PendingFile>,
+    stow: Option<StowFile>,
+    /// What was left before whose certificate is not on the shelf yet.
+    unbound: Vec<StowedLive>,
     dice: Arc<dyn Dice>,
     next_waiter: WaiterId,
     /// The settings before a reload, for as long as it is carried out.
@@ -88,12 +92,20 @@ impl Keeper {
             advices: JoinSet::new(),
             told,
             pending,
+            stow: None,
+            unbound: Vec::new(),
             dice,
             next_waiter: 0,
             before: None,
             unkept: false,
             keep_at: Boot::from_nanos(0),
         }
+    }
+
+    /// What is live is left in `file` when the agent stops, and what was left there is taken up.
+    #[must_use]
+    pub fn stowing(self, file: StowFile) -> Self {
+        Self { stow: Some(file), ..self }
     }
 
     /// Works until every [`super::Broker`] is gone.
@@ -149,6 +161,7 @@ impl Keeper {
                     actions.extend(self.shelf.on(Event::Tick, now));
                 }
                 self.carry_out(actions);
+                self.revive();
                 self.publish_report();
             }
         }
@@ -163,7 +176,14 @@ impl Keeper {
             }
             Request::Keep { keeps, before } => {
                 self.before = Some(before);
+                self.settle(&keeps);
                 Event::Kept { keep: self.shelf.orders().filter(|order| keeps(order)).cloned().collect() }
+            }
+            Request::Leave(done) => {
+                let (now, stow) = (self.shared.clock.boot(), self.stow.as_ref());
+                // Whoever asked waits for it to end; how many there are is for the log.
+                let _ = done.send(stow.map_or(0, |stow| stow.leave(self.shelf.held(), now)));
+                return None;
             }
             Request::Release(order, credential) => {
                 forget(&order, &credential, self.shared.books.load().keys.vault());
@@ -353,8 +373,51 @@ impl Keeper {
         self.keep_at = if kept && few { now } else { now + KEEP_AGAIN };
     }
 
-    /// What an agent before this one could not finish.
+    /// What an agent before this one left, and what it could not finish.
     fn take_up(&mut self) {
+        self.unbound = self.stow.as_ref().map(StowFile::take).unwrap_or_default();
+        self.revive();
+        self.publish_report();
+        self.take_up_pending();
+    }
+
+    /// Makes live again what was left before, as far as what it is bound to is there.
+    fn revive(&mut self) {
+        let (now, wall) = (self.shared.clock.boot(), self.shared.clock.wall());
+        for left in std::mem::take(&mut self.unbound) {
+            let order = &left.order;
+            let placed = self.shared.placed(&self.shared.books.load(), order);
+            match placed.map(|(_, signers)| left.revived(&signers, now, wall)) {
+                Ok(Found::Live(live)) => {
+                    // Nobody listens only when the agent ends.
+                    let _ = self.told.send(News::TakenUp(order.clone(), live.still_held(now)));
+                    let actions = self.shelf.on(Event::TakenUp { order: order.clone(), live }, now);
+                    self.carry_out(actions);
+                }
+                Ok(Found::Unbound) => self.unbound.push(left),
+                // What the settings do not place any more is ended when they are held against it.
+                Err(_) => self.unbound.push(left),
+                Ok(Found::Over) => tracing::debug!(
+                    identity = %order.identity, credential = %order.credential,
+                    "what was live before has ended, or its key is gone"
+                ),
+            }
+        }
+    }
+
+    /// Of what was left and is not live again, that which the settings do not grant any more dies.
+    fn settle(&mut self, keeps: &Keeps) {
+        let (now, wall) = (self.shared.clock.boot(), self.shared.clock.wall());
+        let dropped: Vec<_> = self.unbound.extract_if(.., |left| !keeps(&left.order)).collect();
+        for left in dropped {
+            for credential in left.to_revoke(now, wall) {
+                self.revoke(left.order.clone(), Arc::new(credential), Cause::Settings, None);
+            }
+        }
+    }
+
+    /// What an agent before this one could not finish.
+    fn take_up_pending(&mut self) {
         let left = self.pending.as_ref().map(|pending| pending.left_behind(&*self.shared.clock));
         for (order, credential, cause) in left.unwrap_or_default() {
             self.revoke(order, Arc::new(credential), cause, None);

@@ -7,6 +7,7 @@ mod registrar;
 mod revocations;
 mod rotor;
 mod shelf;
+mod stowed;
 mod timing;
 
 use std::{
@@ -26,6 +27,7 @@ use revocations::Placed;
 pub use revocations::{Cause, Revoked};
 pub use rotor::{Rotor, Turn, Turned};
 pub use shelf::{Failure, Fetched, Health, Live, Source, Which};
+pub use stowed::StowFile;
 
 use crate::{
     clock::{Boot, Clock, Dice},
@@ -124,6 +126,8 @@ pub enum News {
     Revoked(Revoked),
     /// An issuer was asked for nobody in particular.
     Renewed(Renewed),
+    /// What an agent before this one left is live again: callers may hold these.
+    TakenUp(Order, Vec<Arc<Credential>>),
 }
 
 /// What came of asking an issuer so that a credential stays fresh.
@@ -259,6 +263,8 @@ enum Request {
         keeps: Keeps,
         before: Arc<Books>,
     },
+    /// What is live is left for the next agent.
+    Leave(oneshot::Sender<usize>),
     Reject {
         order: Order,
         rejected: Arc<Credential>,
@@ -433,6 +439,27 @@ impl Broker {
         let _ = self.sender.send(Request::Keep { keeps: Box::new(keeps), before });
     }
 
+    /// The issuers and keys of now.
+    pub fn books(&self) -> Arc<Books> {
+        self.shared.books.load_full()
+    }
+
+    /// Ends orders that are not placed any more by `keeps`, as far as an agent before this one left any: the settings or what an
+    /// operator has switched off may have changed since.
+    pub fn settle(&self, keeps: impl Fn(&Order) -> bool + Send + 'static) {
+        let before = self.shared.books.load_full();
+        // The keeper is gone only when the agent is.
+        let _ = self.sender.send(Request::Keep { keeps: Box::new(keeps), before });
+    }
+
+    /// Leaves what is live for the next agent of this host. How many orders that are.
+    pub async fn leave(&self) -> usize {
+        let (done, left) = oneshot::channel();
+        // The keeper is gone only when the agent is.
+        let _ = self.sender.send(Request::Leave(done));
+        left.await.unwrap_or_default()
+    }
+
     /// The order that `identity` places by `rule` for what its processes share, if its issuer is there.
     pub fn order_for(&self, identity: &Arc<str>, rule: &CredentialRule) -> Option<Order> {
         self.shared.books.load().order_for(identity, rule, Arc::clone(&rule.scope)).ok()
@@ -587,6 +614,8 @@ fn absent(identity: &str, what: &str) -> IssueError {
     }
 }
 
+#[cfg(test)]
+mod restarts;
 #[cfg(test)]
 mod tended;
 #[cfg(test)]

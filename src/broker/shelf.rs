@@ -70,6 +70,8 @@ pub enum Event {
     Retired { which: Which, cause: Cause },
     /// This credential was given back.
     Released { order: Order, credential: Arc<Credential> },
+    /// What an agent before this one left is live again.
+    TakenUp { order: Order, live: Box<Live> },
     /// These, and no others, are had and kept fresh without being asked for: each from the moment beside it on.
     Tended { orders: HashMap<Order, Boot> },
     /// Time passed.
@@ -150,6 +152,16 @@ impl Live {
         })
     }
 
+    /// Whether it was handed out since it came.
+    pub fn was_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// How often it may still be handed out, if that is limited.
+    pub fn uses_left(&self) -> Option<u32> {
+        self.uses_left.as_ref().map(|left| left.load(Ordering::Relaxed))
+    }
+
     /// The same, to be refreshed at another moment.
     fn renewed_at(&self, refresh_at: Boot) -> Self {
         Self {
@@ -157,8 +169,8 @@ impl Live {
             refresh_at,
             serve_until: self.serve_until,
             before: self.before.clone(),
-            asked: self.asked.load(Ordering::Relaxed).into(),
-            uses_left: self.uses_left.as_ref().map(|left| left.load(Ordering::Relaxed).into()),
+            asked: self.was_asked().into(),
+            uses_left: self.uses_left().map(Into::into),
         }
     }
 
@@ -363,6 +375,7 @@ impl Shelf {
                 let waiter = Waiter { id: waiter, min_ttl: Duration::ZERO, deadline, failures: 0 };
                 self.rejected(order, &credential, waiter, now, &mut actions);
             }
+            Event::TakenUp { order, live } => self.taken_up(order, *live, now, &mut actions),
             Event::Tick => self.tick(now, &mut actions),
             Event::Unwatched { order } => {
                 if let Some(slot) = self.slots.get_mut(&order) {
@@ -410,6 +423,11 @@ impl Shelf {
     ) -> impl Iterator<Item = (&'a Order, Option<&'a Arc<Live>>, Option<&'a str>)> {
         let served = |slot: &'a Slot| slot.live.as_ref().filter(|_| !slot.lapsed);
         self.slots.iter().map(move |(order, slot)| (order, served(slot), slot.last_error.as_deref()))
+    }
+
+    /// What callers may hold, by order.
+    pub fn held(&self) -> impl Iterator<Item = (&Order, &Arc<Live>)> {
+        self.slots.iter().filter_map(|(order, slot)| Some((order, slot.live.as_ref()?)))
     }
 
     /// What is ordered, or was and is live.
@@ -631,6 +649,30 @@ impl Shelf {
                 }
             }
         }
+    }
+
+    fn taken_up(&mut self, order: Order, live: Live, now: Boot, actions: &mut Vec<Action>) {
+        let slot = self.slots.entry(order.clone()).or_default();
+        if let Some(newer) = &slot.live {
+            // Another was fetched meanwhile: what callers hold from before is found still.
+            let mut newer = newer.renewed_at(newer.refresh_at);
+            newer.before.extend(live.still_held(now));
+            let newer = Arc::new(newer);
+            slot.live = Some(Arc::clone(&newer));
+            actions.push(Action::Publish(order, Some(newer)));
+            return;
+        }
+        let live = Arc::new(live);
+        let window = live.credential.window;
+        let serves = |waiter: &mut Waiter| {
+            now < live.serve_until && window.left(now) >= waiter.min_ttl && live.take_use()
+        };
+        for waiter in slot.waiters.extract_if(.., serves) {
+            let fetched = Fetched { credential: Arc::clone(&live.credential), source: Source::Cache };
+            actions.push(Action::Answer(waiter.id, Ok(fetched)));
+        }
+        slot.live = Some(Arc::clone(&live));
+        actions.push(Action::Publish(order, Some(live)));
     }
 
     fn tick(&mut self, now: Boot, actions: &mut Vec<Action>) {

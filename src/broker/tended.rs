@@ -421,7 +421,7 @@ impl Issuer for Enrolled {
     }
 }
 
-fn certificate() -> ClientCertificate {
+pub(super) fn certificate() -> ClientCertificate {
     use rcgen::{CertificateParams, CertificateSigningRequestParams, KeyPair, date_time_ymd};
     let request = Enrolment::begin(&Subject::default(), KeyKind::P256).unwrap();
     let mut asked = CertificateSigningRequestParams::from_der(&request.csr().into()).unwrap();

@@ -58,16 +58,21 @@ impl Clock for PausedClock {
 
 /// An issuer that keeps a diary.
 #[derive(Debug)]
-struct FakeIssuer {
+pub(super) struct FakeIssuer {
     clock: Arc<PausedClock>,
     latency: Duration,
     life: Duration,
     fails: Mutex<Vec<IssueError>>,
     always: Mutex<Option<IssueError>>,
+    /// It is down for this credential alone.
+    lacks: Mutex<Option<(&'static str, IssueError)>>,
     diary: Mutex<Vec<f64>>,
-    revoked: AtomicUsize,
+    pub(super) revoked: AtomicUsize,
     /// Whether it gives the same again, as for a lease that is renewed.
-    same: Mutex<bool>,
+    pub(super) same: Mutex<bool>,
+    /// What it binds tokens to, where an order wants that; the certificate is what it gives under the name of tls.
+    pub(super) bound: Mutex<Option<Arc<dyn Signer>>>,
+    pub(super) certificate: Mutex<Option<Arc<ClientCertificate>>>,
     /// Whether it does not even take tokens back.
     deaf: std::sync::atomic::AtomicBool,
     serial: AtomicUsize,
@@ -75,7 +80,7 @@ struct FakeIssuer {
 }
 
 impl FakeIssuer {
-    fn new(clock: &Arc<PausedClock>, life: u64) -> Arc<Self> {
+    pub(super) fn new(clock: &Arc<PausedClock>, life: u64) -> Arc<Self> {
         Arc::new(Self {
             clock: Arc::clone(clock),
             latency: Duration::from_millis(50),
@@ -85,18 +90,33 @@ impl FakeIssuer {
             diary: Mutex::default(),
             revoked: AtomicUsize::new(0),
             same: Mutex::default(),
+            lacks: Mutex::default(),
+            bound: Mutex::default(),
+            certificate: Mutex::default(),
             deaf: false.into(),
             endpoints: Arc::default(),
             serial: AtomicUsize::new(0),
         })
     }
 
-    fn diary(&self) -> Vec<f64> {
+    pub(super) fn diary(&self) -> Vec<f64> {
         self.diary.lock().unwrap().clone()
     }
 
-    fn down(&self, error: Option<IssueError>) {
+    pub(super) fn down(&self, error: Option<IssueError>) {
         *self.always.lock().unwrap() = error;
+    }
+
+    pub(super) fn down_for(&self, credential: &'static str, error: IssueError) {
+        *self.lacks.lock().unwrap() = Some((credential, error));
+    }
+
+    fn bound(&self, order: &Order) -> Bound {
+        match order.binding {
+            Binding::Bearer => Bound::Bearer,
+            Binding::Dpop => Bound::Dpop(self.bound.lock().unwrap().clone().unwrap()),
+            Binding::Mtls => Bound::Mtls(self.certificate.lock().unwrap().clone().unwrap()),
+        }
     }
 }
 
@@ -111,8 +131,11 @@ impl Issuer for FakeIssuer {
         Box::pin(async move {
             sleep(self.latency).await;
             let mut fails = self.fails.lock().unwrap();
+            let lacks = self.lacks.lock().unwrap().clone();
+            let lacks = lacks.filter(|(name, _)| **name == *order.credential).map(|(_, error)| error);
             let failed =
                 if fails.is_empty() { self.always.lock().unwrap().clone() } else { Some(fails.remove(0)) };
+            let failed = failed.or(lacks);
             let result = match failed {
                 Some(error) => Err(error),
                 None => {
@@ -120,7 +143,13 @@ impl Issuer for FakeIssuer {
                     let serial = self.serial.fetch_add(next, Ordering::Relaxed);
                     let token = format!("token-{serial}");
                     let minted = minted(&token, self.clock.boot(), self.clock.wall(), self.life);
+                    let minted = Credential { bound: self.bound(order), ..minted };
                     Ok(match order.terms.wants {
+                        _ if &*order.credential == "tls" => {
+                            let certificate = self.certificate.lock().unwrap().clone().unwrap();
+                            let payload = Payload::Certificate { certificate, bundle: "".into() };
+                            Credential { payload, ..minted }
+                        }
                         Wants::Lease(_) => Credential {
                             payload: Payload::Values {
                                 values: vec![],
@@ -159,7 +188,7 @@ impl Issuer for FakeIssuer {
     }
 }
 
-fn retry(after: Option<u64>) -> IssueError {
+pub(super) fn retry(after: Option<u64>) -> IssueError {
     IssueError::Retry {
         reason: Reason::IssuerUnavailable,
         detail: "503".into(),

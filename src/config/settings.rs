@@ -63,7 +63,11 @@ pub struct Settings {
 pub struct Kept {
     /// Revocations that wait, sealed; in the runtime directory, so gone with the host's power.
     pub revocations: PathBuf,
-    /// The key that seals them; in the state directory.
+    /// What is live when the agent stops, sealed; there too.
+    pub live: PathBuf,
+    /// The keys that it is bound to, sealed; there too.
+    pub proofs: PathBuf,
+    /// The key that seals these; in the state directory.
     pub sealing_key: PathBuf,
     /// Where the key comes from that seals key files, that one too.
     pub sealing: SealSettings,
@@ -166,6 +170,8 @@ pub(super) fn mean(
             drain,
             kept: Kept {
                 revocations: runtime.join("revocations"),
+                live: runtime.join("live"),
+                proofs: runtime.join("proofs"),
                 sealing_key: state.join("keys/sealing.pem"),
                 sealing,
                 home,

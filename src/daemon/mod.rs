@@ -24,7 +24,7 @@ use crate::{
     api::{ApiError, Reach},
     attest::{Attestor, Hold, Interests, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
-    broker::{self, Books, Broker, Keeper, News, PendingFile, Registrar, Rights, Rotor},
+    broker::{self, Books, Broker, Keeper, News, PendingFile, Registrar, Rights, Rotor, StowFile},
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{IssuerSettings, Settings},
     issuer::{
@@ -36,7 +36,10 @@ use crate::{
         x509::{Unbuilt, acme, est, step},
     },
     journey::{Journey, Rules},
-    keys::{CertificateError, Certificates, FileError, HomeError, KeyError, Keyring, Now, SealingKey, Vault},
+    keys::{
+        CertificateError, Certificates, FileError, HomeError, KeyError, Keyring, Now, ProofKeeper,
+        SealingKey, Vault,
+    },
     policy::{Door, Identity, Per},
     serve::{
         Speaks,
@@ -152,8 +155,10 @@ impl Daemon {
             Some((home, known)) => home.settle(known, &sealing, &*dice)?,
             None => false,
         };
-        let keys = Keyring::open(&settings.keys, &Keyring::within(vault.clone()), Now::by(&*clock))
-            .map_err(BuildError::Keys)?;
+        let proofs =
+            ProofKeeper::taking_up(kept.proofs.clone(), sealing.clone(), boot_id(), Arc::clone(&dice));
+        let none = Keyring::within(vault.clone()).keeping_proofs(proofs);
+        let keys = Keyring::open(&settings.keys, &none, Now::by(&*clock)).map_err(BuildError::Keys)?;
         let certificates =
             Certificates::open(&settings.certificates, &Certificates::default(), &keys, clock.wall())
                 .map_err(BuildError::Certificates)?;
@@ -175,8 +180,10 @@ impl Daemon {
         let (told, news) = mpsc::unbounded_channel();
         registrable(&settings).map_err(BuildError::Registrations)?;
         let registrar = Registrar::new(Rights::new(sealing.clone(), Arc::clone(&dice)), Arc::clone(&dice));
-        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing, Arc::clone(&dice));
+        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing.clone(), Arc::clone(&dice));
+        let stow = StowFile::new(settings.kept.live.clone(), sealing, boot_id(), Arc::clone(&dice));
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
+        let keeper = keeper.stowing(stow);
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
         let probed = attestor.evidence(std::process::id(), Hold::Socket, &Interests::default()).ok();
         let disabled = disabled_before(&settings.kept.disabled)
@@ -245,6 +252,7 @@ impl Daemon {
             adopted,
             started,
         } = self;
+        keys.forget_left();
         let scribe = tokio::spawn(scribe.run());
         let keeper = tokio::spawn(keeper.run());
         tokio::spawn({
@@ -340,6 +348,7 @@ impl Daemon {
             next_look,
         };
         steward.look().await;
+        steward.settle();
         steward.tend();
         tell_manager(&[sd_notify::NotifyState::Ready]);
         tracing::info!(identities = steward.settings.policy.identities().count(), "ready");
@@ -361,6 +370,11 @@ impl Daemon {
         tracing::info!("stopping: calls under way may finish");
         let _ = stop.send(true);
         while faces.join_next().await.is_some() {}
+        let left = journey.broker().leave().await;
+        if let Err(error) = steward.rotor.keys().leave_proofs(steward.clock.boot()) {
+            tracing::error!(%error, "keys that bind tokens are not left for the next start, which fetches anew: make room");
+        }
+        tracing::info!(left, "what is live is left for the next start");
         if timeout(drain, steward.rotor.finish()).await.is_err() {
             tracing::error!(
                 "an issuer is silent that was being told of keys: its registration may have to be renewed"

@@ -426,13 +426,21 @@ impl Steward {
         }
         self.journey.ledger().use_config(&settings.digest);
         self.journey.follow(rules(&settings, &self.disabled));
-        let keeps = placed_by(books.clone(), Arc::clone(&settings.policy));
+        let keeps = placed_by(Arc::new(books.clone()), Arc::clone(&settings.policy));
         self.journey.broker().replace(books, keeps);
         self.rotor.follow(keys, certificates, Arc::clone(&settings.policy));
         self.settings = settings;
         self.refresh_facts();
         self.tend();
         Ok(changes)
+    }
+
+    /// Holds what an agent before this one left against the settings of now, and what is switched off.
+    pub(super) fn settle(&self) {
+        let broker = self.journey.broker();
+        let placed = placed_by(broker.books(), Arc::clone(&self.settings.policy));
+        let disabled = names(&self.disabled);
+        broker.settle(move |order| !disabled.contains(&order.identity) && placed(order));
     }
 
     fn refresh_facts(&self) {
@@ -520,7 +528,7 @@ fn changes(old: &Policy, new: &Policy) -> Vec<String> {
 }
 
 /// Whether an order on the shelf would be placed in the same way by the settings of now.
-fn placed_by(books: Books, policy: Arc<Policy>) -> impl Fn(&Order) -> bool + Send {
+fn placed_by(books: Arc<Books>, policy: Arc<Policy>) -> impl Fn(&Order) -> bool + Send {
     move |order| {
         let identity = policy.identities().find(|identity| identity.name == order.identity);
         let rule = identity.and_then(|identity| identity.credentials.get(&order.credential));

@@ -27,6 +27,7 @@ pub mod x509;
 use std::{fmt, future::Future, hash, path::Path, pin::Pin, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use self::{
     registration::{Access, Ask, Registration},
@@ -44,7 +45,7 @@ pub type Scope = Arc<[Arc<str>]>;
 
 /// What we ask an issuer for. Two orders are equal if the same credential would do for both (CLK-08): the shelf is keyed
 /// by them. With which keys it is placed is no part of it: a key that rotates changes no credential that lives.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Order {
     /// The identity it is for.
     pub identity: Arc<str>,
@@ -73,7 +74,7 @@ pub struct Order {
 }
 
 /// One run of one process: a pid alone is given to others afterwards.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct Instance {
     /// Its process id.
     pub pid: u32,

@@ -11,7 +11,7 @@ use super::{spiffe, token_file::TokenFile, token_type::TokenType};
 use crate::keys::{KeyKind, Subject};
 
 /// How a credential is asked for. Two orders that differ in it are two orders.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Terms {
     /// What is wanted.
     pub wants: Wants,
@@ -26,7 +26,7 @@ pub struct Terms {
 }
 
 /// What an order is for.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub enum Wants {
     /// An access token.
     #[default]
@@ -38,7 +38,7 @@ pub enum Wants {
 }
 
 /// What a certificate has to be.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct CertificateTerms {
     /// What it says, exactly (X5-01, X5-02).
     pub subject: Subject,
@@ -64,7 +64,7 @@ pub struct LeaseTerms {
 }
 
 /// The grants of this house.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub enum GrantType {
     /// RFC 6749 4.4.
     #[default]
@@ -87,7 +87,7 @@ impl GrantType {
 }
 
 /// What is exchanged (RFC 8693 2.1).
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Exchange {
     /// On whose behalf.
     pub subject: Brought,
@@ -98,7 +98,7 @@ pub struct Exchange {
 }
 
 /// A token of somebody else's, with its kind: one is never sent without the other (OA-22).
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Brought {
     /// Where it is.
     pub file: TokenFile,

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What every URI of a kind begins with.
 const PREFIX: &str = "urn:ietf:params:oauth:token-type:";
 
 /// A kind of token (OA-24). Those of drafts are read so that they can be named in a refusal, and are never asked for.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub enum TokenType {
     /// An OAuth access token.
     AccessToken,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    attest::{AttestError, Peer},
+    attest::{AttestError, Peer, outlived},
     broker::{Broker, Cause, Which},
     issuer::Instance,
 };
@@ -34,6 +34,25 @@ impl Lives {
             let _ = broker.retire(Which::Instance(instance), Cause::Exited).await;
         });
         Ok(())
+    }
+
+    /// The same for a process that an agent before this one gave something to: that ends at once if the process is gone.
+    pub(super) fn take_up(&self, instance: Instance, broker: &Broker) {
+        if !self.all().insert(instance) {
+            return;
+        }
+        let (lives, broker) = (self.clone(), broker.clone());
+        tokio::spawn(async move {
+            match outlived(instance.pid, instance.start) {
+                Ok(outlived) => outlived.await,
+                Err(error) => {
+                    tracing::debug!(%error, pid = instance.pid, "a process that had something of its own is gone")
+                }
+            }
+            lives.all().remove(&instance);
+            // The broker is gone only when the agent is.
+            let _ = broker.retire(Which::Instance(instance), Cause::Exited).await;
+        });
     }
 
     fn all(&self) -> MutexGuard<'_, HashSet<Instance>> {

@@ -26,6 +26,7 @@ use crate::{
     broker::{Broker, Failure, Fetched, News, Subscription},
     clock::{Clock, Dice, uuid_v7},
     credential::{Bound, Credential},
+    issuer::Order,
     keys::ClientCertificate,
     policy::{Denial, Door, Entitlement, Explanation, Grant, Policy, Purpose, Reason, Wish},
     proof::Nonces,
@@ -37,7 +38,7 @@ pub use forward::{Forwarded, Forwarding};
 use lives::Lives;
 use pace::Pace;
 pub use prove::{Proved, Proving};
-use reuse::{Handles, Party};
+use reuse::{Handles, Owner, Party};
 pub use session::{Call, Session};
 
 /// How long a process may take to answer the challenge: clients do it on their own, in a fraction of a millisecond.
@@ -463,6 +464,10 @@ impl Journey {
                     let entry = self.entry(EventType::CredentialRevoke, outcome(revoked.error.is_none()));
                     account::revoked(entry, revoked, &environment)
                 }
+                News::TakenUp(order, held) => {
+                    self.taken_up(order, held);
+                    continue;
+                }
                 News::Renewed(renewed) => {
                     let entry = self.entry(EventType::CredentialRenew, outcome(renewed.result.is_ok()));
                     account::renewed(entry, renewed, &environment)
@@ -472,6 +477,21 @@ impl Journey {
             if let Err(error) = self.ledger.record(entry).await {
                 tracing::error!(%error, "what an issuer did for nobody in particular could not be recorded");
             }
+        }
+    }
+
+    /// What an agent before this one gave to somebody dies with that process still, and raises no alarm for being used.
+    fn taken_up(&self, order: &Order, held: &[Arc<Credential>]) {
+        for credential in held {
+            let owner = Owner {
+                identity: Arc::clone(&order.identity),
+                credential: Arc::clone(&order.credential),
+                instance: order.instance,
+            };
+            self.handles.take_up(credential.fingerprint, owner, credential.window.until, self.clock.boot());
+        }
+        if let Some(instance) = order.instance {
+            self.lives.take_up(instance, &self.broker);
         }
     }
 

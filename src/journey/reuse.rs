@@ -133,6 +133,13 @@ impl Handles {
         self.known().give(handle, owner, party, until, now);
     }
 
+    /// `handle` was given by an agent before this one: to whom, nobody knows any more.
+    pub(super) fn take_up(&self, handle: Fingerprint, owner: Owner, until: Boot, now: Boot) {
+        let mut known = self.known();
+        known.make_room(now);
+        known.handles.insert(handle, Handle { owner, until, takers: vec![], crowded: true, told: vec![] });
+    }
+
     /// `handle` is used by `party`, who is `identity` or nobody.
     pub(super) fn used(
         &self,

@@ -7,6 +7,7 @@ mod file;
 mod machine;
 mod memory;
 mod note;
+mod proofs;
 mod remains;
 pub mod rotation;
 mod seal;
@@ -14,7 +15,7 @@ mod vault;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, io,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -28,6 +29,8 @@ pub use file::{FileError, read_secret};
 pub use machine::{Home, HomeError, MACHINE_ID};
 pub use memory::Key;
 pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
+pub use proofs::ProofKeeper;
+use proofs::{Sealed, Whose};
 pub use remains::{Workshop, destroy, remains};
 pub use rotation::{Due, Now};
 use rotation::{Held, Stage};
@@ -45,7 +48,7 @@ use crate::{
 pub enum Purpose {
     /// Signs client assertions (private_key_jwt).
     ClientAuth,
-    /// Signs proofs for the tokens of this issuer (DPOP-14). In memory only: a token that it binds is no older than the agent.
+    /// Signs proofs for the tokens of this issuer (DPOP-14). In memory, and over a restart sealed beside the tokens that it binds.
     Dpop(Arc<str>),
 }
 
@@ -109,23 +112,60 @@ impl Default for RotationSettings {
     }
 }
 
-/// A key that binds tokens. ES256, which every server that knows DPoP can read.
-fn proof_key() -> Result<Arc<dyn Signer>, FileError> {
-    Ok(Arc::new(Key::generate(Algorithm::Es256)?))
-}
-
 /// All keys in custody, by identity and purpose. Keys of different identities are never the same key.
 #[derive(Clone, Debug, Default)]
 pub struct Keyring {
     held: BTreeMap<(Arc<str>, Purpose), Held>,
     settings: BTreeMap<Arc<str>, KeySettings>,
     vault: Vault,
+    /// How keys that bind tokens are kept over a restart; without it, they are not.
+    keeper: Option<Arc<ProofKeeper>>,
+    /// Those of them that are held, sealed.
+    sealed: BTreeMap<Whose, Sealed>,
 }
 
 impl Keyring {
     /// No keys yet; the files of those that come are kept as `vault` says.
     pub fn within(vault: Vault) -> Self {
         Self { vault, ..Self::default() }
+    }
+
+    /// The same, whose keys that bind tokens are kept over a restart.
+    #[must_use]
+    pub fn keeping_proofs(self, keeper: ProofKeeper) -> Self {
+        Self { keeper: Some(Arc::new(keeper)), ..self }
+    }
+
+    /// Leaves the keys that bind tokens for the next agent.
+    ///
+    /// # Errors
+    /// They are not left: what they bind is nothing to the next agent.
+    pub fn leave_proofs(&self, now: Boot) -> io::Result<()> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        keeper.leave(self.sealed.iter().filter_map(|(whose, sealed)| {
+            let held = self.held.get(&(Arc::clone(&whose.0), Purpose::Dpop(Arc::clone(&whose.1))))?;
+            Some((whose, sealed, now - held.since.age(now)))
+        }))
+    }
+
+    /// Takes away what an agent before this one left: from now on, this one runs.
+    pub fn forget_left(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.forget();
+        }
+    }
+
+    /// A fresh key that binds tokens. ES256, which every server that knows DPoP can read.
+    fn fresh_proof(&mut self, whose: &Whose, now: Now) -> Result<Held, FileError> {
+        let (key, sealed) = match &self.keeper {
+            Some(keeper) => keeper.fresh(whose)?,
+            None => (Arc::new(Key::generate(Algorithm::Es256)?) as _, None),
+        };
+        match sealed {
+            Some(sealed) => self.sealed.insert(whose.clone(), sealed),
+            None => self.sealed.remove(whose),
+        };
+        Ok(Held::fresh(key, now))
     }
 
     /// How the files are kept.
@@ -143,6 +183,7 @@ impl Keyring {
         before: &Self,
         now: Now,
     ) -> Result<Self, Vec<KeyError>> {
+        let mut ring = Self { keeper: before.keeper.clone(), ..Self::within(before.vault.clone()) };
         let mut held = BTreeMap::new();
         let mut errors = Vec::new();
         for (identity, settings) in wanted {
@@ -159,12 +200,22 @@ impl Keyring {
                     Held::open(path, settings, Slot::of(&before.vault, CLIENT_AUTH, identity), now)
                 }
             });
-            let proofs = settings.dpop.iter().map(|issuer| {
+            let mut proofs = Vec::new();
+            for issuer in &settings.dpop {
                 let slot = (Arc::clone(identity), Purpose::Dpop(Arc::clone(issuer)));
-                let kept = before.held.get(&slot).cloned();
-                let held = kept.map_or_else(|| proof_key().map(|key| Held::fresh(key, now)), Ok);
-                (slot, held)
-            });
+                let whose = (Arc::clone(identity), Arc::clone(issuer));
+                let sealed = before.sealed.get(&whose).cloned();
+                let kept = before.held.get(&slot).map(|held| (held.clone(), sealed));
+                let left = || before.left_proof(&whose).map(|(held, sealed)| (held, Some(sealed)));
+                let held = match kept.or_else(left) {
+                    Some((held, sealed)) => {
+                        ring.sealed.extend(sealed.map(|sealed| (whose, sealed)));
+                        Ok(held)
+                    }
+                    None => ring.fresh_proof(&whose, now),
+                };
+                proofs.push((slot, held));
+            }
             for (slot, opened) in opened.map(|opened| (client, opened)).into_iter().chain(proofs) {
                 match opened {
                     Ok(key) => drop(held.insert(slot, key)),
@@ -182,8 +233,7 @@ impl Keyring {
                 }
             }
         }
-        let vault = before.vault.clone();
-        if errors.is_empty() { Ok(Self { held, settings: wanted.clone(), vault }) } else { Err(errors) }
+        if errors.is_empty() { Ok(Self { held, settings: wanted.clone(), ..ring }) } else { Err(errors) }
     }
 
     /// The key of `identity` that signs for `purpose` now.
@@ -264,13 +314,11 @@ impl Keyring {
     /// [`KeyError`].
     pub fn with_new_proofs(&self, identity: &Arc<str>, now: Now) -> Result<Self, KeyError> {
         let mut ring = self.clone();
-        let theirs = ring
-            .held
-            .iter_mut()
-            .filter(|((name, purpose), _)| name == identity && matches!(purpose, Purpose::Dpop(_)));
-        for (_, held) in theirs {
-            let key = proof_key().map_err(|error| KeyError { identity: Arc::clone(identity), error })?;
-            *held = Held::fresh(key, now);
+        for slot in self.held.keys().filter(|(name, _)| name == identity) {
+            let (_, Purpose::Dpop(issuer)) = slot else { continue };
+            let fresh = ring.fresh_proof(&(Arc::clone(identity), Arc::clone(issuer)), now);
+            let fresh = fresh.map_err(|error| KeyError { identity: Arc::clone(identity), error })?;
+            ring.held.insert(slot.clone(), fresh);
         }
         Ok(ring)
     }
@@ -293,6 +341,11 @@ impl Keyring {
     pub fn to_register(&self) -> impl Iterator<Item = (&str, &dyn Signer)> {
         let theirs = self.held.iter().filter(|((_, purpose), _)| *purpose == Purpose::ClientAuth);
         theirs.flat_map(|((name, _), held)| held.published().map(move |key| (&**name, &**key)))
+    }
+
+    /// What an agent before this one left, for the first that asks for it: whoever has keys already has had it.
+    fn left_proof(&self, whose: &Whose) -> Option<(Held, Sealed)> {
+        if self.settings.is_empty() { self.keeper.as_ref()?.left(whose) } else { None }
     }
 
     fn client(&self, identity: &Arc<str>) -> Option<&Held> {

@@ -82,6 +82,11 @@ impl Since {
         Self { age: Duration::ZERO, at: now.boot }
     }
 
+    /// From this moment of the same boot on.
+    pub(super) fn at(made: Boot) -> Self {
+        Self { age: Duration::ZERO, at: made }
+    }
+
     fn file(meta: &fs::Metadata, now: Now) -> Self {
         // A date that lies ahead is no age.
         let age = u64::try_from(now.wall.as_second() - meta.mtime()).unwrap_or(0);
@@ -106,7 +111,12 @@ pub enum Due {
 
 impl Held {
     pub(super) fn fresh(signing: Arc<dyn Signer>, now: Now) -> Self {
-        Self { signing, since: Since::now(now), stage: Stage::Settled }
+        Self::since(signing, Since::now(now))
+    }
+
+    /// A key that is so old.
+    pub(super) fn since(signing: Arc<dyn Signer>, since: Since) -> Self {
+        Self { signing, since, stage: Stage::Settled }
     }
 
     /// Opens a key in a file, and what lies beside it.

@@ -13,6 +13,7 @@ use rcgen::{
     PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, SanType, SignatureAlgorithm,
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
 
 use super::{ClientCertificate, made::Made};
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// What a certificate is to say about its holder (X5-01): these names and no other.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Subject {
     /// URIs, such as a SPIFFE ID.
     pub uris: Vec<String>,
@@ -36,7 +37,7 @@ pub struct Subject {
 }
 
 /// The kinds of keys that are made for certificates.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub enum KeyKind {
     /// P-256, which every CA signs.
     #[default]
