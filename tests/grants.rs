@@ -203,9 +203,9 @@ fn keys(agent: &TestAgent) -> std::path::PathBuf {
     agent.dir.path().join("state/keys/shop.client-auth.pem")
 }
 
-/// The agent, started anew: nothing is on its shelf and no refusal is remembered.
+/// The agent, killed and started anew: nothing is on its shelf and no refusal is remembered.
 fn again(agent: TestAgent, setup: &Setup) -> TestAgent {
-    agent.stop();
+    agent.kill();
     TestAgent::start(Arc::clone(&setup.dir))
 }
 
