@@ -184,6 +184,9 @@ async fn e28_hardening_is_told_and_the_agent_cannot_be_looked_into() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert_ne!(hardened, line(&told(std::process::id())), "it is told which of them is hardened");
+    // What it gives up once it is built: src/daemon/lockdown.rs.
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    assert!(status.contains("Seccomp:\t2") && status.contains("NoNewPrivs:\t1"), "{status}");
     if !is_root() {
         let denied = fs::File::open(format!("/proc/{}/mem", agent.pid()));
         assert_eq!(denied.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);

@@ -9,7 +9,7 @@ use super::{Exit, environment, on_runtime};
 use crate::{
     clock::{SystemClock, SystemDice},
     config::{Log, LogFormat, Mistake, load},
-    daemon::{BuildError, Daemon, Origin},
+    daemon::{BuildError, Daemon, Origin, give_up},
 };
 
 pub(super) fn run(path: &Path) -> Result<(), Exit> {
@@ -22,6 +22,10 @@ pub(super) fn run(path: &Path) -> Result<(), Exit> {
     on_runtime(async {
         let origin = Origin { path: path.to_owned(), environment };
         let daemon = Daemon::build(settings, origin, clock, SystemDice::shared()).map_err(unbuilt)?;
+        // The sockets are bound and the files are open: from here on, less is needed.
+        if let Err(error) = give_up() {
+            tracing::warn!(%error, "no system calls are given up: see whether the kernel has seccomp");
+        }
         daemon.run(told_to_stop()).await.map_err(|error| Exit::new(Exit::IO, error.to_string()))
     })
 }

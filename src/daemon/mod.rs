@@ -2,6 +2,7 @@
 //! runs until it is told to stop. Reload builds everything new before it lets go of anything old.
 
 mod facts;
+mod lockdown;
 mod steward;
 
 use std::{
@@ -19,6 +20,8 @@ use tokio::{
     time::timeout,
 };
 use uuid::Uuid;
+
+pub use lockdown::{LockdownError, give_up};
 
 use crate::{
     api::{ApiError, Reach},
