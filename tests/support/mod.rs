@@ -2,6 +2,8 @@
 //! settings; out comes an agent that is ready, because it said so.
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub mod mutual;
+
 use std::{
     fs,
     io::{Read as _, Seek as _, SeekFrom},

@@ -20,13 +20,7 @@ use keybearer::{
     clock::SystemClock,
 };
 use ring::digest::{SHA256, digest};
-use rustls::{
-    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
-    crypto::{CryptoProvider, ring::default_provider, verify_tls12_signature, verify_tls13_signature},
-    server::danger::{ClientCertVerified, ClientCertVerifier},
-};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -35,7 +29,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::support::{RESOURCE, Setup, TestAgent, http};
+use super::support::{RESOURCE, Setup, TestAgent, http, mutual::localhost};
 
 /// What the API does with one request.
 pub enum Says {
@@ -94,51 +88,6 @@ pub struct Vault {
     book: Arc<Book>,
 }
 
-/// Takes any certificate, as a server does that knows them by themselves, or asks for none.
-#[derive(Debug)]
-struct Any(Arc<CryptoProvider>);
-
-impl ClientCertVerifier for Any {
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 impl Vault {
     pub async fn open() -> Self {
         Self::asking(true).await
@@ -146,34 +95,17 @@ impl Vault {
 
     /// One that asks for certificates, or for none.
     pub async fn asking(for_certificates: bool) -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        let provider = Arc::new(default_provider());
-        let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .unwrap();
-        let config = match for_certificates {
-            true => config.with_client_cert_verifier(Arc::new(Any(provider))),
-            false => config.with_no_client_auth(),
-        };
-        let config = config
-            .with_single_cert(
-                vec![certificate.der().clone()],
-                PrivateKeyDer::Pkcs8(key.serialize_der().into()),
-            )
-            .unwrap();
+        let (tls, root) = localhost(for_certificates);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
         let book = Arc::<Book>::default();
-        let tls = Arc::new(config);
         let (acceptor, issuer, kept) = (TlsAcceptor::from(Arc::clone(&tls)), url.clone(), Arc::clone(&book));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(serve(acceptor.clone(), stream, issuer.clone(), Arc::clone(&kept)));
             }
         });
-        Self { url, root: certificate.pem(), tls, book }
+        Self { url, root, tls, book }
     }
 
     /// Settings of an agent with the credential `vault`, whose API is here; `more` stands in its table.
