@@ -139,6 +139,12 @@ impl Wanted {
             }
             Some(Kind::LeasedValues(leased)) => {
                 let names: BTreeMap<_, _> = leased.values.iter().collect();
+                // A line more would read as a value more.
+                let broken = names.iter().find(|(_, value)| value.contains(['\n', '\r', '\0']));
+                if let Some((name, _)) = broken {
+                    let what = format!("{name} has more than one line: say --json");
+                    return Err(Exit::new(Exit::DATA, what));
+                }
                 names.iter().try_for_each(|(name, value)| paint::line(&format!("{name}={value}")))
             }
             None => Err(unknown_kind()),
