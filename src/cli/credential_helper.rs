@@ -22,8 +22,8 @@ use crate::{
     },
 };
 
-/// How long a client waits for a credential that it named, at most; all of them give a helper longer than that.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a client waits for a credential that is its, at most: a person may sit there. All of them give a helper longer.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long it waits to hear whether there is anything for a host: that may be none of ours, and nothing of an issuer's is needed.
 const TO_HEAR: Duration = Duration::from_secs(3);
