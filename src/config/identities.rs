@@ -235,7 +235,7 @@ fn credential(
     let forward = forward(&mut reader);
     let used = binding == Binding::Dpop || forward.is_some();
     let proofs = proofs(&mut reader, resource.as_deref(), kind, used, dev);
-    let username = username(&mut reader, kind);
+    let username = username(&mut reader, binding);
     let rule = CredentialRule {
         name: name.as_str().into(),
         issuer,
@@ -322,11 +322,14 @@ fn proofs(reader: &mut Reader<'_>, resource: Option<&str>, kind: Kind, used: boo
     proofs
 }
 
-/// The user name that goes with a token or a lease.
-fn username(reader: &mut Reader<'_>, kind: Kind) -> Option<Arc<str>> {
+/// The user name that goes with a token or a lease, for clients that send it as a password.
+fn username(reader: &mut Reader<'_>, binding: Binding) -> Option<Arc<str>> {
     let username = reader.string("username")?;
-    if kind == Kind::Certificate {
-        reader.wrong("username", "a certificate goes without one: take it out");
+    if binding != Binding::Bearer {
+        reader.wrong(
+            "username",
+            "it is only used with binding = \"bearer\": what sends names and passwords sends no proofs",
+        );
     }
     // It goes before a colon (RFC 7617 2).
     if !(1..=255).contains(&username.len()) || username.contains(':') {

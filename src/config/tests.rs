@@ -1014,6 +1014,11 @@ fn where_a_credential_may_be_taken_and_under_which_name() {
         ("origins = [\"https://Git.example.com\"]", "ledger.origins: an origin is https://HOST"),
         ("origins = [\"git.example.com\"]", "ledger.origins: an origin is https://HOST"),
         ("methods = [\"GET\"]", "ledger.methods: it is only used with"),
+        (
+            "username = \"u\"\n[identities.payments.credentials.bound]\nissuer = \"corp\"\nclient_id = \"payments\"\nresource = \"https://a.example\"\n\
+          username = \"u\"",
+            "bound.username: it is only used with binding = \"bearer\"",
+        ),
         ("username = \"a:b\"", "ledger.username: it has to be 1 to 255 characters"),
         ("username = \"\"", "ledger.username: it has to be 1 to 255 characters"),
         ("username = \"a\\u0000\"", "ledger.username: it holds a control character"),

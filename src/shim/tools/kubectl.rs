@@ -28,6 +28,10 @@ struct Cluster {
     server: String,
     #[serde(default, rename = "insecure-skip-tls-verify")]
     unverified: bool,
+    #[serde(default, rename = "tls-server-name")]
+    other_name: String,
+    #[serde(default, rename = "proxy-url")]
+    proxy: String,
 }
 
 #[derive(Deserialize)]
@@ -97,9 +101,20 @@ impl Request {
         let cluster = self.cluster.as_ref().ok_or_else(|| {
             asked("it does not say for which cluster: set provideClusterInfo: true beside command in the kubeconfig")
         })?;
+        // The same file says whom to trust (certificate-authority): with these, the server need not be the one that it names.
         if cluster.unverified {
             return Err(asked(
                 "it would send the token to a server that it does not verify: take insecure-skip-tls-verify out",
+            ));
+        }
+        if !cluster.other_name.is_empty() {
+            return Err(asked(
+                "it would take another server for the one that it names: take tls-server-name out",
+            ));
+        }
+        if !cluster.proxy.is_empty() {
+            return Err(asked(
+                "it would send the token by way of another server: take proxy-url out, or set HTTPS_PROXY instead",
             ));
         }
         is_for(Tool::Kubectl, offer, Place::of_url(&cluster.server).as_ref())

@@ -13,6 +13,8 @@ pub mod git;
 pub mod kubectl;
 mod login;
 mod place;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 
 use std::fmt;
 

@@ -271,9 +271,16 @@ fn kubectl_gets_a_token_for_its_own_cluster_only() {
         asked(kubectl::Request::read(Some(&silent)).unwrap().permits(&offer()))
             .contains("provideClusterInfo")
     );
-    let mut unverified = info(V1, "https://a.example");
-    unverified["spec"]["cluster"]["insecure-skip-tls-verify"] = true.into();
-    asked(kubectl::Request::read(Some(&unverified.to_string())).unwrap().permits(&offer()));
+    for (member, value) in [
+        ("insecure-skip-tls-verify", true.into()),
+        ("tls-server-name", "evil.example".into()),
+        ("proxy-url", Value::from("http://evil.example")),
+    ] {
+        let mut elsewhere = info(V1, "https://a.example");
+        elsewhere["spec"]["cluster"][member] = value;
+        let refused = kubectl::Request::read(Some(&elsewhere.to_string())).unwrap().permits(&offer());
+        assert!(asked(refused).contains(member), "{member}");
+    }
 }
 
 // --- git (LEGACY 4.8) ---------------------------------------------------------------------------------------------------
@@ -427,3 +434,66 @@ fn docker_lists_what_it_can_use() {
     );
     assert_eq!(docker::list(&[]), "{}");
 }
+
+// --- anybody ------------------------------------------------------------------------------------------------------------
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn whatever_is_asked_a_credential_is_for_its_own_place(
+        pieces in proptest::collection::vec(proptest::sample::select(PIECES), 0..12),
+        odd in ".{0,4}",
+        at in 0_usize..12,
+    ) {
+        let mut pieces = pieces;
+        pieces.insert(at.min(pieces.len()), &odd);
+        super::properties::asked(pieces.concat().as_bytes());
+    }
+}
+
+/// What questions are made of, and what turns one into another.
+const PIECES: &[&str] = &[
+    "protocol=https\n",
+    "host=a.example:8443\n",
+    "host=",
+    "a.example:8443",
+    "A.EXAMPLE:8443",
+    "a.example",
+    ":8443",
+    ":443",
+    "evil.example",
+    "username=me\n",
+    "password=p\n",
+    "capability[]=authtype\n",
+    "wwwauth[]=Bearer x\n",
+    "wwwauth[]=Basic x\n",
+    "path=a.git\n",
+    "\n",
+    "\r",
+    "\0",
+    "\t",
+    "=",
+    ".",
+    "@",
+    "/",
+    "%0a",
+    "%2e",
+    "?",
+    "#",
+    "\\",
+    "[",
+    "]",
+    "::1",
+    ":",
+    "https://",
+    "http://",
+    "protocol=http\n",
+    " ",
+    "\u{85}",
+    "\u{3002}",
+    "-",
+    "_",
+    "0",
+    "*",
+];
