@@ -317,6 +317,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_commands_that_the_page_says_to_paste_are_there() {
+        use clap::Parser as _;
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/tools.md");
+        let page = std::fs::read_to_string(page).unwrap().replace(", ", " ");
+        let commands: Vec<&str> =
+            page.split("keybearer helper ").skip(1).chain(page.split("[helper ").skip(1)).collect();
+        for command in &commands {
+            let words =
+                command.split(|c: char| !c.is_ascii_alphanumeric()).take_while(|word| !word.is_empty());
+            // git says itself what it wants.
+            let words: Vec<&str> = words.chain(command.starts_with("git").then_some("get")).collect();
+            let line = ["keybearer", "helper"].into_iter().chain(words.iter().copied());
+            assert!(crate::cli::Cli::try_parse_from(line).is_ok(), "{words:?}");
+        }
+        assert_eq!(commands.len(), 4, "{commands:?}");
+    }
+
+    #[test]
     fn a_name_says_which_client_is_meant() {
         let meant = |line: &[&str]| {
             let words = by_name(line.iter().map(OsString::from));

@@ -989,6 +989,15 @@ fn what_is_delivered_can_be_had() {
 }
 
 #[test]
+fn what_the_page_on_tools_says_to_paste_loads() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tools.md")).unwrap();
+    let settings = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let settings = Desk::with(&format!("{GOOD}{settings}")).load(&[]).unwrap();
+    let identity = settings.policy.identities().next().unwrap();
+    assert_eq!(identity.credentials["forge"].username.as_deref(), Some("oauth2"));
+}
+
+#[test]
 fn where_a_credential_may_be_taken_and_under_which_name() {
     let rule = |more: &str| {
         let text = format!("{GOOD}{more}\n");
