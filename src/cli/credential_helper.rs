@@ -189,7 +189,8 @@ impl Git {
             return Ok(());
         }
         let request = match git::Request::read(text.expose()) {
-            Ok(request) => request,
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
             // Somebody made git say that: nobody else is to answer it either.
             Err(error @ ToolError::Asked { .. }) => return self.quit(error.into()),
             Err(error) => return Err(error.into()),

@@ -33,11 +33,11 @@ pub struct Request {
 }
 
 impl Request {
-    /// Reads a request up to its blank line.
+    /// Reads a request up to its blank line; `None` for what is no web server, such as a mail server (git send-email).
     ///
     /// # Errors
     /// [`ToolError::Asked`].
-    pub fn read(text: &[u8]) -> Result<Self, ToolError> {
+    pub fn read(text: &[u8]) -> Result<Option<Self>, ToolError> {
         let asked = |why| ToolError::Asked { tool: Tool::Git, why };
         let (mut protocol, mut host, mut username, mut refused) = (None, None, None, None);
         let (mut authtype, mut basic, mut bearer) = (false, false, false);
@@ -73,14 +73,15 @@ impl Request {
         }
         match protocol.as_deref() {
             Some("https") => {}
-            Some(_) => return Err(ToolError::Plain { tool: Tool::Git }),
+            Some("http") => return Err(ToolError::Plain { tool: Tool::Git }),
+            Some(_) => return Ok(None),
             None => return Err(asked("it names no protocol")),
         }
         let host = host.as_deref().and_then(Place::of_host);
         let place = host.ok_or_else(|| {
             asked("its host is none, or could be read in two ways: look where that URL comes from")
         })?;
-        Ok(Self { place, username, refused, authtype, basic, bearer })
+        Ok(Some(Self { place, username, refused, authtype, basic, bearer }))
     }
 
     /// Whether git wants the login of somebody else.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Place, Tool, ToolError, ends_at, json, place::is_for, usable};
+use super::{OTHER_VERSION, Place, Tool, ToolError, ends_at, json, place::is_for, usable};
 use crate::{
     proto::v1::{Credential, Offer, credential::Kind},
     secret::Secret,
@@ -140,9 +140,7 @@ impl Request {
             (Some(pair), "mtls") => Some(pair),
             (None, "bearer") => None,
             _ => {
-                return Err(useless(
-                    "what binds it is not there: bring the command and the agent to one version",
-                ));
+                return Err(useless(OTHER_VERSION));
             }
         };
         let status = Status {

@@ -105,6 +105,10 @@ pub enum ToolError {
     },
 }
 
+/// What is wrong where an agent says something that it never does.
+const OTHER_VERSION: &str =
+    "what the agent says of it is not understood: bring the command and the agent to one version";
+
 impl ToolError {
     fn useless(tool: Tool, credential: &str, why: impl Into<String>) -> Self {
         Self::Useless { tool, credential: credential.to_owned(), why: why.into() }
@@ -116,10 +120,13 @@ impl ToolError {
 /// # Errors
 /// [`ToolError::Useless`].
 pub fn usable(tool: Tool, offer: &Offer) -> Result<(), ToolError> {
-    if offer.per != "identity" {
+    if offer.per == "process" {
         let why = "it ends with the process that got it, and a helper ends at once: say per = \"identity\" for this credential, or \
                    start the program with `keybearer exec`";
         return Err(ToolError::useless(tool, &offer.name, why));
+    }
+    if offer.per != "identity" {
+        return Err(ToolError::useless(tool, &offer.name, OTHER_VERSION));
     }
     unbound(tool, &offer.name, &offer.binding)
 }
@@ -137,8 +144,7 @@ fn unbound(tool: Tool, name: &str, binding: &str) -> Result<(), ToolError> {
         "mtls" => {
             format!("it is, or is bound to, a certificate, and this client would not show that: {way_out}")
         }
-        _ => "this version does not know what binds it: bring the command and the agent to one version"
-            .to_owned(),
+        _ => OTHER_VERSION.to_owned(),
     };
     Err(ToolError::useless(tool, name, why))
 }
@@ -146,22 +152,13 @@ fn unbound(tool: Tool, name: &str, binding: &str) -> Result<(), ToolError> {
 /// When it ends, in seconds since 1970.
 fn ends(tool: Tool, credential: &Credential) -> Result<i64, ToolError> {
     let ends = credential.expires_at.map(|at| at.seconds).filter(|at| *at > 0);
-    ends.ok_or_else(|| {
-        let why = "the agent did not say when it ends: bring the command and the agent to one version";
-        ToolError::useless(tool, &credential.name, why)
-    })
+    ends.ok_or_else(|| ToolError::useless(tool, &credential.name, OTHER_VERSION))
 }
 
 /// The same as RFC 3339 writes it, whole seconds in UTC.
 fn ends_at(tool: Tool, credential: &Credential) -> Result<String, ToolError> {
     let at = jiff::Timestamp::from_second(ends(tool, credential)?);
-    at.map(|at| at.to_string()).map_err(|_| {
-        ToolError::useless(
-            tool,
-            &credential.name,
-            "its end is no time: bring command and agent to one version",
-        )
-    })
+    at.map(|at| at.to_string()).map_err(|_| ToolError::useless(tool, &credential.name, OTHER_VERSION))
 }
 
 /// The token, of a credential that is one.

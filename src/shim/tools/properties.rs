@@ -24,7 +24,7 @@ pub fn asked(bytes: &[u8]) {
         is_one(place);
         choose(tool, std::slice::from_ref(&offer), place).is_ok_and(|chosen| chosen.is_some())
     };
-    if let Ok(request) = git::Request::read(bytes) {
+    if let Ok(Some(request)) = git::Request::read(bytes) {
         let question: Vec<&str> = text.split('\n').take_while(|line| !line.is_empty()).collect();
         let hosts: Vec<_> = question.iter().filter_map(|line| line.strip_prefix("host=")).collect();
         let is_home = hosts.len() == 1 && hosts[0].eq_ignore_ascii_case(HOME);

@@ -290,7 +290,7 @@ fn asks(more: &str) -> String {
 }
 
 fn git(more: &str) -> git::Request {
-    git::Request::read(asks(more).as_bytes()).unwrap()
+    git::Request::read(asks(more).as_bytes()).unwrap().unwrap()
 }
 
 #[test]
@@ -359,11 +359,16 @@ fn git_is_not_answered_where_a_line_could_be_another() {
     ] {
         asked(git::Request::read(hostile));
     }
-    for plain in ["http", "HTTPS", "ftp", "smtp", ""] {
-        let read = git::Request::read(format!("protocol={plain}\nhost=a.example\n\n").as_bytes());
-        assert!(matches!(read, Err(ToolError::Plain { .. })), "{plain}");
+    let by =
+        |protocol: &str| git::Request::read(format!("protocol={protocol}\nhost=a.example\n\n").as_bytes());
+    assert_eq!(by("http").unwrap_err(), ToolError::Plain { tool: Tool::Git });
+    for other in ["HTTPS", "HTTP", "ftp", "smtp", "cert", ""] {
+        assert!(by(other).unwrap().is_none(), "{other}");
     }
-    assert_eq!(git::Request::read(b"protocol=https\nhost=A.example:443\n").unwrap().place, git("").place);
+    assert_eq!(
+        git::Request::read(b"protocol=https\nhost=A.example:443\n").unwrap().unwrap().place,
+        git("").place
+    );
 }
 
 #[test]
