@@ -64,9 +64,14 @@ impl Request {
                 b"password" | b"credential" => refused = Some(Secret::new(value)),
                 b"capability[]" => authtype |= value == b"authtype",
                 b"wwwauth[]" => {
-                    let scheme = value.split(|byte| *byte == b' ').next().unwrap_or_default();
-                    basic |= scheme.eq_ignore_ascii_case(b"basic");
-                    bearer |= scheme.eq_ignore_ascii_case(b"bearer");
+                    // Several challenges may stand in one header (RFC 9110 11.6.1). A comma in a realm at worst makes one too many.
+                    for challenge in value.split(|byte| *byte == b',') {
+                        let mut words =
+                            challenge.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+                        let scheme = words.next().unwrap_or_default();
+                        basic |= scheme.eq_ignore_ascii_case(b"basic");
+                        bearer |= scheme.eq_ignore_ascii_case(b"bearer");
+                    }
                 }
                 _ => {}
             }

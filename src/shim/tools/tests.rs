@@ -327,6 +327,7 @@ fn git_gets_a_bearer_token_where_both_sides_say_so() {
         "capability[]=authtype\n",
         &format!("capability[]=authtype\n{only}wwwauth[]=Basic realm=x\n"),
         "wwwauth[]=Basic\n",
+        "wwwauth[]=Bearer realm=\"a\", error=\"b\", Basic realm=\"a\"\n",
     ] {
         let answer = text(answer(basic));
         assert!(answer.starts_with("username=") && !answer.contains("capability"), "{basic}");
