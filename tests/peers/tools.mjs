@@ -61,6 +61,7 @@ const servers = {
   registry: () => async (request, response) => {
     const who = await caller(request);
     log('registry', who);
+    response.setHeader('docker-distribution-api-version', 'registry/2.0'); // docker before 23 looks for it
     if (!who.ok) return response.writeHead(401, { 'www-authenticate': 'Basic realm="registry"' }).end('{}');
     const send = (bytes, type) => response.writeHead(200, {
       'content-type': type, 'content-length': bytes.length, 'docker-content-digest': sha256(bytes),
