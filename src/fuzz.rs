@@ -13,7 +13,8 @@ use serde_json::Value;
 
 pub use crate::{
     api::properties::forward, attest::properties::proc, issuer::oauth::properties::reply,
-    issuer::x509::est::properties::est, policy::properties::policy, wire::properties::frames,
+    issuer::x509::est::properties::est, policy::properties::policy, shim::tools::properties::asked,
+    wire::properties::frames,
 };
 use crate::{
     audit::{self, Fault, Record, Report, VerifyError, properties::Files},
@@ -29,7 +30,8 @@ use crate::{
 type Property = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Property); 11] = [
+pub const TARGETS: [(&str, Property); 12] = [
+    ("asked", asked),
     ("checkpoint", checkpoint),
     ("est", est),
     ("forward", forward),

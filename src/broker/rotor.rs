@@ -701,6 +701,7 @@ pub(super) mod tests {
             binding: Binding::Dpop,
             key_export: false,
             proofs: Proofs { origins: ["https://a.example".into()].into(), ..Proofs::default() },
+            username: None,
             forward: None,
             per: Per::Identity,
             max_uses: None,

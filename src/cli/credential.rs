@@ -199,6 +199,9 @@ impl Whoami {
                         "scope": offer.scope.join(" "),
                         "binding": offer.binding,
                         "max_ttl": offer.max_ttl.map(|ttl| ttl.seconds),
+                        "origins": offer.origins,
+                        "username": offer.username,
+                        "per": offer.per,
                     })
                 })
                 .collect();

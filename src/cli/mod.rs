@@ -5,6 +5,7 @@ mod agent;
 mod audit;
 mod check;
 mod credential;
+mod credential_helper;
 mod dev;
 mod docs;
 mod health;
@@ -21,7 +22,7 @@ use tonic::{Code, Status};
 use crate::{
     client::ConnectError,
     config::{DEFAULT_PATH, Listen},
-    shim::FetchError,
+    shim::{FetchError, tools::ToolError},
 };
 
 /// A per-host agent that attests local programs and serves them short-lived credentials, so that none of them stores a
@@ -51,6 +52,8 @@ enum Command {
     Explain(operator::Explain),
     /// Get one credential, as the program that runs this.
     Get(credential::Get),
+    /// Answer aws, docker, gcp, git or kubectl, which run this to get a credential (docs/tools.md).
+    Helper(credential_helper::Helper),
     /// Ask the agent whether it is ready.
     Health(health::Health),
     /// List the keys of this host's identities, or export their public halves.
@@ -150,6 +153,18 @@ impl From<FetchError> for Exit {
     }
 }
 
+impl From<ToolError> for Exit {
+    fn from(error: ToolError) -> Self {
+        let code = match error {
+            ToolError::Asked { .. } | ToolError::Plain { .. } => Self::DATA,
+            ToolError::Useless { .. } | ToolError::Elsewhere { .. } | ToolError::Several { .. } => {
+                Self::CONFIG
+            }
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
 impl From<std::io::Error> for Exit {
     fn from(error: std::io::Error) -> Self {
         Self::new(Self::IO, error.to_string())
@@ -186,7 +201,7 @@ impl From<Status> for Exit {
 
 /// Runs what argv asks for.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(credential_helper::by_name(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
             let asked_for = !error.use_stderr();
@@ -217,6 +232,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Explain(command) => on_runtime(command.run()),
         Command::Get(command) => on_runtime(command.run()),
         Command::Health(command) => on_runtime(command.run()),
+        Command::Helper(command) => on_runtime(command.run()),
         Command::Keys(command) => command.run(),
         Command::Man(command) => command.run(Cli::command()),
         Command::Disable(command) => on_runtime(command.run()),

@@ -234,7 +234,8 @@ fn credential(
     let dev = matches!(issuers.get(&issuer), Some(IssuerSettings::OAuth(oauth)) if oauth.dev);
     let forward = forward(&mut reader);
     let used = binding == Binding::Dpop || forward.is_some();
-    let proofs = proofs(&mut reader, resource.as_deref(), used, dev);
+    let proofs = proofs(&mut reader, resource.as_deref(), kind, used, dev);
+    let username = username(&mut reader, binding);
     let rule = CredentialRule {
         name: name.as_str().into(),
         issuer,
@@ -252,6 +253,7 @@ fn credential(
             Arc::new(terms(&mut reader, wants))
         },
         proofs,
+        username,
         forward,
         per,
         max_uses: reader
@@ -297,24 +299,43 @@ fn forward(reader: &mut Reader<'_>) -> Option<Forward> {
     forward.map(|only| Forward { only, ca_file, patience })
 }
 
-/// Where proofs and calls may go: by default to the API that the credential is for.
-fn proofs(reader: &mut Reader<'_>, resource: Option<&str>, used: bool, dev: bool) -> Proofs {
-    for key in ["origins", "methods"] {
-        if !used && reader.has(key) {
-            reader.wrong(key, "it is only used with binding = \"dpop\", or with forward");
-        }
+/// Where proofs, calls and the credential itself may go: by default to the API that it is for.
+fn proofs(reader: &mut Reader<'_>, resource: Option<&str>, kind: Kind, used: bool, dev: bool) -> Proofs {
+    if !used && reader.has("methods") {
+        reader.wrong("methods", "it is only used with binding = \"dpop\", or with forward");
+    }
+    if kind == Kind::Certificate && reader.has("origins") {
+        reader.wrong("origins", "a certificate may be shown to any server: its key is not sent to it");
     }
     let mut proofs = Proofs { plain: dev, ..Proofs::default() };
     if reader.has("methods") {
         proofs.methods = reader.strings("methods").into_iter().collect();
     }
     let home = resource.and_then(|resource| Target::parse(resource).ok());
+    // Where nothing of the agent's goes, an origin only says which hosts a client may take it to, and none by plain HTTP.
+    let home = home.filter(|home| used || home.is_https());
     proofs.origins = if reader.has("origins") {
         reader.strings("origins").into_iter().collect()
     } else {
         home.map(|home| home.origin().to_owned()).into_iter().collect()
     };
     proofs
+}
+
+/// The user name that goes with a token or a lease, for clients that send it as a password.
+fn username(reader: &mut Reader<'_>, binding: Binding) -> Option<Arc<str>> {
+    let username = reader.string("username")?;
+    if binding != Binding::Bearer {
+        reader.wrong(
+            "username",
+            "it is only used with binding = \"bearer\": what sends names and passwords sends no proofs",
+        );
+    }
+    // It goes before a colon (RFC 7617 2).
+    if !(1..=255).contains(&username.len()) || username.contains(':') {
+        reader.wrong("username", "it has to be 1 to 255 characters without a colon");
+    }
+    Some(username.into())
 }
 
 fn exception(mut reader: Reader<'_>) -> Option<Exception> {

@@ -987,3 +987,52 @@ fn what_is_delivered_can_be_had() {
         assert!(found, "{line}: {mistakes:?}");
     }
 }
+
+#[test]
+fn what_the_page_on_tools_says_to_paste_loads() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tools.md")).unwrap();
+    let settings = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let settings = Desk::with(&format!("{GOOD}{settings}")).load(&[]).unwrap();
+    let identity = settings.policy.identities().next().unwrap();
+    assert_eq!(identity.credentials["forge"].username.as_deref(), Some("oauth2"));
+}
+
+#[test]
+fn where_a_credential_may_be_taken_and_under_which_name() {
+    let rule = |more: &str| {
+        let text = format!("{GOOD}{more}\n");
+        let settings = Desk::with(&text).load(&[]).unwrap();
+        let identity = settings.policy.identities().next().unwrap();
+        let ledger = &identity.credentials["ledger"];
+        (ledger.proofs.origins.clone(), ledger.username.as_deref().map(str::to_owned))
+    };
+    assert_eq!(
+        rule(""),
+        (vec!["https://ledger.example.com".into()], None),
+        "by default that of the resource"
+    );
+    let elsewhere = "origins = [\"https://git.example.com:8443\"]\nusername = \"oauth2\"";
+    assert_eq!(rule(elsewhere), (vec!["https://git.example.com:8443".into()], Some("oauth2".into())));
+    let plain = GOOD.replace("https://ledger.example.com", "http://ledger.example.com");
+    let settings = Desk::with(&plain).load(&[]).unwrap();
+    let identity = settings.policy.identities().next().unwrap();
+    assert_eq!(identity.credentials["ledger"].proofs.origins, [""; 0], "nowhere by plain HTTP");
+    for (more, told) in [
+        ("origins = [\"http://git.example.com\"]", "ledger.origins: an origin is https://HOST"),
+        ("origins = [\"https://git.example.com/x\"]", "ledger.origins: an origin is https://HOST"),
+        ("origins = [\"https://Git.example.com\"]", "ledger.origins: an origin is https://HOST"),
+        ("origins = [\"git.example.com\"]", "ledger.origins: an origin is https://HOST"),
+        ("methods = [\"GET\"]", "ledger.methods: it is only used with"),
+        (
+            "username = \"u\"\n[identities.payments.credentials.bound]\nissuer = \"corp\"\nclient_id = \"payments\"\nresource = \"https://a.example\"\n\
+          username = \"u\"",
+            "bound.username: it is only used with binding = \"bearer\"",
+        ),
+        ("username = \"a:b\"", "ledger.username: it has to be 1 to 255 characters"),
+        ("username = \"\"", "ledger.username: it has to be 1 to 255 characters"),
+        ("username = \"a\\u0000\"", "ledger.username: it holds a control character"),
+    ] {
+        let mistakes = mistakes(&format!("{GOOD}{more}\n"));
+        assert!(mistakes.iter().any(|mistake| mistake.contains(told)), "{more}: {mistakes:?}");
+    }
+}

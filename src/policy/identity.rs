@@ -65,8 +65,11 @@ pub struct CredentialRule {
     pub key_export: bool,
     /// How it is asked for.
     pub terms: Arc<Terms>,
-    /// Where proofs for it may go, by origin, and with which methods (DPOP-19, DPOP-21). Calls of the agent's go nowhere else.
+    /// Where proofs for it may go, by origin, and with which methods (DPOP-19, DPOP-21). Calls of the agent's go nowhere else, nor do
+    /// the credential helpers hand it to a client that names another place.
     pub proofs: Proofs,
+    /// The user name that goes with it where a client asks for one (git, docker).
+    pub username: Option<Arc<str>>,
     /// Whether the agent calls its API for the program, and how (MT-11).
     pub forward: Option<Forward>,
     /// Who shares it.
@@ -131,6 +134,16 @@ pub enum Per {
     Identity,
     /// Nobody: each process has its own, which is revoked when it exits (S37).
     Process,
+}
+
+impl Per {
+    /// As config writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Process => "process",
+        }
+    }
 }
 
 /// How the agent calls an API for a program.

@@ -172,8 +172,13 @@ fn of_credential(
         add(problems, format!("{key}.binding"), message);
     }
     if rule.forward.is_some() || rule.binding == Binding::Dpop && rule.exception.is_none() {
-        of_proofs(problems, key, &rule.proofs, rule.binding);
+        let message = "name where it is used, as origins = [\"https://api.example.com\"]: without a resource that is a URL \
+                       there is no place to use it at (DPOP-19)";
+        if rule.proofs.origins.is_empty() {
+            add(problems, format!("{key}.origins"), message);
+        }
     }
+    of_proofs(problems, key, &rule.proofs, rule.binding);
     if rule.forward.as_ref().is_some_and(|forward| forward.only) && rule.key_export {
         let message = "with forward = \"only\" nothing leaves the agent: take key_export out, or say forward = \"allowed\"";
         add(problems, format!("{key}.forward"), message);
@@ -213,11 +218,6 @@ fn of_credential(
 }
 
 fn of_proofs(problems: &mut Vec<Problem>, key: &str, proofs: &Proofs, binding: Binding) {
-    if proofs.origins.is_empty() {
-        let message = "name where it is used, as origins = [\"https://api.example.com\"]: without a resource that is a URL \
-                       there is no place to use it at (DPOP-19)";
-        add(problems, format!("{key}.origins"), message);
-    }
     for origin in &proofs.origins {
         let sound = Target::parse(origin).is_ok_and(|target| {
             // A certificate is shown in TLS or not at all.

@@ -106,6 +106,7 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         key_export: false,
         terms: Arc::default(),
         proofs: Proofs::default(),
+        username: None,
         forward: None,
         per: Per::Identity,
         max_uses: None,

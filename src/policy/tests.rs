@@ -72,6 +72,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         key_export: false,
         terms: Arc::default(),
         proofs: Proofs::default(),
+        username: None,
         forward: None,
         per: Per::Identity,
         max_uses: None,

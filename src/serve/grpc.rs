@@ -186,6 +186,9 @@ impl Face {
             scope: rule.scope.iter().map(ToString::to_string).collect(),
             binding: rule.binding.as_str().into(),
             max_ttl: prost_types::Duration::try_from(rule.max_ttl).ok(),
+            origins: rule.proofs.origins.clone(),
+            username: rule.username.as_deref().unwrap_or_default().into(),
+            per: rule.per.as_str().into(),
         });
         let response = DescribeResponse {
             identity: entitlement.identity.to_string(),

@@ -15,7 +15,7 @@ use tonic_types::StatusExt as _;
 use crate::{
     client::{Agent, ConnectError},
     deliver::{Delivery, NoField, Source},
-    proto::v1::Credential,
+    proto::v1::{Credential, Offer},
     secret::Secret,
 };
 
@@ -92,6 +92,39 @@ pub async fn fetch(
     Ok(Fetched(fetched))
 }
 
+/// What this very process may have.
+///
+/// # Errors
+/// [`FetchError`].
+pub async fn offers(socket: &Path, within: Duration) -> Result<Vec<Offer>, FetchError> {
+    let until = Instant::now() + within;
+    let who = asked(socket, until, "describe", async |agent| agent.describe().await).await?;
+    Ok(who.credentials)
+}
+
+/// One credential that lives at least `min_ttl`.
+///
+/// # Errors
+/// [`FetchError`].
+pub async fn fetch_living(
+    socket: &Path,
+    name: &str,
+    min_ttl: Duration,
+    within: Duration,
+) -> Result<Credential, FetchError> {
+    let until = Instant::now() + within;
+    asked(socket, until, name, async |agent| agent.get_living(name, &[], min_ttl).await).await
+}
+
+/// Gives a credential back: it is revoked where that can be done, and who asks next gets another.
+///
+/// # Errors
+/// [`FetchError`].
+pub async fn give_back(socket: &Path, name: &str, within: Duration) -> Result<(), FetchError> {
+    let until = Instant::now() + within;
+    asked(socket, until, name, async |agent| agent.release(name, &[]).await).await.map(drop)
+}
+
 /// One question, again while it helps.
 async fn asked<T>(
     socket: &Path,
@@ -129,6 +162,12 @@ impl FetchError {
             }
             Self::NoAgent(ConnectError::Untrusted { .. }) | Self::Field(_) | Self::Declared(_) => false,
         }
+    }
+
+    /// Whether there is a credential, but none that lives as long as was asked.
+    pub fn is_too_short(&self) -> bool {
+        let Self::Refused { status, .. } = self else { return false };
+        status.get_error_details().error_info().is_some_and(|info| info.reason == "TTL_UNMET")
     }
 
     /// How long the agent would have us wait.
