@@ -12,8 +12,12 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 pub use crate::{
-    api::properties::forward, attest::properties::proc, issuer::oauth::properties::reply,
-    issuer::x509::est::properties::est, policy::properties::policy, wire::properties::frames,
+    api::properties::forward,
+    attest::properties::{errand, proc},
+    issuer::oauth::properties::reply,
+    issuer::x509::est::properties::est,
+    policy::properties::policy,
+    wire::properties::frames,
 };
 use crate::{
     audit::{self, Fault, Record, Report, VerifyError, properties::Files},
@@ -29,8 +33,9 @@ use crate::{
 type Property = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Property); 11] = [
+pub const TARGETS: [(&str, Property); 12] = [
     ("checkpoint", checkpoint),
+    ("errand", errand),
     ("est", est),
     ("forward", forward),
     ("frames", frames),

@@ -236,7 +236,7 @@ fn unit_from(components: &[&str], from: usize) -> Result<(Vec<String>, usize, St
 }
 
 /// The characters of unit names (systemd.unit(5)).
-fn plausible(name: &str) -> bool {
+pub(super) fn plausible(name: &str) -> bool {
     name.len() <= 255 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte))
 }
 

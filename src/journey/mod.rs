@@ -128,8 +128,8 @@ impl Answer {
 /// A no.
 #[derive(Debug)]
 pub enum Refusal {
-    /// Policy said no.
-    Denied(Receipt),
+    /// Policy said no. Why is for operators, never for the caller.
+    Denied(Receipt, Reason),
     /// The credential that goes with the proof is not, or no longer, there.
     NotHeld(Receipt),
     /// Policy grants the credential, and not what it is wanted for.
@@ -428,6 +428,7 @@ impl Journey {
     pub async fn broke_protocol(&self, session: &Session, what: &str) -> Result<Receipt, Refusal> {
         let mut entry = self.entry(EventType::Protocol, Outcome::Denied).detail(what);
         entry.peer = Some(account::bare_peer(session.peer()));
+        entry.service_manager = account::errand(&session.door);
         entry.socket = Some(session.socket.to_string());
         Ok(self.ledger.record(entry).await?)
     }
@@ -529,7 +530,7 @@ impl Journey {
         let receipt = self.ledger.record(account.denied(workload, denial)).await?;
         Ok(match denial.reason {
             reason if reason.is_about_the_request() => Refusal::OffLimits(receipt, reason),
-            _ => Refusal::Denied(receipt),
+            reason => Refusal::Denied(receipt, reason),
         })
     }
 
