@@ -206,6 +206,14 @@ fn what_ends_soon_or_is_a_variable_goes_by_exec_and_the_drop_in_says_why() {
 
 #[test]
 fn a_unit_that_must_not_be_wrapped_has_a_file_of_variables() {
+    let desk = Desk::new(
+        "",
+        "env = { TOKEN = \"orders.token\" }\nat_rotation = { orders = \"restart\" }",
+        "Type=forking\nExecStart=/bin/sleep 9",
+    );
+    let why = desk.refused(&["--way", "exec"]);
+    assert!(why.contains("Type=forking"), "{why}");
+
     let desk = Desk::new("", "env = { TOKEN = \"orders.token\" }", "ExecStart=@/bin/sleep other 9");
     let why = desk.refused(&["--way", "exec"]);
     assert!(why.contains("begins with \"@\""), "{why}");

@@ -63,6 +63,7 @@ async fn units_of_a_real_service_manager() {
     );
 
     a_credential_of_the_service_manager_seals_key_files(&host, &kept);
+    an_agent_that_is_not_root_is_asked_by_the_service_manager_too(&host, &kept);
     the_journal_of_a_talkative_agent_holds_no_token(&host);
 
     let verified = host.inside(&[BINARY, "audit", "verify", "--dir", &host.path("state/audit")]);
@@ -205,6 +206,7 @@ fn whoever_the_service_manager_asks_for_is_the_unit_that_starts_and_nobody_else(
     for more in [
         "",
         "DynamicUser=yes",
+        "Delegate=yes",
         "PrivateUsers=yes\nUser=5",
         "ProtectSystem=strict\nPrivateTmp=yes\nProtectProc=invisible\nUser=5",
         "NoNewPrivileges=yes\nCapabilityBoundingSet=\nPrivateNetwork=yes\nUser=5",
@@ -349,7 +351,8 @@ fn careless(within: &Path, issuer: &str) -> Setup {
 /// A third agent, a user's that is not root, for what is kept.
 fn kept(within: &Path, issuer: &str) -> Setup {
     let dir = tempfile::Builder::new().prefix("kept").tempdir_in(within).unwrap();
-    let setup = Setup::within(dir, issuer, r#"match = { unit = "shop.service" }"#);
+    let selectors = "match = { unit = \"shop.service\" }\nservice_manager = \"allowed\"";
+    let setup = Setup::within(dir, issuer, selectors);
     let owner = Some(USER);
     std::os::unix::fs::chown(setup.write(), owner, owner).unwrap();
     std::os::unix::fs::chown(setup.dir.path(), owner, owner).unwrap();
@@ -383,6 +386,34 @@ fn a_credential_of_the_service_manager_seals_key_files(host: &Host, kept: &Setup
     assert!(!status().contains("sealed") && status().contains("shop"), "{}", status());
     let sealed = fs::read_to_string(&key).unwrap();
     assert!(sealed.starts_with("-----BEGIN KEYBEARER SEALED KEY-----"), "{sealed}");
+    host.inside(&["systemctl", "stop", "kept.service"]);
+}
+
+fn an_agent_that_is_not_root_is_asked_by_the_service_manager_too(host: &Host, kept: &Setup) {
+    // As packages run it: a user of its own, and the one capability that evidence needs.
+    let user = format!("--property=User={USER}");
+    let properties = [
+        &user,
+        "--property=LoadCredentialEncrypted=keybearer.sealing-key",
+        "--property=AmbientCapabilities=CAP_SYS_PTRACE",
+    ];
+    host.agent("kept.service", kept.dir.path(), &properties);
+    let socket = kept.dir.path().join("run/systemd.sock").display().to_string();
+    let mode = host.inside(&["stat", "-c", "%a %u", &socket]);
+    assert_eq!(text(&mode), format!("600 {USER}\n"));
+    let load = format!("--property=LoadCredential=orders:{socket}");
+    let answer =
+        host.run("shop.service", &[&load], &["sh", &host.script("wc -c < $CREDENTIALS_DIRECTORY/orders")]);
+    assert_eq!(text(&answer).trim(), "0", "its issuer does not know this agent");
+    let ledger = kept.dir.path().join("state/audit");
+    let record = keybearer::audit::read(&ledger, 0).unwrap().last().unwrap();
+    assert_eq!(record.entry.event.kind, EventType::IssueFailure, "policy said yes: {record:?}");
+    assert_eq!(record.entry.policy.unwrap().decision, "grant");
+    let peer = record.entry.peer.unwrap();
+    assert_eq!(
+        (peer.uid, peer.unit.unwrap().name.as_str(), peer.level.as_deref()),
+        (0, "shop.service", Some("L3"))
+    );
     host.inside(&["systemctl", "stop", "kept.service"]);
 }
 

@@ -257,10 +257,15 @@ fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {
     let workload = socket("workload", "agent.sock", "workload_mode", 0o660, "workload_group");
     let operator = socket("operator", "operator.sock", "operator_mode", 0o660, "operator_group");
     let http = socket("http", "http.sock", "http_mode", 0o660, "http_group");
-    // Nobody but root is served there, whatever an operator would say.
+    // Nobody but root is served there, whatever an operator would say; and root starts many units at once.
     let systemd = ListenSettings { path: runtime.join("systemd.sock"), mode: 0o600, ..http.clone() };
     let path = sockets.as_mut().and_then(|sockets| sockets.path("systemd"));
-    let systemd = ListenSettings { path: path.unwrap_or(systemd.path), group: None, ..systemd };
+    let systemd = ListenSettings {
+        path: path.unwrap_or(systemd.path),
+        group: None,
+        max_per_uid: systemd.max_connections,
+        ..systemd
+    };
     let reflection = sockets.as_mut().is_some_and(|sockets| sockets.boolean("reflection", false));
     if let Some(sockets) = sockets {
         let paths = [&workload.path, &operator.path, &http.path, &systemd.path];

@@ -54,7 +54,13 @@ fn door(accepted: &Accepted) -> Result<Door, AttestError> {
 
 async fn serve_one(journey: Arc<Journey>, accepted: Accepted, session: Arc<Session>) -> Ended {
     let Accepted { mut socket, peer } = accepted;
-    let Ok(gone) = peer.outlived() else { return Ended::Closed };
+    let gone = match peer.outlived() {
+        Ok(gone) => gone,
+        Err(error) => {
+            tracing::error!(%error, "a unit gets no credential: nobody could tell when its service manager is gone");
+            return Ended::Closed;
+        }
+    };
     tokio::select! {
         answered = answer(&journey, &session) => match answered {
             Some(value) => write(&mut socket, &value).await,
@@ -208,6 +214,24 @@ mod tests {
         {
             assert_eq!(Wanted::of(bad), None, "{bad:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_holds_nothing() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let much = Secret::new(vec![b'x'; MOST]);
+        let (before, ended) = (tokio::time::Instant::now(), write(&mut ours, &much).await);
+        assert_eq!((ended, before.elapsed()), (Ended::Idle, READ_WITHIN));
+        drop(ours);
+        // Who reads has all of it, and then the end.
+        let (mut ours, mut reads) = UnixStream::pair().unwrap();
+        let mut read = Vec::new();
+        let (ended, _) = tokio::join!(
+            write(&mut ours, &much),
+            tokio::io::AsyncReadExt::read_to_end(&mut reads, &mut read)
+        );
+        assert_eq!((ended, read.as_slice()), (Ended::Closed, much.expose()));
+        drop(theirs);
     }
 
     fn told(kind: Kind, key: &str) -> String {

@@ -198,7 +198,20 @@ impl Of<'_> {
         if let Some(Err(why)) = self.exec_start() {
             against.push(why);
         }
+        if self.stays() && self.setting("Type").as_deref() == Some("forking") {
+            against.push(
+                "with Type=forking its program leaves, and keybearer exec could not stay with it to keep it fresh: have it stay in the \
+                 foreground, with another Type="
+                    .into(),
+            );
+        }
         against
+    }
+
+    /// Whether `keybearer exec` stays with the program: for files, which it replaces, or because a rotation has to reach it.
+    fn stays(&self) -> bool {
+        let delivery = &self.identity.delivery;
+        !delivery.files.is_empty() || delivery.at_rotation.values().any(|does| *does != AtRotation::Nothing)
     }
 
     fn against_env_file(&self) -> Vec<String> {
@@ -348,9 +361,8 @@ impl Of<'_> {
                 out(&format!("ExecStart={} exec -- /path/to/program", word(self.places.program)));
             }
         }
-        let stays = self.identity.delivery.at_rotation.values().any(|does| *does != AtRotation::Nothing);
         let notifies = matches!(self.setting("Type").as_deref(), Some("notify" | "notify-reload"));
-        if stays && notifies {
+        if self.stays() && notifies {
             out("# The program is not the main process now, but it is the one that says when it is ready.");
             out("NotifyAccess=all");
         }
