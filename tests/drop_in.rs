@@ -128,7 +128,7 @@ fn a_program_of_long_lived_files_loads_credentials_and_starts_anew_in_time() {
             "ExecStartPre=/usr/bin/test -s %d/tls.pair",
             "Environment=ROOTS=%d/tls.bundle",
             "Environment=TLS_PAIR=%d/tls.pair",
-            "RuntimeMaxSec=17280",
+            "RuntimeMaxSec=8640",
             "RuntimeRandomizedExtraSec=30",
             "Restart=on-failure",
         ]

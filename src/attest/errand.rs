@@ -66,7 +66,30 @@ impl Errand {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::attest::properties::errand;
+
+    proptest! {
+        #[test]
+        fn what_was_bound_is_what_is_read(
+            random in any::<u64>(),
+            unit in r"[a-zA-Z0-9:_.\\@-]{1,30}\.service",
+            credential in "[a-zA-Z0-9_.-]{0,20}[a-zA-Z0-9]",
+        ) {
+            let read = Errand::parse(format!("{random:x}/unit/{unit}/{credential}").as_bytes());
+            prop_assert_eq!(read, Some(Errand { unit, credential }));
+        }
+
+        #[test]
+        fn one_byte_more_or_other_is_another_errand_or_none(at in 0_usize..60, byte in any::<u8>(), insert in any::<bool>()) {
+            let mut name = b"b172944aab594534/unit/shop.service/orders.token".to_vec();
+            let at = at.min(name.len() - 1);
+            if insert { name.insert(at, byte) } else { name[at] = byte }
+            errand(&name);
+        }
+    }
 
     #[test]
     fn an_address_as_systemd_binds_it() {

@@ -139,10 +139,10 @@ impl Of<'_> {
         lives.map(|rule| rule.max_ttl).min().unwrap_or_default()
     }
 
-    /// How often what the unit read at its start has to be read again: the agent hands out nothing that has less than a fifth of its
-    /// life left, as long as the issuer answers.
+    /// How often what the unit read at its start has to be read again: as long as the issuer answers, the agent hands out nothing that
+    /// has less than a tenth of its life left. It renews at two thirds, give or take a tenth; but a CA may say when, up to nine tenths.
     fn every(&self) -> Duration {
-        self.life() / 5
+        self.life() / 10
     }
 
     /// Why `LoadCredential=` cannot be.
