@@ -106,6 +106,27 @@ async fn root_is_not_enough() {
     );
     assert_eq!(record.entry.peer.unwrap().uid, 0);
 
+    // An operator can ask what would come of it where the unit starts, and of one that is not its.
+    let explain = |unit: &str, name: &str| {
+        let output = agent.keybearer(&["explain", "--unit", unit, name]);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let yes = explain("shop.service", "orders.token");
+    assert!(
+        yes.contains("shop.service, for which the service manager asks,") && yes.contains(": yes"),
+        "{yes}"
+    );
+    let no = explain("other.service", "orders");
+    assert!(
+        no.contains("no, NO_IDENTITY") && no.contains("unit should be shop.service, is other.service"),
+        "{no}"
+    );
+    let last = agent.records().pop().unwrap();
+    assert_eq!(last.entry.event.kind, EventType::Explain);
+    assert_eq!(last.entry.detail.as_deref(), Some("other.service: NO_IDENTITY"));
+    assert!(!agent.keybearer(&["explain", "--unit", "../shop.service"]).status.success());
+
     // An id that is none is not taken for another, and costs the issuer nothing.
     let (_, log) = agent.stop();
     assert!(log.contains("a unit gets no credential") && log.contains("UNIT_CONFLICT"), "{log}");

@@ -13,7 +13,10 @@ use std::os::fd::AsFd;
 
 use rustix::net::{SocketAddrUnix, getpeername};
 
-use super::{AttestError, Peer, unit::plausible};
+use super::{
+    AttestError, Evidence, Hold, Manager, Missing, Peer, Unit,
+    unit::{plausible, slices_down_to},
+};
 
 /// The longest id of a credential (systemd's own limit is that of a file name).
 const MAX_ID: usize = 255;
@@ -45,6 +48,42 @@ impl Errand {
         let name = address.as_ref().and_then(SocketAddrUnix::abstract_name);
         name.and_then(Self::parse)
             .ok_or(AttestError::NotServiceManager("it connected from no address that names a unit"))
+    }
+
+    /// The errand for `credential` of `unit`, for an operator who asks what would come of it; none if there can be no such.
+    pub fn imagined(unit: &str, credential: &str) -> Option<Self> {
+        Self::parse(format!("0/unit/{unit}/{credential}").as_bytes())
+    }
+
+    /// What would be known of the service manager's process if it came on this errand, for a unit in `slice`. No workload comes of
+    /// it.
+    pub fn evidence(&self, slice: &str) -> Evidence {
+        let unit = Unit {
+            name: self.unit.clone(),
+            manager: Manager::System,
+            slices: slices_down_to(slice),
+            invocation: None,
+        };
+        let nothing = Missing::NotAsked;
+        Evidence {
+            pid: 0,
+            start: 0,
+            uids: [0; 4],
+            gids: [0; 4],
+            status: Err(nothing),
+            login_uid: None,
+            exe: Err(nothing),
+            exe_paths: Err(nothing),
+            sha256: Err(nothing),
+            path_hint: None,
+            exec: Ok(()),
+            answered: Err(Missing::NotChallenged),
+            unit: Ok(unit),
+            same_user_namespace: Ok(true),
+            mount_namespace: Err(nothing),
+            cgroup: String::new(),
+            hold: Hold::Socket,
+        }
     }
 
     /// Reads `RANDOM/unit/UNIT/CREDENTIAL`, where RANDOM is 64 bits in hexadecimal without zeros before them.

@@ -84,7 +84,7 @@ impl DropIn {
 }
 
 /// What systemctl says; nothing where there is none, or no such unit.
-fn said(arguments: &[&str]) -> Option<String> {
+pub(super) fn said(arguments: &[&str]) -> Option<String> {
     let output =
         Command::new("systemctl").args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())

@@ -496,8 +496,11 @@ fn peer(workload: &Workload) -> PeerPart {
     }
 }
 
+/// One line of it: a name, and the value or why there is none.
+pub type Fact = (&'static str, Result<String, String>);
+
 /// The evidence, a line each, for an operator.
-pub(super) fn facts(seen: &Evidence) -> Vec<(&'static str, Result<String, String>)> {
+pub(super) fn facts(seen: &Evidence) -> Vec<Fact> {
     let status = |told: fn(&Status) -> String| seen.status.as_ref().map(told).map_err(ToString::to_string);
     vec![
         ("pid", Ok(seen.pid.to_string())),
