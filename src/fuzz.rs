@@ -12,8 +12,12 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 pub use crate::{
-    api::properties::forward, attest::properties::proc, issuer::oauth::properties::reply,
-    issuer::x509::est::properties::est, policy::properties::policy, shim::tools::properties::asked,
+    api::properties::forward,
+    attest::properties::{errand, proc},
+    issuer::oauth::properties::reply,
+    issuer::x509::est::properties::est,
+    policy::properties::policy,
+    shim::tools::properties::asked,
     wire::properties::frames,
 };
 use crate::{
@@ -30,9 +34,10 @@ use crate::{
 type Property = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Property); 12] = [
+pub const TARGETS: [(&str, Property); 13] = [
     ("asked", asked),
     ("checkpoint", checkpoint),
+    ("errand", errand),
     ("est", est),
     ("forward", forward),
     ("frames", frames),

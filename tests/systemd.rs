@@ -16,7 +16,7 @@ use std::{
 use disk::Disk;
 use keybearer::audit::EventType;
 use serde_json::Value;
-use support::{BINARY, Setup, is_root, issuer, jwt_in, register, skip};
+use support::{BINARY, Setup, built, is_root, issuer, jwt_in, register, register_as, skip};
 
 /// A user that the container knows and that owns nothing there: games, by tradition.
 const USER: u32 = 5;
@@ -32,7 +32,12 @@ async fn units_of_a_real_service_manager() {
         .with(r#"assurance = "interim""#, r#"assurance = "standard""#)
         .also("team", "standard", r#"match = { unit = "tool.service", slice = "team.slice" }"#)
         .also("desk", "interim", &format!(r#"match = {{ user_unit = "shop.service", uid = {USER} }}"#));
+    let setup = setup
+        .also("loaded", "standard", &loaded("loaded.service"))
+        .also("silent", "standard", "match = { unit = \"silent.service\" }")
+        .and("\n[identities.loaded.deliver]\nfile = { TOKEN_FILE = \"orders.token\" }\n");
     register(&issuer.handle, &setup.write());
+    register_as(&issuer.handle, &setup.write(), "loaded");
     let other_issuer = support::issuer(300);
     let careless = careless(setup.dir.path(), other_issuer.handle.url());
     let disk = Disk::mount(&careless.dir.path().join("state")).expect("root can mount a small disk");
@@ -42,6 +47,10 @@ async fn units_of_a_real_service_manager() {
     host.agent("keybearer.service", setup.dir.path(), &[]);
 
     the_unit_that_is_named_is_served(&host);
+    an_unmodified_program_has_its_credential_by_load_credential(&host);
+    whoever_the_service_manager_asks_for_is_the_unit_that_starts_and_nobody_else(&host);
+    a_root_process_that_plays_the_service_manager_gets_no_other_units_credential(&host);
+    without_an_agent_a_unit_fails_and_systemd_says_why(&host);
     another_unit_of_the_same_user_is_refused_and_the_operator_learns_why(&host);
     a_slice_is_matched_and_a_unit_outside_it_is_not(&host);
     a_delegated_subtree_proves_nothing(&host);
@@ -54,6 +63,7 @@ async fn units_of_a_real_service_manager() {
     );
 
     a_credential_of_the_service_manager_seals_key_files(&host, &kept);
+    an_agent_that_is_not_root_is_asked_by_the_service_manager_too(&host, &kept);
     the_journal_of_a_talkative_agent_holds_no_token(&host);
 
     let verified = host.inside(&[BINARY, "audit", "verify", "--dir", &host.path("state/audit")]);
@@ -70,6 +80,182 @@ fn the_unit_that_is_named_is_served(host: &Host) {
     assert_eq!((&who["identity"], &who["level"]), (&"shop".into(), &"L3".into()), "{who}");
     let record = host.last_record();
     assert_eq!(record["peer"]["unit"]["name"], "shop.service", "{record}");
+}
+
+/// Selectors for a unit that runs as a user of its own, which the service manager may ask for.
+fn loaded(unit: &str) -> String {
+    format!("match = {{ unit = {unit:?}, uid = {USER} }}\nservice_manager = \"allowed\"")
+}
+
+/// A unit whose program is as it always was: it reads a token from a file that a variable names, and shows what it read to root alone.
+fn unmodified(unit: &str) -> String {
+    let name = unit.trim_end_matches(".service");
+    format!(
+        "[Service]\nUser={USER}\nRuntimeDirectory={name}\nRuntimeDirectoryMode=0700\nRestartSec=0\n\
+         ExecStart=/bin/sh -c 'umask 077; cat \"$TOKEN_FILE\" > /run/{name}/new && mv /run/{name}/new /run/{name}/seen; exec sleep 600'\n"
+    )
+}
+
+/// What the program of a unit has read.
+fn seen(host: &Host, unit: &str) -> String {
+    let path = format!("/run/{}/seen", unit.trim_end_matches(".service"));
+    String::from_utf8(host.inside(&["cat", &path]).stdout).unwrap()
+}
+
+fn an_unmodified_program_has_its_credential_by_load_credential(host: &Host) {
+    // LEGACY 2.6; the first thing that "legacy programs" has to show.
+    let unit = "loaded.service";
+    host.install(unit, &unmodified(unit));
+    host.moved_over(unit, "load-credential");
+    let first = host.until_said(|| seen(host, unit));
+    assert_eq!(first.split('.').count(), 3, "a JWT, as it is, with no line end: {first:?}");
+    assert_eq!(first.trim(), first);
+
+    // LoadCredential= has it read-only and the unit's alone.
+    let at = format!("/run/credentials/{unit}");
+    let modes = host.inside(&["stat", "-c", "%a %u", &at, &format!("{at}/orders.token")]);
+    let modes = String::from_utf8(modes.stdout).unwrap();
+    assert_eq!(modes, format!("500 {USER}\n400 {USER}\n"));
+    no_other_user_sees(host, unit, &first);
+
+    // It is asked for once for each command of the unit: the check, and the program.
+    let records: Vec<Value> =
+        host.records().into_iter().filter(|record| record["service_manager"]["unit"] == unit).collect();
+    let [record, again] = &records[..] else { panic!("{records:?}") };
+    assert_eq!(again["event"]["type"], "credential_release", "{again}");
+    let event = &record["event"];
+    assert_eq!(
+        (&event["type"], &event["outcome"]),
+        (&"credential_issue".into(), &"success".into()),
+        "{record}"
+    );
+    assert_eq!(record["workload"]["id"], "loaded");
+    assert_eq!(record["service_manager"]["credential"], "orders.token");
+    assert_eq!(record["service_manager"]["promised"], serde_json::json!(["user"]), "{record}");
+    assert_eq!(
+        (&record["peer"]["uid"], &record["peer"]["unit"]["name"]),
+        (&0.into(), &unit.into()),
+        "{record}"
+    );
+    assert_eq!((&record["peer"]["level"], &record["credential"]["name"]), (&"L3".into(), &"orders".into()));
+    assert_eq!(record["socket"], host.path("run/systemd.sock"));
+    assert_eq!(record["policy"]["rule"], "loaded.orders");
+
+    // The credential comes to its end; the unit starts anew by itself and has another.
+    let operator = host.path("run/operator.sock");
+    assert!(host.inside(&[BINARY, "revoke", "loaded", "--socket", &operator]).status.success());
+    host.install(&format!("{unit}.d/90-soon.conf"), "[Service]\nRuntimeMaxSec=1\nRestart=on-failure\n");
+    host.inside(&["systemctl", "daemon-reload"]);
+    host.inside(&["systemctl", "restart", "--no-block", unit]);
+    let second = host.until_said(|| Some(seen(host, unit)).filter(|seen| *seen != first).unwrap_or_default());
+    assert_eq!(second.split('.').count(), 3);
+    assert!(host.inside(&[BINARY, "revoke", "loaded", "--socket", &operator]).status.success());
+    let third = host.until_said(|| Some(seen(host, unit)).filter(|seen| *seen != second).unwrap_or_default());
+    assert_eq!(third.split('.').count(), 3, "after RuntimeMaxSec=, without anybody's doing");
+    host.inside(&["systemctl", "stop", unit]);
+    host.remove(unit);
+}
+
+/// Nothing that a user who is neither root nor the unit's own can read holds the secret; and of what the unit's own settings are,
+/// nothing at all, whoever asks.
+fn no_other_user_sees(host: &Host, unit: &str, secret: &str) {
+    const OTHER: &str = "2";
+    let script = format!(
+        "for pid in /proc/[0-9]*; do cat $pid/environ $pid/cmdline $pid/status 2>/dev/null; done; \
+         cat /run/credentials/{unit}/* /run/{}/* 2>&1; systemctl show {unit}; systemctl cat {unit}; systemctl status {unit}; \
+         id -u; true",
+        unit.trim_end_matches(".service")
+    );
+    let as_other = ["setpriv", "--reuid", OTHER, "--regid", OTHER, "--clear-groups"];
+    let looked = host.inside(&[&as_other[..], &["sh", &host.script(&script)]].concat());
+    let looked = text(&looked);
+    assert!(
+        looked.ends_with("2\n") && looked.contains("ExecStart") && looked.contains("Permission denied"),
+        "{looked}"
+    );
+    assert!(!looked.contains(secret), "uid {OTHER} sees it");
+    let shown = text(&host.inside(&[
+        "sh",
+        "-c",
+        &format!("systemctl show {unit}; systemctl cat {unit}; journalctl --no-pager"),
+    ]));
+    assert!(!shown.contains(secret), "root sees it where it does not belong");
+}
+
+fn whoever_the_service_manager_asks_for_is_the_unit_that_starts_and_nobody_else(host: &Host) {
+    let socket = host.path("run/systemd.sock");
+    // What its program read, or nothing if it was not started.
+    let start = |unit: &str, id: &str, more: &str| {
+        host.install(
+            unit,
+            &format!(
+                "[Service]\nType=oneshot\nLoadCredential={id}:{socket}\nExecStartPre=/usr/bin/test -s %d/{id}\n\
+                 ExecStart=/bin/cat %d/{id}\nStandardOutput=truncate:/run/said\n{more}\n"
+            ),
+        );
+        host.inside(&["systemctl", "daemon-reload"]);
+        host.inside(&["rm", "-f", "/run/said"]);
+        let started = host.inside(&["systemctl", "start", unit]).status.success();
+        let said = String::from_utf8(host.inside(&["cat", "/run/said"]).stdout).unwrap();
+        assert_eq!(started, !said.is_empty(), "{unit} {id} {more}: {}", host.journal(unit));
+        host.remove(unit);
+        said
+    };
+
+    // By its name alone, and whatever the unit is walled in with.
+    for more in [
+        "",
+        "DynamicUser=yes",
+        "Delegate=yes",
+        "PrivateUsers=yes\nUser=5",
+        "ProtectSystem=strict\nPrivateTmp=yes\nProtectProc=invisible\nUser=5",
+        "NoNewPrivileges=yes\nCapabilityBoundingSet=\nPrivateNetwork=yes\nUser=5",
+    ] {
+        let said = start("loaded.service", "orders", more);
+        assert_eq!(said.split('.').count(), 3, "{more}: {}", host.journal("loaded.service"));
+    }
+
+    // A unit that nobody knows, and one whose identity does not say so: an empty file, which the check tells.
+    for (unit, reason) in [("other.service", "NO_IDENTITY"), ("silent.service", "NOT_FOR_SERVICE_MANAGER")] {
+        assert_eq!(start(unit, "orders", ""), "");
+        let record = host.last_record();
+        let event = &record["event"];
+        assert_eq!((&event["type"], &event["reason"]), (&"denial".into(), &reason.into()), "{record}");
+        assert_eq!(record["service_manager"]["unit"], unit);
+        let journal = text(&host.inside(&["journalctl", "--no-pager", "-u", "keybearer.service"]));
+        assert!(journal.contains(unit) && journal.contains(reason), "the operator's log says why");
+        let failed = text(&host.inside(&["journalctl", "--no-pager", "-u", unit]));
+        assert!(failed.contains("Control process exited, code=exited, status=1/FAILURE"), "{failed}");
+    }
+
+    // What is no credential of it, and what is no field of one.
+    for (id, kind) in [("nothing", "denial"), ("orders.password", "protocol"), ("Orders!", "protocol")] {
+        assert_eq!(start("loaded.service", id, ""), "");
+        assert_eq!(host.last_record()["event"]["type"], kind, "{id}");
+    }
+}
+
+fn a_root_process_that_plays_the_service_manager_gets_no_other_units_credential(host: &Host) {
+    let (manager, socket) = (built("manager").display().to_string(), host.path("run/systemd.sock"));
+    let address = "1/unit/loaded.service/orders.token";
+    // It is the words that count and not who says them: the control, in the unit itself.
+    let own = host.run("loaded.service", &[], &[&manager, &socket, address]);
+    assert_eq!(String::from_utf8_lossy(&own.stdout).split('.').count(), 3, "{}", text(&own));
+    let liar = host.run("liar.service", &[], &[&manager, &socket, address]);
+    assert!(liar.status.success() && liar.stdout.is_empty(), "{}", text(&liar));
+    let record = host.last_record();
+    assert_eq!(record["event"]["reason"], "UNIT_CONFLICT", "{record}");
+    assert_eq!(record["peer"]["unit"]["name"], "liar.service");
+    assert_eq!(record["service_manager"]["unit"], "loaded.service");
+}
+
+fn without_an_agent_a_unit_fails_and_systemd_says_why(host: &Host) {
+    let nobody = host.path("run/nobody.sock");
+    let load = format!("--property=LoadCredential=orders:{nobody}");
+    let answer = host.run("loaded.service", &[&load], &["true"]);
+    assert_eq!(answer.status.code(), Some(243), "EXIT_CREDENTIALS: {}", text(&answer));
+    let journal = text(&host.inside(&["journalctl", "--no-pager", "-u", "loaded.service"]));
+    assert!(journal.contains("Failed to set up credentials"), "{journal}");
 }
 
 fn another_unit_of_the_same_user_is_refused_and_the_operator_learns_why(host: &Host) {
@@ -165,7 +351,8 @@ fn careless(within: &Path, issuer: &str) -> Setup {
 /// A third agent, a user's that is not root, for what is kept.
 fn kept(within: &Path, issuer: &str) -> Setup {
     let dir = tempfile::Builder::new().prefix("kept").tempdir_in(within).unwrap();
-    let setup = Setup::within(dir, issuer, r#"match = { unit = "shop.service" }"#);
+    let selectors = "match = { unit = \"shop.service\" }\nservice_manager = \"allowed\"";
+    let setup = Setup::within(dir, issuer, selectors);
     let owner = Some(USER);
     std::os::unix::fs::chown(setup.write(), owner, owner).unwrap();
     std::os::unix::fs::chown(setup.dir.path(), owner, owner).unwrap();
@@ -199,6 +386,34 @@ fn a_credential_of_the_service_manager_seals_key_files(host: &Host, kept: &Setup
     assert!(!status().contains("sealed") && status().contains("shop"), "{}", status());
     let sealed = fs::read_to_string(&key).unwrap();
     assert!(sealed.starts_with("-----BEGIN KEYBEARER SEALED KEY-----"), "{sealed}");
+    host.inside(&["systemctl", "stop", "kept.service"]);
+}
+
+fn an_agent_that_is_not_root_is_asked_by_the_service_manager_too(host: &Host, kept: &Setup) {
+    // As packages run it: a user of its own, and the one capability that evidence needs.
+    let user = format!("--property=User={USER}");
+    let properties = [
+        &user,
+        "--property=LoadCredentialEncrypted=keybearer.sealing-key",
+        "--property=AmbientCapabilities=CAP_SYS_PTRACE",
+    ];
+    host.agent("kept.service", kept.dir.path(), &properties);
+    let socket = kept.dir.path().join("run/systemd.sock").display().to_string();
+    let mode = host.inside(&["stat", "-c", "%a %u", &socket]);
+    assert_eq!(text(&mode), format!("600 {USER}\n"));
+    let load = format!("--property=LoadCredential=orders:{socket}");
+    let answer =
+        host.run("shop.service", &[&load], &["sh", &host.script("wc -c < $CREDENTIALS_DIRECTORY/orders")]);
+    assert_eq!(text(&answer).trim(), "0", "its issuer does not know this agent");
+    let ledger = kept.dir.path().join("state/audit");
+    let record = keybearer::audit::read(&ledger, 0).unwrap().last().unwrap();
+    assert_eq!(record.entry.event.kind, EventType::IssueFailure, "policy said yes: {record:?}");
+    assert_eq!(record.entry.policy.unwrap().decision, "grant");
+    let peer = record.entry.peer.unwrap();
+    assert_eq!(
+        (peer.uid, peer.unit.unwrap().name.as_str(), peer.level.as_deref()),
+        (0, "shop.service", Some("L3"))
+    );
     host.inside(&["systemctl", "stop", "kept.service"]);
 }
 
@@ -282,7 +497,7 @@ impl Host {
             .spawn()
             .unwrap();
         let mut host = Self { nspawn, leader: 0, dir };
-        let booted = host.until(|host| {
+        let booted = until(|| {
             host.leader = child_of(host.nspawn.id()).unwrap_or(0);
             let state = host.inside(&["systemctl", "is-system-running"]);
             ["running", "degraded"].contains(&text(&state).trim())
@@ -343,28 +558,78 @@ impl Host {
             .unwrap()
     }
 
+    /// Puts a unit file or a drop-in into place.
+    fn install(&self, name: &str, content: &str) {
+        fs::write(self.path("unit"), content).unwrap();
+        let at = format!("/run/systemd/system/{name}");
+        let put = self.inside(&["install", "-D", "-m", "644", &self.path("unit"), &at]);
+        assert!(put.status.success(), "{}", text(&put));
+    }
+
+    /// Takes a unit file and its drop-ins away.
+    fn remove(&self, name: &str) {
+        let at = format!("/run/systemd/system/{name}");
+        self.inside(&["rm", "-r", &at, &format!("{at}.d")]);
+        self.inside(&["systemctl", "daemon-reload"]);
+        self.inside(&["systemctl", "reset-failed", name]);
+    }
+
+    /// Moves a unit over this way, by the drop-in that the real command prints, and starts it.
+    fn moved_over(&self, unit: &str, way: &str) {
+        let config = self.path("agent.toml");
+        self.inside(&["systemctl", "daemon-reload"]);
+        let printed = self.inside(&[BINARY, "drop-in", unit, "--way", way, "--config", &config]);
+        assert!(printed.status.success(), "{}", text(&printed));
+        self.install(&format!("{unit}.d/50-keybearer.conf"), &String::from_utf8(printed.stdout).unwrap());
+        self.inside(&["systemctl", "daemon-reload"]);
+        let started = self.inside(&["systemctl", "start", unit]);
+        let journal =
+            || text(&self.inside(&["journalctl", "--no-pager", "-u", unit, "-u", "keybearer.service"]));
+        assert!(started.status.success(), "{}{}", text(&started), journal());
+    }
+
+    /// What a unit and the agent have told people.
+    fn journal(&self, unit: &str) -> String {
+        text(&self.inside(&["journalctl", "--no-pager", "-u", unit, "-u", "keybearer.service"]))
+    }
+
+    /// What is said at last, once it is not nothing.
+    fn until_said(&self, mut say: impl FnMut() -> String) -> String {
+        let mut said = String::new();
+        let done = until(|| {
+            said = say();
+            !said.is_empty()
+        });
+        assert!(done, "nothing was said");
+        said
+    }
+
     fn last_record(&self) -> Value {
-        let tail =
-            self.inside(&[BINARY, "audit", "tail", "--dir", &self.path("state/audit"), "--json", "-n", "1"]);
-        serde_json::from_slice(&tail.stdout).unwrap_or_else(|_| panic!("{}", text(&tail)))
+        self.records().pop().unwrap()
+    }
+
+    fn records(&self) -> Vec<Value> {
+        let ledger = self.path("state/audit");
+        let records = keybearer::audit::read(Path::new(&ledger), 0).unwrap();
+        records.map(|record| serde_json::to_value(record).unwrap()).collect()
     }
 
     fn path(&self, name: &str) -> String {
         format!("{}/{name}", self.dir)
     }
+}
 
-    fn until(&mut self, mut done: impl FnMut(&mut Self) -> bool) -> bool {
-        #[allow(clippy::disallowed_methods, reason = "booting is waited for in real time")]
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(60) {
-            if done(self) {
-                return true;
-            }
-            // There is no event to wait for: the container has no way to tell us yet.
-            std::thread::sleep(Duration::from_millis(50));
+fn until(mut done: impl FnMut() -> bool) -> bool {
+    #[allow(clippy::disallowed_methods, reason = "what another init does is waited for in real time")]
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(60) {
+        if done() {
+            return true;
         }
-        false
+        // There is no event to wait for: the container has no way to tell us.
+        std::thread::sleep(Duration::from_millis(50));
     }
+    false
 }
 
 impl Drop for Host {

@@ -8,6 +8,7 @@
 pub mod kernel;
 mod peer;
 mod challenge;
+mod errand;
 mod process;
 mod executable;
 #[cfg(any(test, fuzzing))]
@@ -18,6 +19,7 @@ mod unit;
 use std::{fmt, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
 pub use challenge::Challenge;
+pub use errand::Errand;
 pub use executable::{Digests, Executable};
 pub use peer::{Hold, Peer, outlived};
 pub use process::{Proc, Status};
@@ -462,6 +464,9 @@ pub enum AttestError {
         /// What the kernel said.
         what: io::ErrorKind,
     },
+    /// At the service manager's door, somebody else (LEGACY 2.6).
+    #[error("whoever asks is not the service manager of this host: {0}")]
+    NotServiceManager(&'static str),
     /// The process is gone (ATT-09).
     #[error("the caller has exited")]
     PeerExited,
@@ -507,6 +512,7 @@ impl AttestError {
             Self::CredChanged => "CRED_CHANGED",
             Self::EvidenceChanged(_) => "EVIDENCE_CHANGED",
             Self::Kernel { .. } => "KERNEL",
+            Self::NotServiceManager(_) => "NOT_SERVICE_MANAGER",
             Self::PeerExited => "PEER_EXITED",
             Self::PeerInvisible => "PEER_INVISIBLE",
             Self::PidReused(_) => "PID_REUSED",

@@ -1,7 +1,7 @@
 //! What must hold of any text of /proc, whatever a process calls itself or its cgroup.
 
 use super::{
-    Manager, Sources, process,
+    Errand, Manager, Sources, process,
     unit::{Parsed, Place},
 };
 
@@ -29,6 +29,19 @@ pub fn proc(bytes: &[u8]) {
         }
     }
     called(bytes);
+}
+
+/// An errand is said in one way only: the address can be made again from what was read of it, and names a unit that has programs.
+pub fn errand(bytes: &[u8]) {
+    let Some(read) = Errand::parse(bytes) else { return };
+    let text = std::str::from_utf8(bytes).expect("an errand is text");
+    let random = text.split('/').next().unwrap_or_default();
+    assert!(u64::from_str_radix(random, 16).is_ok(), "{text:?}");
+    assert_eq!(text, format!("{random}/unit/{}/{}", read.unit, read.credential));
+    assert!(
+        !read.unit.contains('/') && !read.credential.contains('/') && text.chars().all(|c| !c.is_control())
+    );
+    assert!(![".", ".."].contains(&read.credential.as_str()) && !read.unit.starts_with(".service"));
 }
 
 /// The unit is what the path says: the first component that is no slice, below a user's manager if that comes first.

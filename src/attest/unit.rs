@@ -126,6 +126,16 @@ impl Sources {
     }
 }
 
+/// The slices that a unit in `slice` has above it, outermost first: `a-b.slice` is in `a.slice` (systemd.slice(5)).
+pub(super) fn slices_down_to(slice: &str) -> Vec<String> {
+    let name = slice.strip_suffix(".slice").unwrap_or(slice);
+    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
+    ends.filter(|end| *end > 0)
+        .map(|end| format!("{}.slice", &name[..end]))
+        .filter(|slice| slice != "-.slice")
+        .collect()
+}
+
 /// Whether a cgroup text places the process somewhere in the v2 hierarchy, so that its id there tells a move.
 pub(super) fn is_in_unified(cgroup: &str) -> bool {
     cgroup.lines().any(|line| line.strip_prefix("0::/").is_some_and(|below| !below.is_empty()))
@@ -236,7 +246,7 @@ fn unit_from(components: &[&str], from: usize) -> Result<(Vec<String>, usize, St
 }
 
 /// The characters of unit names (systemd.unit(5)).
-fn plausible(name: &str) -> bool {
+pub(super) fn plausible(name: &str) -> bool {
     name.len() <= 255 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte))
 }
 
@@ -294,6 +304,13 @@ mod tests {
         ] {
             assert_eq!(parsed(path), Err(why), "{path}");
         }
+    }
+
+    #[test]
+    fn a_slice_names_those_above_it() {
+        assert_eq!(slices_down_to("system.slice"), ["system.slice"]);
+        assert_eq!(slices_down_to("a-b-c.slice"), ["a.slice", "a-b.slice", "a-b-c.slice"]);
+        assert_eq!(slices_down_to("-.slice"), Vec::<String>::new());
     }
 
     #[test]

@@ -7,7 +7,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::record::{
-    ApiPart, CredentialPart, Entry, HolderPart, IssuerPart, PeerPart, PolicyPart, TargetPart, WorkloadPart,
+    ApiPart, CredentialPart, Entry, ErrandPart, HolderPart, IssuerPart, PeerPart, PolicyPart, TargetPart,
+    WorkloadPart,
 };
 
 /// What is to be recorded about one exchange, spelled out.
@@ -32,6 +33,7 @@ impl From<Entry> for Line {
             workload: &entry.workload,
             peer: &entry.peer,
             socket: &entry.socket,
+            service_manager: &entry.service_manager,
             credential: &entry.credential,
             target: &entry.target,
             holder: &entry.holder,
@@ -80,6 +82,7 @@ struct Facts<'a> {
     workload: &'a Option<WorkloadPart>,
     peer: &'a Option<PeerPart>,
     socket: &'a Option<String>,
+    service_manager: &'a Option<ErrandPart>,
     credential: &'a Option<CredentialPart>,
     target: &'a Option<TargetPart>,
     holder: &'a Option<HolderPart>,

@@ -17,8 +17,8 @@ use std::{path::PathBuf, time::Duration};
 pub use ledger::{Health, Ledger, Receipt, Scribe, open};
 pub use line::{Line, Told};
 pub use record::{
-    Agent, ApiPart, CredentialPart, Entry, Event, EventType, ExePart, HolderPart, Host, IssuerPart, Outcome,
-    PeerPart, PolicyPart, ProcessPart, Record, TargetPart, UnitPart, WorkloadPart,
+    Agent, ApiPart, CredentialPart, Entry, ErrandPart, Event, EventType, ExePart, HolderPart, Host,
+    IssuerPart, Outcome, PeerPart, PolicyPart, ProcessPart, Record, TargetPart, UnitPart, WorkloadPart,
 };
 pub use verify::{Fault, Report, VerifyError, read, verify};
 

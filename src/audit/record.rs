@@ -70,6 +70,10 @@ pub struct Entry {
     pub peer: Option<PeerPart>,
     /// By which socket.
     pub socket: Option<String>,
+    /// What the host's service manager came for, where it is the one who asks: then the peer is its process, and the program does
+    /// not run yet.
+    #[serde(default)]
+    pub service_manager: Option<ErrandPart>,
     /// What.
     pub credential: Option<CredentialPart>,
     /// The request to an API that it is about: one that a proof was wanted for, or one that the agent was asked to make.
@@ -99,6 +103,7 @@ impl Entry {
             workload: None,
             peer: None,
             socket: None,
+            service_manager: None,
             credential: None,
             target: None,
             holder: None,
@@ -309,6 +314,17 @@ pub struct UnitPart {
     pub manager: String,
 }
 
+/// What a service manager asks for.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct ErrandPart {
+    /// For which unit, by its own word; what the kernel says is the peer's unit.
+    pub unit: String,
+    /// The id of the credential in that unit: a credential's name, or one of its fields, as `ledger.token`.
+    pub credential: String,
+    /// What the identity matches beside the unit. Nobody can look at it yet: it is for the service manager to bring about.
+    pub promised: Vec<String>,
+}
+
 /// What.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct CredentialPart {
@@ -495,6 +511,16 @@ impl Record {
                 )
             }),
         );
+        if let Some(errand) = &entry.service_manager {
+            let promised = match &errand.promised[..] {
+                [] => String::new(),
+                keys => format!(", trusted with its {}", keys.join(" and ")),
+            };
+            line(
+                "asked by",
+                format!("the service manager, for {} of {}{promised}", errand.credential, errand.unit),
+            );
+        }
         if let Some(target) = &entry.target {
             match &target.path {
                 None => line("proof for", format!("{} {}", target.htm, target.origin)),

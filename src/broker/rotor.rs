@@ -720,6 +720,7 @@ pub(super) mod tests {
             selectors: vec![Selectors { slice: Some("a.slice".into()), ..Selectors::default() }],
             credentials: [(Arc::clone(&rule.name), Arc::new(rule))].into(),
             shows: None,
+            service_manager: false,
             delivery: Arc::default(),
         };
         let now = "2026-01-01T00:00:00Z".parse().unwrap();

@@ -8,6 +8,7 @@ mod credential;
 mod credential_helper;
 mod dev;
 mod docs;
+mod drop_in;
 mod health;
 mod keys;
 mod operator;
@@ -48,6 +49,8 @@ enum Command {
     Dev(dev::Dev),
     #[command(hide = true)]
     DevWorkload(dev::Workload),
+    /// Print the drop-in that has a systemd unit get its credentials from the agent.
+    DropIn(drop_in::DropIn),
     /// Why a process gets a credential, or gets none.
     Explain(operator::Explain),
     /// Get one credential, as the program that runs this.
@@ -229,6 +232,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Completions(command) => command.run(&mut Cli::command()),
         Command::Dev(command) => command.run(),
         Command::DevWorkload(command) => on_runtime(command.run()),
+        Command::DropIn(command) => command.run(),
         Command::Explain(command) => on_runtime(command.run()),
         Command::Get(command) => on_runtime(command.run()),
         Command::Health(command) => on_runtime(command.run()),

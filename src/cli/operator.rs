@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Exit, OperatorSocket, paint, print_json};
+use super::{Exit, OperatorSocket, drop_in::said, paint, print_json};
 use crate::{
     client::operator,
     proto::v1::{
@@ -26,8 +26,11 @@ pub(super) struct StatusCommand {
 #[derive(Args, Debug)]
 pub(super) struct Explain {
     /// The process.
-    #[arg(long)]
-    pid: u32,
+    #[arg(long, required_unless_present = "unit")]
+    pid: Option<u32>,
+    /// Instead, a systemd unit, as if the service manager asked for it before its program runs (LoadCredential=).
+    #[arg(long, conflicts_with = "pid")]
+    unit: Option<String>,
     /// The credential; without it, only who the process is.
     name: Option<String>,
     /// For machines.
@@ -239,19 +242,33 @@ fn section(name: &str, rows: impl Iterator<Item = Vec<String>>) -> Result<(), Ex
 
 impl Explain {
     pub(super) async fn run(self) -> Result<(), Exit> {
-        let request = ExplainRequest { pid: self.pid, name: self.name.clone().unwrap_or_default() };
+        let slice =
+            self.unit.as_ref().and_then(|unit| said(&["show", "--property=Slice", "--value", "--", unit]));
+        let request = ExplainRequest {
+            pid: self.pid.unwrap_or_default(),
+            name: self.name.clone().unwrap_or_default(),
+            unit: self.unit.clone().unwrap_or_default(),
+            slice: slice.map(|slice| slice.trim().to_owned()).unwrap_or_default(),
+        };
         let answer = operator(&self.socket.socket).await?.explain(request).await?.into_inner();
         if self.json {
-            return print_json(&explained_json(self.pid, &answer));
+            let whom = match &self.unit {
+                Some(unit) => ("unit", json!(unit)),
+                None => ("pid", json!(self.pid)),
+            };
+            return print_json(&explained_json(whom, &answer));
         }
+        let whom = match &self.unit {
+            Some(unit) => format!("{unit}, for which the service manager asks,"),
+            None => format!("pid {}", self.pid.unwrap_or_default()),
+        };
         let asked =
             self.name.as_deref().map_or("an identity".to_owned(), |name| format!("credential {name}"));
         let verdict =
             if answer.granted { paint::good("yes") } else { paint::bad(&format!("no, {}", answer.reason)) };
         let who = if answer.identity.is_empty() { "nobody".to_owned() } else { answer.identity.clone() };
         paint::line(&format!(
-            "pid {} is {} at level {}; {asked}: {verdict}",
-            self.pid,
+            "{whom} is {} at level {}; {asked}: {verdict}",
             paint::bold(&who),
             answer.level
         ))?;
@@ -288,7 +305,7 @@ impl Explain {
     }
 }
 
-fn explained_json(pid: u32, answer: &ExplainResponse) -> Value {
+fn explained_json((whom, is): (&str, Value), answer: &ExplainResponse) -> Value {
     let evidence: serde_json::Map<String, Value> = answer
         .evidence
         .iter()
@@ -299,7 +316,7 @@ fn explained_json(pid: u32, answer: &ExplainResponse) -> Value {
         })
         .collect();
     json!({
-        "pid": pid,
+        whom: is,
         "granted": answer.granted,
         "reason": answer.reason,
         "remedy": answer.remedy,

@@ -48,6 +48,7 @@ pub(super) fn identities(
         }
         let assurance = reader.word("assurance", Assurance::Standard, &words);
         let selectors = reader.table_or_tables("match").into_iter().map(selectors).collect();
+        let service_manager = reader.word("service_manager", false, &[("refused", false), ("allowed", true)]);
         let mut settings = key(&mut reader, &name, state);
         let (certificate, shows) = certificate::certificate(&mut reader, &name, state);
         let credentials: BTreeMap<_, _> = reader
@@ -76,7 +77,16 @@ pub(super) fn identities(
         let delivery = Arc::new(delivery(&mut reader, &credentials));
         registered.extend(registrations(&mut reader, &name, state, issuers, &credentials));
         reader.finish();
-        identities.push(Identity { name, owner, assurance, selectors, credentials, shows, delivery });
+        identities.push(Identity {
+            name,
+            owner,
+            assurance,
+            selectors,
+            credentials,
+            shows,
+            service_manager,
+            delivery,
+        });
     }
     (identities, keys, certificates, registered)
 }

@@ -88,6 +88,8 @@ pub struct Listen {
     pub operator: ListenSettings,
     /// The HTTP socket, for curl and health checks.
     pub http: ListenSettings,
+    /// The socket at which the host's service manager asks for units (`LoadCredential=`): root's alone.
+    pub systemd: ListenSettings,
     /// Whether the workload socket describes its API to whoever asks.
     pub reflection: bool,
 }
@@ -261,9 +263,18 @@ fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {
     let workload = socket("workload", "agent.sock", "workload_mode", 0o660, "workload_group");
     let operator = socket("operator", "operator.sock", "operator_mode", 0o660, "operator_group");
     let http = socket("http", "http.sock", "http_mode", 0o660, "http_group");
+    // Nobody but root is served there, whatever an operator would say; and root starts many units at once.
+    let systemd = ListenSettings { path: runtime.join("systemd.sock"), mode: 0o600, ..http.clone() };
+    let path = sockets.as_mut().and_then(|sockets| sockets.path("systemd"));
+    let systemd = ListenSettings {
+        path: path.unwrap_or(systemd.path),
+        group: None,
+        max_per_uid: systemd.max_connections,
+        ..systemd
+    };
     let reflection = sockets.as_mut().is_some_and(|sockets| sockets.boolean("reflection", false));
     if let Some(sockets) = sockets {
-        let paths = [&workload.path, &operator.path, &http.path];
+        let paths = [&workload.path, &operator.path, &http.path, &systemd.path];
         if paths.iter().collect::<BTreeSet<_>>().len() < paths.len() {
             sockets.wrong("workload", "each socket has a path of its own");
         }
@@ -272,14 +283,15 @@ fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {
         }
         sockets.finish();
     }
-    Listen { workload, operator, http, reflection }
+    Listen { workload, operator, http, systemd, reflection }
 }
 
 /// Sockets for one trust boundary each: where they are, and for whom.
 fn exports(top: &mut Reader<'_>, listen: &Listen) -> (BTreeMap<Arc<str>, ListenSettings>, Exports) {
     let (mut exports, mut served) = (BTreeMap::new(), Exports::new());
-    let mut taken =
-        vec![listen.workload.path.clone(), listen.operator.path.clone(), listen.http.path.clone()];
+    let mut taken = [&listen.workload, &listen.operator, &listen.http, &listen.systemd]
+        .map(|socket| socket.path.clone())
+        .to_vec();
     let mut given: Vec<PathBuf> = vec![];
     for (name, mut reader) in top.named_tables("exports") {
         let name: Arc<str> = name.into();
@@ -441,4 +453,6 @@ impl Listen {
     pub const OPERATOR: &str = "/run/keybearer/operator.sock";
     /// The HTTP socket if nobody says otherwise.
     pub const HTTP: &str = "/run/keybearer/http.sock";
+    /// The service manager's socket if nobody says otherwise.
+    pub const SYSTEMD: &str = "/run/keybearer/systemd.sock";
 }

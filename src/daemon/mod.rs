@@ -50,6 +50,7 @@ use crate::{
         http::Face as HttpFace,
         operator::{Face as OperatorFace, Facts, Operators, Ordered},
         serve_on,
+        service_manager::serve_manager,
     },
     wire::{Listener, WireError},
 };
@@ -123,6 +124,7 @@ pub struct Daemon {
     workload: Listener,
     operator: Listener,
     http: Listener,
+    systemd: Listener,
     exports: Vec<Listener>,
     settings: Settings,
     keys: Keyring,
@@ -205,6 +207,7 @@ impl Daemon {
             workload: Listener::bind(settings.listen.workload.clone())?,
             operator: Listener::bind(settings.listen.operator.clone())?,
             http: Listener::bind(settings.listen.http.clone())?,
+            systemd: Listener::bind(settings.listen.systemd.clone())?,
             exports,
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             started: clock.boot(),
@@ -243,6 +246,7 @@ impl Daemon {
             workload,
             operator,
             http,
+            systemd,
             exports,
             settings,
             keys,
@@ -291,7 +295,7 @@ impl Daemon {
 
         let (stop, stopped) = watch::channel(false);
         let (orders, mut ordered) = mpsc::channel::<Ordered>(1);
-        let listeners = [&workload, &operator, &http].into_iter().chain(&exports);
+        let listeners = [&workload, &operator, &http, &systemd].into_iter().chain(&exports);
         let admissions = listeners.map(|listener| Arc::clone(listener.admission())).collect();
         let operator_face = OperatorFace {
             journey: Arc::clone(&journey),
@@ -324,7 +328,9 @@ impl Daemon {
         let (way, stops) = (Arc::clone(&journey), stopped.clone());
         faces.spawn(serve_on(operator, Door::Own, Speaks::Grpc, way, answer, stops, drain));
         let answer = move |session, request| http_face.clone().answer(session, request);
-        faces.spawn(serve_on(http, Door::Own, Speaks::Http, Arc::clone(&journey), answer, stopped, drain));
+        let (way, stops) = (Arc::clone(&journey), stopped.clone());
+        faces.spawn(serve_on(http, Door::Own, Speaks::Http, way, answer, stops, drain));
+        faces.spawn(serve_manager(systemd, Arc::clone(&journey), stopped, drain));
 
         let rotor = Rotor::new(
             keys,

@@ -11,16 +11,16 @@ use super::{
     session::Release,
 };
 use crate::{
-    attest::{AttestError, Evidence, Manager, Missing, Peer, Status, Workload},
+    attest::{AttestError, Errand, Evidence, Manager, Missing, Peer, Status, Workload},
     audit::{
-        ApiPart, CredentialPart, Entry, EventType, ExePart, HolderPart, IssuerPart, Line, Outcome, PeerPart,
-        PolicyPart, ProcessPart, TargetPart, UnitPart, WorkloadPart,
+        ApiPart, CredentialPart, Entry, ErrandPart, EventType, ExePart, HolderPart, IssuerPart, Line,
+        Outcome, PeerPart, PolicyPart, ProcessPart, TargetPart, UnitPart, WorkloadPart,
     },
     broker::{Failure, Fetched, Renewed, Reused, Revoked, Source},
     clock::uuid_v7,
     credential::{Bound, Credential},
     issuer::{Instance, IssueFacts, Order},
-    policy::{Denial, Entitlement, Explanation, Grant, Purpose},
+    policy::{Denial, Door, Entitlement, Explanation, Grant, Purpose},
     proof::{Proof, Target},
     secret::{Fingerprint, hex, scrubbed},
 };
@@ -287,6 +287,9 @@ impl<'a> Account<'a> {
             ..self.wished()
         });
         entry.policy = Some(self.policy("grant", grant.explanation()));
+        if let Some(errand) = &mut entry.service_manager {
+            errand.promised = grant.explanation().promised.iter().map(|key| (*key).to_owned()).collect();
+        }
         entry
     }
 
@@ -294,6 +297,7 @@ impl<'a> Account<'a> {
         let mut entry = Entry::new(kind, outcome, self.exchange);
         entry.trace_id.clone_from(&self.request.trace_id);
         entry.socket = Some(self.session.socket.to_string());
+        entry.service_manager = errand(&self.session.door);
         entry.target.clone_from(&self.target);
         entry
     }
@@ -451,6 +455,12 @@ pub(super) fn exports_key(grant: &Grant, credential: &Credential) -> bool {
         && matches!(&credential.bound, Bound::Mtls(certificate) if certificate.private_pem().is_some())
 }
 
+/// What the service manager came for, if it came through this door.
+pub(super) fn errand(door: &Door) -> Option<ErrandPart> {
+    let Errand { unit, credential } = door.errand()?;
+    Some(ErrandPart { unit: unit.clone(), credential: credential.clone(), promised: vec![] })
+}
+
 /// A process of which no more is known than who connected.
 pub(super) fn bare_peer(peer: &Peer) -> PeerPart {
     PeerPart { pid: peer.pid(), start: peer.start(), uid: peer.uid(), gid: peer.gid(), ..PeerPart::default() }
@@ -486,8 +496,11 @@ fn peer(workload: &Workload) -> PeerPart {
     }
 }
 
+/// One line of it: a name, and the value or why there is none.
+pub type Fact = (&'static str, Result<String, String>);
+
 /// The evidence, a line each, for an operator.
-pub(super) fn facts(seen: &Evidence) -> Vec<(&'static str, Result<String, String>)> {
+pub(super) fn facts(seen: &Evidence) -> Vec<Fact> {
     let status = |told: fn(&Status) -> String| seen.status.as_ref().map(told).map_err(ToString::to_string);
     vec![
         ("pid", Ok(seen.pid.to_string())),

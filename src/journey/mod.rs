@@ -21,7 +21,9 @@ use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 
 use crate::{
     api::{ApiError, Apis},
-    attest::{AttestError, Attestor, Challenge, Hold, Interests, Missing, Peer, Turns, Workload},
+    attest::{
+        AttestError, Attestor, Challenge, Errand, Evidence, Hold, Interests, Missing, Peer, Turns, Workload,
+    },
     audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
     broker::{Broker, Failure, Fetched, News, Subscription},
     clock::{Clock, Dice, uuid_v7},
@@ -129,8 +131,8 @@ impl Answer {
 /// A no.
 #[derive(Debug)]
 pub enum Refusal {
-    /// Policy said no.
-    Denied(Receipt),
+    /// Policy said no. Why is for operators, never for the caller.
+    Denied(Receipt, Reason),
     /// The credential that goes with the proof is not, or no longer, there.
     NotHeld(Receipt),
     /// Policy grants the credential, and not what it is wanted for.
@@ -410,16 +412,49 @@ impl Journey {
             Ok(evidence) => evidence,
             Err(error) => return Ok(Err(error)),
         };
-        let wish = Wish { credential: name, ..Wish::at(&Door::Own) };
-        let (reason, explanation) = rules.policy.explain(&evidence, &wish, self.clock.wall());
+        let facts = account::facts(&evidence);
+        let asked = (format!("pid {pid}"), name);
+        Ok(Ok(self.explained(session, &rules, asked, (&evidence, facts), &Door::Own).await?))
+    }
+
+    /// The same of a unit, as if the service manager asked for a credential of it: a unit in this slice.
+    ///
+    /// # Errors
+    /// A [`Refusal`] if the operator's question cannot be recorded.
+    pub async fn explain_errand(
+        &self,
+        session: &Session,
+        errand: Errand,
+        slice: &str,
+        name: &str,
+    ) -> Result<Explained, Refusal> {
+        let rules = self.rules.load_full();
+        let evidence = errand.evidence(slice);
+        let of_the_unit = |(fact, _): &(&str, _)| fact.starts_with("unit") || *fact == "slices";
+        let facts = account::facts(&evidence).into_iter().filter(of_the_unit).collect();
+        let asked = (errand.unit.clone(), name);
+        let door = Door::ServiceManager(Arc::new(errand));
+        self.explained(session, &rules, asked, (&evidence, facts), &door).await
+    }
+
+    async fn explained(
+        &self,
+        session: &Session,
+        rules: &Rules,
+        (whom, name): (String, &str),
+        (evidence, facts): (&Evidence, Vec<account::Fact>),
+        door: &Door,
+    ) -> Result<Explained, Refusal> {
+        let wish = Wish { credential: name, ..Wish::at(door) };
+        let (reason, explanation) = rules.policy.explain(evidence, &wish, self.clock.wall());
         // Asked only who it is: that it names no credential is no fault.
         let reason = reason.filter(|reason| !(name.is_empty() && *reason == Reason::NoCredential));
         let mut entry = self.entry(EventType::Explain, Outcome::Success);
         entry.peer = Some(account::bare_peer(session.peer()));
         entry.socket = Some(session.socket.to_string());
-        entry.detail = Some(format!("pid {pid}: {}", reason.map_or("granted", Reason::as_str)));
+        let entry = entry.detail(format!("{whom}: {}", reason.map_or("granted", Reason::as_str)));
         let receipt = self.ledger.record(entry).await?;
-        Ok(Ok(Explained { reason, explanation, facts: account::facts(&evidence), receipt }))
+        Ok(Explained { reason, explanation, facts, receipt })
     }
 
     /// A call that broke the rules of the API, on record.
@@ -429,6 +464,7 @@ impl Journey {
     pub async fn broke_protocol(&self, session: &Session, what: &str) -> Result<Receipt, Refusal> {
         let mut entry = self.entry(EventType::Protocol, Outcome::Denied).detail(what);
         entry.peer = Some(account::bare_peer(session.peer()));
+        entry.service_manager = account::errand(&session.door);
         entry.socket = Some(session.socket.to_string());
         Ok(self.ledger.record(entry).await?)
     }
@@ -549,7 +585,7 @@ impl Journey {
         let receipt = self.ledger.record(account.denied(workload, denial)).await?;
         Ok(match denial.reason {
             reason if reason.is_about_the_request() => Refusal::OffLimits(receipt, reason),
-            _ => Refusal::Denied(receipt),
+            reason => Refusal::Denied(receipt, reason),
         })
     }
 
@@ -577,7 +613,7 @@ pub struct Explained {
     /// What was weighed.
     pub explanation: Explanation,
     /// The evidence, a line each: name, value or why it is missing.
-    pub facts: Vec<(&'static str, Result<String, String>)>,
+    pub facts: Vec<account::Fact>,
     /// That it was asked is on record.
     pub receipt: Receipt,
 }

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::Rules;
 use crate::{
-    attest::{AttestError, Challenge, Interests, Peer, Workload},
+    attest::{AttestError, Challenge, Errand, Interests, Peer, Workload},
     audit::Told,
     credential::Credential,
     policy::Door,
@@ -90,6 +90,11 @@ impl Session {
     /// What the process has to answer, for the wire to put.
     pub fn challenge(&self) -> &Arc<Challenge> {
         &self.challenge
+    }
+
+    /// What the host's service manager came for, if it is the one who connected.
+    pub fn errand(&self) -> Option<&Errand> {
+        self.door.errand()
     }
 
     /// The process at the other end.

@@ -40,6 +40,8 @@ pub struct Identity {
     pub credentials: BTreeMap<Arc<str>, Arc<CredentialRule>>,
     /// The one of them whose certificate it shows to issuers and APIs.
     pub shows: Option<Arc<str>>,
+    /// Whether the host's service manager may ask for it before its program runs, by the unit alone.
+    pub service_manager: bool,
     /// What its programs get that know no gRPC.
     pub delivery: Arc<Delivery>,
 }

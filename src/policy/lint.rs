@@ -75,6 +75,9 @@ fn of_identity(problems: &mut Vec<Problem>, key: &str, identity: &Identity) {
             "it has none: add [identities.NAME.credentials.CREDENTIAL]",
         );
     }
+    if identity.service_manager {
+        of_service_manager(problems, &format!("{key}.service_manager"), identity);
+    }
     for selectors in &identity.selectors {
         if let Some(exe) = &selectors.exe {
             let resolved = exe.canonicalize().unwrap_or_else(|_| exe.clone());
@@ -94,6 +97,24 @@ fn of_identity(problems: &mut Vec<Problem>, key: &str, identity: &Identity) {
             );
             add(problems, format!("{key}.match"), message);
         }
+    }
+}
+
+/// What the service manager may ask for has to be told by the unit alone.
+fn of_service_manager(problems: &mut Vec<Problem>, key: &str, identity: &Identity) {
+    let named = |of: fn(&super::Selectors) -> bool| identity.selectors.iter().any(of);
+    if !named(|selectors| selectors.unit.is_some()) {
+        let message = "the service manager asks for a unit: name one in match, as unit = \"NAME.service\"";
+        add(problems, key, message);
+    }
+    if named(super::Selectors::rest_on_the_program) {
+        let message = "exe and sha256 cannot be told before the program runs: take this out and start it with keybearer exec, or \
+                       match the unit alone";
+        add(problems, key, message);
+    }
+    if identity.assurance == Assurance::High {
+        let message = "\"high\" is only for a program that answers for itself (L4): take this out and start it with keybearer exec";
+        add(problems, key, message);
     }
 }
 
@@ -254,6 +275,20 @@ fn overlaps(problems: &mut Vec<Problem>, identities: &[Identity]) {
                     one.name, other.name
                 );
                 add(problems, format!("identities.{}.match", other.name), message);
+            }
+            let unit = |of: &Identity| {
+                of.selectors.iter().filter_map(|selectors| selectors.unit.clone()).collect::<Vec<_>>()
+            };
+            if (one.service_manager || other.service_manager)
+                && unit(one).iter().any(|ours| unit(other).contains(ours))
+            {
+                let named = if one.service_manager { one } else { other };
+                let message = format!(
+                    "identities.{} and identities.{} name the same unit, and the service manager asks by the unit alone: give each \
+                     its own, or take this out",
+                    one.name, other.name
+                );
+                add(problems, format!("identities.{}.service_manager", named.name), message);
             }
         }
     }

@@ -169,6 +169,10 @@ impl Policy {
             let rule = identity.credentials.get(wish.credential).ok_or(Reason::NoCredential)?;
             explanation.credential = Some(Arc::clone(&rule.name));
             let needs = identity.assurance.level();
+            if wish.door.errand().is_some() && rule.per == Per::Process {
+                explanation.missed.push("it is for one process, and that does not run yet".into());
+                return Err(Reason::NoProcess);
+            }
             if evidence.level() < needs {
                 let has = evidence.level();
                 explanation
@@ -215,18 +219,28 @@ impl Policy {
         door: &Door,
         explanation: &mut Explanation,
     ) -> Result<&Arc<Identity>, Reason> {
-        let mut found: Option<&Arc<Identity>> = None;
+        let errand = door.errand();
+        if let Some(missed) = errand.and_then(|errand| door::contradicted(errand, evidence)) {
+            explanation.missed.push(missed);
+            return Err(Reason::UnitConflict);
+        }
+        // Of a program that does not run yet, its unit is all that can be told.
+        let matches = |selectors: &&Selectors| match errand {
+            None => selectors.match_all(evidence),
+            Some(_) => selectors.of_the_unit().is_some_and(|unit| unit.match_all(evidence)),
+        };
+        let mut found: Option<(&Arc<Identity>, &Selectors)> = None;
         for identity in self.index.candidates(evidence) {
             // Overlap is refused at load, but two paths may have become one file since.
-            if identity.selectors.iter().any(|selectors| selectors.match_all(evidence))
-                && found.replace(identity).is_some_and(|other| other.name != identity.name)
+            if let Some(selectors) = identity.selectors.iter().find(matches)
+                && found.replace((identity, selectors)).is_some_and(|(other, _)| other.name != identity.name)
             {
                 explanation.missed.push("two identities match it".into());
                 return Err(Reason::Ambiguous);
             }
         }
-        let Some(identity) = found else {
-            explanation.near = self.near(evidence);
+        let Some((identity, selectors)) = found else {
+            explanation.near = self.near(evidence, errand.is_some());
             return Err(Reason::NoIdentity);
         };
         explanation.identity = Some(Arc::clone(&identity.name));
@@ -238,16 +252,32 @@ impl Policy {
             explanation.missed.push(format!("{} is not served at this socket", identity.name));
             return Err(Reason::NotAtThisSocket);
         }
+        if errand.is_some() {
+            if !identity.service_manager {
+                explanation
+                    .missed
+                    .push(format!("{} is not for the service manager to ask for", identity.name));
+                return Err(Reason::NotForServiceManager);
+            }
+            explanation.promised = selectors.beyond_the_unit();
+        }
         Ok(identity)
     }
 
     /// By what each identity does not match.
-    fn near(&self, evidence: &Evidence) -> Vec<Near> {
+    fn near(&self, evidence: &Evidence, by_unit: bool) -> Vec<Near> {
+        let missed = |selectors: &Selectors| match selectors.of_the_unit() {
+            _ if !by_unit => selectors.missed(evidence),
+            Some(unit) => unit.missed(evidence),
+            None => {
+                vec!["it names no unit, and nothing else is known of a program that does not run yet".into()]
+            }
+        };
         let all = self.identities.values().flat_map(|identity| {
             identity.selectors.iter().map(|selectors| Near {
                 identity: Arc::clone(&identity.name),
                 of: selectors.len(),
-                missed: selectors.missed(evidence),
+                missed: missed(selectors),
             })
         });
         all.collect()
@@ -398,14 +428,20 @@ pub enum Reason {
     NoCredential,
     /// No identity matches.
     NoIdentity,
+    /// The credential is for one process, and the service manager asks before there is one.
+    NoProcess,
     /// The credential is not bound by a key, so there is nothing to prove.
     NotBound,
     /// Its identity is not one of those that count at this exported socket (ATT-23).
     NotAtThisSocket,
+    /// The service manager asks, and the identity does not say that it may.
+    NotForServiceManager,
     /// More scope than policy grants (OA-20).
     Scope,
     /// Somebody traces the process (ATT-19).
     Traced,
+    /// Who asks as the service manager names another unit than the kernel.
+    UnitConflict,
 }
 
 impl Reason {
@@ -422,10 +458,13 @@ impl Reason {
             Self::Level => "LEVEL",
             Self::NoCredential => "NO_CREDENTIAL",
             Self::NoIdentity => "NO_IDENTITY",
+            Self::NoProcess => "NO_PROCESS",
             Self::NotBound => "NOT_BOUND",
             Self::NotAtThisSocket => "NOT_AT_THIS_SOCKET",
+            Self::NotForServiceManager => "NOT_FOR_SERVICE_MANAGER",
             Self::Scope => "SCOPE",
             Self::Traced => "TRACED",
+            Self::UnitConflict => "UNIT_CONFLICT",
         }
     }
 
@@ -464,12 +503,21 @@ impl Reason {
             Self::NoIdentity => {
                 "add an identity that matches this evidence, or mend the one that nearly does"
             }
+            Self::NoProcess => {
+                "start the program with keybearer exec, which asks as the process that it becomes, or set per = \"identity\""
+            }
             Self::NotBound => "set binding = \"dpop\" for the credential, or send it without a proof",
             Self::NotAtThisSocket => {
                 "have it ask at a socket that is for it, or add it to [exports.NAME] identities on purpose"
             }
+            Self::NotForServiceManager => {
+                "set service_manager = \"allowed\" for the identity, or start its program with keybearer exec"
+            }
             Self::Scope => "ask for less, or add the scope to the credential",
             Self::Traced => "detach the debugger",
+            Self::UnitConflict => {
+                "find out who asks: no service manager names another unit than the one that its process is in"
+            }
         }
     }
 }
@@ -493,6 +541,8 @@ pub struct Explanation {
     pub missed: Vec<String>,
     /// If none matched: by what each did not.
     pub near: Vec<Near>,
+    /// The keys of selectors that the service manager will have to bring about, where it is the one who asks: nobody can look yet.
+    pub promised: Vec<&'static str>,
     /// When the exception that was used ends.
     pub exception_until: Option<Timestamp>,
 }
@@ -505,6 +555,7 @@ impl Explanation {
             level: evidence.level(),
             missed: vec![],
             near: vec![],
+            promised: vec![],
             exception_until: None,
         }
     }

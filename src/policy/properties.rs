@@ -14,7 +14,7 @@ use super::{
     Selectors, Wish, index::Index,
 };
 use crate::{
-    attest::{Evidence, Executable, Hold, Manager, Missing, Status, Unit},
+    attest::{Errand, Evidence, Executable, Hold, Manager, Missing, Status, Unit},
     credential::Binding,
 };
 
@@ -72,12 +72,37 @@ pub fn policy(bytes: &[u8]) {
         }
         ([_], Some(_)) => {}
     }
+    by_the_unit_alone(&policy, &all, &evidence, &wish);
     let door = Door::Export(Path::new("/e").into());
     let there = policy.explain(&evidence, &Wish { door: &door, ..wish }, Timestamp::UNIX_EPOCH).0;
     match &who[..] {
         [one] if !served.contains(&one.name) => assert_eq!(there, Some(Reason::NotAtThisSocket)),
         _ => assert_eq!(there, reason),
     }
+}
+
+/// At the service manager's door: the kernel's unit and the manager's are one, it is that of the identity, which says that the manager
+/// may ask; and nothing else that the evidence says has any weight.
+fn by_the_unit_alone(policy: &Policy, all: &[Arc<Identity>], evidence: &Evidence, wish: &Wish<'_>) {
+    for unit in ["u0.service", "u1.service", "u2.service"] {
+        let errand = Errand { unit: unit.into(), credential: "c".into() };
+        let door = Door::ServiceManager(Arc::new(errand));
+        let at_door = Wish { door: &door, ..*wish };
+        let (reason, explanation) = policy.explain(evidence, &at_door, Timestamp::UNIX_EPOCH);
+        let root = Evidence { uids: [0; 4], gids: [0; 4], ..without_all_but_the_unit(evidence) };
+        assert_eq!(policy.explain(&root, &at_door, Timestamp::UNIX_EPOCH).0, reason);
+        if reason.is_none() {
+            let is = evidence.unit.as_ref().expect("a grant by the unit has one");
+            assert_eq!((is.name.as_str(), is.manager), (unit, Manager::System));
+            let who = all.iter().find(|identity| Some(&identity.name) == explanation.identity.as_ref());
+            let who = who.expect("one of them");
+            assert!(who.service_manager && who.selectors.iter().any(|of| of.unit.as_deref() == Some(unit)));
+        }
+    }
+}
+
+fn without_all_but_the_unit(evidence: &Evidence) -> Evidence {
+    Evidence { unit: evidence.unit.clone(), ..without_evidence(evidence) }
 }
 
 /// Bytes as decisions; zeros when they are used up.
@@ -124,6 +149,7 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         selectors: (0..=chance.below(2)).map(|_| selectors(chance)).collect(),
         credentials: BTreeMap::from([(Arc::clone(&rule.name), Arc::new(rule))]),
         shows: None,
+        service_manager: chance.below(4) == 1,
         delivery: Arc::default(),
     }
 }

@@ -99,6 +99,22 @@ impl Selectors {
         self.unit.is_some() || self.slice.is_some() || self.user_unit.is_some()
     }
 
+    /// What can be told of them before the program runs: its unit and slice. None if they name no unit of the host's manager.
+    pub(super) fn of_the_unit(&self) -> Option<Self> {
+        let unit = Some(self.unit.clone()?);
+        Some(Self { unit, slice: self.slice.clone(), ..Self::default() })
+    }
+
+    /// The rest of them, which is then the service manager's to bring about: by their keys.
+    pub(super) fn beyond_the_unit(&self) -> Vec<&'static str> {
+        let all = [
+            ("user", self.user.is_some()),
+            ("group", self.group.is_some()),
+            ("supplementary_group", self.supplementary.is_some()),
+        ];
+        all.into_iter().filter_map(|(key, set)| set.then_some(key)).collect()
+    }
+
     /// Whether `evidence` matches all of them; no evidence matches none.
     pub fn match_all(&self, evidence: &Evidence) -> bool {
         let mut all = true;

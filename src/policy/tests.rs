@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     api::Path,
-    attest::{Executable, Hold, Manager, Missing, Status, Unit},
+    attest::{Errand, Executable, Hold, Manager, Missing, Status, Unit},
     credential::Binding,
     proof::Target,
 };
@@ -90,6 +90,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         selectors: vec![selectors],
         credentials: BTreeMap::from([(Arc::clone(&rule.name), Arc::new(rule))]),
         shows: None,
+        service_manager: false,
         delivery: Arc::default(),
     }
 }
@@ -204,6 +205,102 @@ fn weak_evidence_is_denied_with_what_it_lacks() {
     let (why, explanation) = policy.explain(&opened, &LEDGER, now());
     assert_eq!(why, Some(Reason::Level));
     assert_eq!(explanation.missing(), ["assurance standard needs level L3, this is L1"]);
+}
+
+/// Evidence of the process that asks for a unit, as measured: root, in the unit's cgroup, with a program that answers nothing.
+fn managers(unit_of_cgroup: Option<&str>) -> Evidence {
+    Evidence { answered: Err(Missing::NotChallenged), ..evidence(0, unit_of_cgroup) }
+}
+
+fn at_the_managers_door(policy: &Policy, says: &str, evidence: &Evidence) -> (Option<Reason>, Explanation) {
+    let errand = Errand { unit: says.into(), credential: "ledger".into() };
+    let door = Door::ServiceManager(Arc::new(errand));
+    policy.explain(evidence, &Wish { door: &door, ..LEDGER }, now())
+}
+
+fn for_the_manager(selectors: Selectors) -> Identity {
+    Identity { service_manager: true, assurance: Assurance::Standard, ..identity("payments", selectors) }
+}
+
+#[test]
+fn the_service_manager_has_it_for_the_unit_that_says_so_and_for_no_other() {
+    // LEGACY 2.6
+    let team = |slice: &str| Selectors { slice: Some(slice.into()), ..unit("payments.service") };
+    let of_user = Selectors { user: user(1000).user, ..team("system.slice") };
+    let reason = |policy: &Policy, says, evidence: &Evidence| at_the_managers_door(policy, says, evidence).0;
+    let open = policy(vec![for_the_manager(of_user.clone())]);
+    let (granted, explanation) =
+        at_the_managers_door(&open, "payments.service", &managers(Some("payments.service")));
+    assert_eq!((granted, explanation.level), (None, Level::L3));
+    assert_eq!(explanation.promised, ["user"], "what nobody could look at is said");
+    assert_eq!(reason(&open, "other.service", &managers(Some("other.service"))), Some(Reason::NoIdentity));
+
+    // Its own door alone: elsewhere the manager is whoever its evidence says, and that is not this identity.
+    let evidence = managers(Some("payments.service"));
+    assert_eq!(open.explain(&evidence, &LEDGER, now()).0, Some(Reason::NoIdentity));
+
+    let closed = policy(vec![Identity { service_manager: false, ..for_the_manager(of_user) }]);
+    let (refused, why) = at_the_managers_door(&closed, "payments.service", &evidence);
+    assert_eq!(refused, Some(Reason::NotForServiceManager));
+    assert_eq!(why.missing(), ["payments is not for the service manager to ask for"]);
+
+    let elsewhere = policy(vec![for_the_manager(team("team.slice"))]);
+    let (refused, why) = at_the_managers_door(&elsewhere, "payments.service", &evidence);
+    assert_eq!(refused, Some(Reason::NoIdentity));
+    assert_eq!(why.missing(), ["payments: slice should be team.slice, is system.slice"]);
+}
+
+#[test]
+fn what_the_manager_says_counts_only_where_the_kernel_says_the_same() {
+    let policy = policy(vec![for_the_manager(unit("payments.service"))]);
+    for unit_of_cgroup in [None, Some("other.service")] {
+        let (reason, why) = at_the_managers_door(&policy, "payments.service", &managers(unit_of_cgroup));
+        assert_eq!(reason, Some(Reason::UnitConflict), "{unit_of_cgroup:?}");
+        assert!(why.missing()[0].starts_with("it asks for payments.service, but "), "{:?}", why.missing());
+    }
+    let mut of_a_user = managers(Some("payments.service"));
+    of_a_user.unit.as_mut().unwrap().manager = Manager::User(0);
+    assert_eq!(
+        at_the_managers_door(&policy, "payments.service", &of_a_user).0,
+        Some(Reason::UnitConflict),
+        "root's own user manager is not the host's"
+    );
+    // The other way round: the kernel's unit is this one, the manager's is not.
+    let (reason, _) = at_the_managers_door(&policy, "other.service", &managers(Some("payments.service")));
+    assert_eq!(reason, Some(Reason::UnitConflict));
+}
+
+#[test]
+fn what_is_for_one_process_is_not_for_one_that_does_not_run_yet() {
+    let mut identity = for_the_manager(unit("payments.service"));
+    let rule = CredentialRule { per: Per::Process, ..(*identity.credentials["ledger"]).clone() };
+    identity.credentials.insert("ledger".into(), Arc::new(rule));
+    let policy = policy(vec![identity]);
+    let (reason, _) = at_the_managers_door(&policy, "payments.service", &managers(Some("payments.service")));
+    assert_eq!(reason, Some(Reason::NoProcess));
+    assert!(Reason::NoProcess.remedy().contains("keybearer exec"));
+}
+
+#[test]
+fn what_the_manager_may_ask_for_is_told_by_the_unit_alone() {
+    let exe = Selectors { exe: Some("/usr/bin/payments".into()), ..unit("payments.service") };
+    let high = Identity { assurance: Assurance::High, ..for_the_manager(unit("payments.service")) };
+    for (identity, word) in [
+        (for_the_manager(user(1000)), "name one in match"),
+        (for_the_manager(exe), "exe and sha256"),
+        (high, "L4"),
+    ] {
+        let said = refused(vec![identity]);
+        let of_this = |line: &&String| line.starts_with("identities.payments.service_manager: ");
+        assert!(said.iter().any(|line| of_this(&line) && line.contains(word)), "{word}: {said:?}");
+    }
+    // Told apart by their users, which nobody can see yet.
+    let as_user = |id| Selectors { user: user(id).user, ..unit("payments.service") };
+    let other = Identity { assurance: Assurance::Standard, ..identity("billing", as_user(1001)) };
+    let said = refused(vec![for_the_manager(as_user(1000)), other.clone()]);
+    assert!(said[0].starts_with("identities.payments.service_manager: identities.payments and"), "{said:?}");
+    assert_eq!(said.len(), 1);
+    policy(vec![Identity { service_manager: false, ..for_the_manager(as_user(1000)) }, other]);
 }
 
 #[test]

@@ -309,14 +309,20 @@ fn framed_credential(name: &str, credential: &Credential, key: Option<&Secret>, 
 
 /// A credential as it is told, but for what changes from answer to answer.
 fn spelled(name: &str, credential: &Credential) -> Vec<u8> {
+    whole(name, credential, None).encode_to_vec()
+}
+
+/// A credential as the API tells it, with the key that is handed out with it, if one is.
+pub(super) fn whole(name: &str, credential: &Credential, key: Option<&Secret>) -> Wire {
     let until = credential.window.until_wall;
     let client_certificate = match &credential.bound {
         Bound::Mtls(certificate) => {
-            Some(ClientCertificate { chain_pem: certificate.chain_pem(), ..ClientCertificate::default() })
+            let key_pem = key.and_then(Secret::expose_str).unwrap_or_default().to_owned();
+            Some(ClientCertificate { chain_pem: certificate.chain_pem(), key_pem })
         }
         _ => None,
     };
-    let wire = Wire {
+    Wire {
         name: name.to_owned(),
         kind: Some(kind(credential)),
         expires_at: Some(Timestamp { seconds: until.as_second(), nanos: until.subsec_nanosecond() }),
@@ -327,8 +333,7 @@ fn spelled(name: &str, credential: &Credential) -> Vec<u8> {
         fingerprint: credential.fingerprint.to_string(),
         thumbprint: credential.bound.thumbprint().unwrap_or_default().to_owned(),
         client_certificate,
-    };
-    wire.encode_to_vec()
+    }
 }
 
 fn kind(credential: &Credential) -> Kind {

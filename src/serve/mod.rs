@@ -7,6 +7,7 @@ mod framed;
 pub mod grpc;
 pub mod http;
 pub mod operator;
+pub mod service_manager;
 pub mod status;
 
 use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
@@ -49,6 +50,7 @@ pub async fn serve_on<F, B>(
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
+    let door = move |_: &Accepted| Ok(door.clone());
     accept_all(listener, door, journey, stop, drain, move |accepted, session, limits, stop| {
         let answer = answer.clone();
         async move {
@@ -68,7 +70,7 @@ pub async fn serve_on<F, B>(
 
 async fn accept_all<F>(
     listener: Listener,
-    door: Door,
+    door: impl Fn(&Accepted) -> Result<Door, AttestError>,
     journey: Arc<Journey>,
     mut stop: watch::Receiver<bool>,
     drain: Duration,
@@ -87,7 +89,14 @@ async fn accept_all<F>(
         };
         match arrival {
             Ok(Arrival::Accepted(accepted, permit)) => {
-                let (journey, socket, door) = (Arc::clone(&journey), Arc::clone(&socket), door.clone());
+                let door = match door(&accepted) {
+                    Ok(door) => door,
+                    Err(error) => {
+                        journey.cut(Some(&accepted.peer), &socket, error.reason(), &error.to_string()).await;
+                        continue;
+                    }
+                };
+                let (journey, socket) = (Arc::clone(&journey), Arc::clone(&socket));
                 let (serve, stop) = (serve.clone(), stop.clone());
                 connections.spawn(async move {
                     let peer = Arc::clone(&accepted.peer);

@@ -15,6 +15,7 @@ use super::{
     status::told,
 };
 use crate::{
+    attest::Errand,
     broker::Health,
     clock::{Boot, Clock},
     journey::{Journey, Session},
@@ -248,14 +249,26 @@ impl Operator for Face {
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         let session = request.extensions().get::<Arc<Session>>().cloned();
         let session = session.ok_or_else(|| Status::internal("no session"))?;
-        let ExplainRequest { pid, name } = request.into_inner();
-        if pid == 0 || name.len() > 63 {
+        let ExplainRequest { pid, name, unit, slice } = request.into_inner();
+        if (pid == 0) == unit.is_empty() || name.len() > 255 || slice.len() > 255 {
             return Err(Status::invalid_argument(
-                "give the pid of a process of this host, and a credential's name or none",
+                "give the pid of a process of this host or the name of a unit, and a credential's name or none",
             ));
         }
-        let explained = self.journey.explain(&session, pid, &name).await.map_err(|no| told(&no).status())?;
-        let explained = explained.map_err(|error| Status::not_found(format!("pid {pid}: {error}")))?;
+        let explained = if unit.is_empty() {
+            let explained =
+                self.journey.explain(&session, pid, &name).await.map_err(|no| told(&no).status())?;
+            explained.map_err(|error| Status::not_found(format!("pid {pid}: {error}")))?
+        } else {
+            let errand = Errand::imagined(&unit, if name.is_empty() { "-" } else { &name });
+            let errand =
+                errand.ok_or_else(|| Status::invalid_argument("that is no unit that could ask for that"))?;
+            let slice = if slice.is_empty() { "system.slice" } else { &slice };
+            // The unit may want one field of it.
+            let name = name.split('.').next().unwrap_or_default();
+            let explained = self.journey.explain_errand(&session, errand, slice, name).await;
+            explained.map_err(|no| told(&no).status())?
+        };
         let explanation = &explained.explanation;
         let fact = |(name, value): &(&'static str, Result<String, String>)| Fact {
             name: (*name).into(),

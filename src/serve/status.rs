@@ -47,7 +47,7 @@ pub fn told(refusal: &Refusal) -> Told {
         exchange: receipt.map(|receipt| receipt.exchange().to_string()),
     };
     match refusal {
-        Refusal::Denied(receipt) => told(
+        Refusal::Denied(receipt, _) => told(
             Code::PermissionDenied,
             "NOT_ENTITLED",
             "not entitled; an operator can see why with `keybearer explain` or in the ledger",
