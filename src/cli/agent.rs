@@ -10,9 +10,12 @@ use crate::{
     clock::{SystemClock, SystemDice},
     config::{Log, LogFormat, Mistake, load},
     daemon::{BuildError, Daemon, Origin},
+    wire::Inherited,
 };
 
 pub(super) fn run(path: &Path) -> Result<(), Exit> {
+    // First: what was handed over is told by number, and a number can be given to what is opened next.
+    let inherited = Inherited::from_manager().map_err(|error| unbuilt(error.into()))?;
     let clock = SystemClock::shared();
     let environment = environment();
     let settings = load(path, &environment, clock.wall()).map_err(mistaken)?;
@@ -21,7 +24,8 @@ pub(super) fn run(path: &Path) -> Result<(), Exit> {
     raise_descriptors();
     on_runtime(async {
         let origin = Origin { path: path.to_owned(), environment };
-        let daemon = Daemon::build(settings, origin, clock, SystemDice::shared()).map_err(unbuilt)?;
+        let daemon =
+            Daemon::build_on(inherited, settings, origin, clock, SystemDice::shared()).map_err(unbuilt)?;
         daemon.run(told_to_stop()).await.map_err(|error| Exit::new(Exit::IO, error.to_string()))
     })
 }
