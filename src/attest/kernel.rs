@@ -176,6 +176,10 @@ pub fn handed_over() -> io::Result<Vec<(OwnedFd, String)>> {
     if ASKED.swap(true, Ordering::Relaxed) {
         return Ok(vec![]);
     }
+    // Names alone are no matter of ours: the environment may be that of a process which was given something.
+    if sd_notify::listen_fds()?.len() == 0 {
+        return Ok(vec![]);
+    }
     let handed = sd_notify::listen_fds_with_names()?;
     // SAFETY: LISTEN_PID names this process, so these descriptors were opened for it before it began; each was just seen to be
     // open, nothing was opened since that could have its number, and nobody is given one twice.
