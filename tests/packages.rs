@@ -99,7 +99,7 @@ fn the_rpm_has_the_files_of_the_deb() {
             "/usr/share/zsh/",
             "/usr/share/licenses/",
             "/copyright",
-            "/changelog.gz",
+            "/changelog.",
             "/agent.toml.d",
             "/etc/keybearer",
         ]
