@@ -1,9 +1,11 @@
 //! The four questions to the kernel that no safe wrapper asks: who connected, by number and by pidfd, who that is
-//! now, and who wrote this chunk. The only unsafe code of the house. In goes a socket; out come plain values; a
-//! descriptor that a stranger passed along is closed here and never seen by anybody else.
+//! now, and who wrote this chunk; and the descriptors that are this process's since it began. The only unsafe code of the house.
+//! In goes a socket; out come plain values; a descriptor that a stranger passed along is closed here and never seen by anybody
+//! else.
 #![expect(
     unsafe_code,
-    reason = "SO_PEERCRED with pid 0, SO_PEERPIDFD, PIDFD_GET_INFO and SCM_CREDENTIALS beside SCM_RIGHTS have no safe wrapper"
+    reason = "SO_PEERCRED with pid 0, SO_PEERPIDFD, PIDFD_GET_INFO and SCM_CREDENTIALS beside SCM_RIGHTS have no safe wrapper, \
+              and a descriptor that one is born with is only a number"
 )]
 
 use std::{
@@ -11,6 +13,7 @@ use std::{
     mem::{self, MaybeUninit},
     os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     ptr,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// A process as the kernel names it in this PID namespace. `pid` 0: one we cannot see.
@@ -158,6 +161,29 @@ pub fn receive(socket: impl AsFd, space: &mut [MaybeUninit<u8>]) -> io::Result<C
     // SAFETY: the kernel has written `len` bytes, and no more than there is space; the minimum says so once more.
     let bytes = unsafe { std::slice::from_raw_parts(space.as_ptr().cast::<u8>(), len.min(space.len())) };
     Ok(Chunk { bytes, sender, smuggled })
+}
+
+/// The descriptors that the service manager left open for this very process, with the names that it gave them
+/// (sd_listen_fds(3)); none if there are none, or if they are somebody else's. From here on they are closed at an exec. Asked
+/// again, there are none any more: each has one owner.
+///
+/// To be asked before anything is opened: what the environment says was true when this program was started.
+///
+/// # Errors
+/// What is wrong with what the environment says.
+pub fn handed_over() -> io::Result<Vec<(OwnedFd, String)>> {
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    if ASKED.swap(true, Ordering::Relaxed) {
+        return Ok(vec![]);
+    }
+    // Names alone are no matter of ours: the environment may be that of a process which was given something.
+    if sd_notify::listen_fds()?.len() == 0 {
+        return Ok(vec![]);
+    }
+    let handed = sd_notify::listen_fds_with_names()?;
+    // SAFETY: LISTEN_PID names this process, so these descriptors were opened for it before it began; each was just seen to be
+    // open, nothing was opened since that could have its number, and nobody is given one twice.
+    Ok(handed.map(|(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name)).collect())
 }
 
 /// # Safety

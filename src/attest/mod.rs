@@ -319,11 +319,22 @@ pub struct Attestor {
     digests: Arc<Digests>,
 }
 
-/// The agent's own namespaces. It never leaves them, so they are looked at once.
+/// The agent's own namespaces, and the host's. Nobody leaves these, so they are looked at once.
 #[derive(Debug)]
 struct OwnNamespaces {
     mount: Result<u64, Missing>,
+    /// The mount namespace of the first process: the host's, where the agent is locked into one of its own (`ProtectSystem=`).
+    host_mount: Result<u64, Missing>,
     user: Result<u64, Missing>,
+}
+
+impl OwnNamespaces {
+    /// Whether a path is the same file in this mount namespace as for who wrote the settings. That the agent itself sees less
+    /// than the host takes nothing away: a path that it cannot look up matches nobody, and what it looks up is compared as an
+    /// inode.
+    fn shows_the_hosts_files(&self, mount: u64) -> bool {
+        self.mount == Ok(mount) || self.host_mount == Ok(mount)
+    }
 }
 
 impl Attestor {
@@ -332,8 +343,12 @@ impl Attestor {
         let own = proc.open(std::process::id());
         let namespace =
             |handle| own.as_ref().map_err(|_| Missing::Exited).and_then(|own| own.namespace(handle));
-        let own_namespaces =
-            OwnNamespaces { mount: namespace(Namespace::Mount), user: namespace(Namespace::User) };
+        let first = proc.open(1).map_err(|_| Missing::Exited);
+        let own_namespaces = OwnNamespaces {
+            mount: namespace(Namespace::Mount),
+            host_mount: first.and_then(|first| first.namespace(Namespace::Mount)),
+            user: namespace(Namespace::User),
+        };
         Self { own, own_namespaces, proc, sources, digests: Arc::default() }
     }
 
@@ -391,10 +406,11 @@ impl Attestor {
         let cgroup = process.cgroup()?;
         let exe = Executable::of(process);
         let mount_namespace = process.namespace(Namespace::Mount);
-        let exe_paths = match (&exe, &mount_namespace, self.own_namespaces.mount) {
-            (Err(missing), ..) | (_, Err(missing), _) => Err(*missing),
-            (.., Err(missing)) => Err(missing),
-            (_, Ok(theirs), Ok(ours)) if *theirs != ours => Err(Missing::MountNamespace),
+        let exe_paths = match (&exe, &mount_namespace) {
+            (Err(missing), _) | (_, Err(missing)) => Err(*missing),
+            (_, Ok(theirs)) if !self.own_namespaces.shows_the_hosts_files(*theirs) => {
+                Err(Missing::MountNamespace)
+            }
             (Ok(exe), ..) => status
                 .as_ref()
                 .map_err(|why| *why)

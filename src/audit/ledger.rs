@@ -57,6 +57,7 @@ pub fn open(
 ) -> Result<(Ledger, Scribe), LedgerError> {
     let book = Book::open(&settings.directory, &settings.origin, vault)?;
     let (sender, receiver) = mpsc::channel(QUEUE);
+    let (calls, called) = mpsc::channel(1);
     let pen = Pen {
         sink: Box::new(book.file),
         length: book.length,
@@ -87,8 +88,8 @@ pub fn open(
         ));
         shared.write(&[&entry.into()]).map_err(LedgerError::Unwritable)?;
     }
-    let ledger = Ledger { sender, shared: Arc::clone(&shared) };
-    Ok((ledger, Scribe { receiver, shared, key: Arc::new(book.key) }))
+    let ledger = Ledger { sender, calls, shared: Arc::clone(&shared) };
+    Ok((ledger, Scribe { receiver, called, shared, key: Arc::new(book.key) }))
 }
 
 /// A line, and who waits for it to be written.
@@ -98,6 +99,7 @@ type Waiting = (Line, oneshot::Sender<Result<Receipt, LedgerError>>);
 #[derive(Clone, Debug)]
 pub struct Ledger {
     sender: mpsc::Sender<Waiting>,
+    calls: mpsc::Sender<oneshot::Sender<()>>,
     shared: Arc<Shared>,
 }
 
@@ -126,6 +128,12 @@ impl Ledger {
         let line = line.into();
         let written = self.shared.write(&[&line]);
         self.shared.judge(written, 1).receipt(0, &line)
+    }
+
+    /// Whether the scribe is there: this waits until it answers, and writes nothing. `false` once it has ended.
+    pub async fn answers(&self) -> bool {
+        let (answer, answered) = oneshot::channel();
+        self.calls.send(answer).await.is_ok() && answered.await.is_ok()
     }
 
     /// From now on, records name these settings.
@@ -358,6 +366,8 @@ impl std::fmt::Debug for Pen {
 #[derive(Debug)]
 pub struct Scribe {
     receiver: mpsc::Receiver<Waiting>,
+    /// Those who only want to know whether it is there.
+    called: mpsc::Receiver<oneshot::Sender<()>>,
     shared: Arc<Shared>,
     key: Arc<CheckpointKey>,
 }
@@ -393,6 +403,12 @@ impl Scribe {
                         batch.push(next);
                     }
                     self.commit(batch).await;
+                }
+                Some(answer) = self.called.recv() => {
+                    // Nobody writes without the pen.
+                    drop(self.shared.pen());
+                    // Whoever called may have stopped waiting.
+                    let _ = answer.send(());
                 }
                 () = self.shared.sign.notified() => due = true,
                 () = sleep_until(next) => {

@@ -10,9 +10,12 @@ use crate::{
     clock::{SystemClock, SystemDice},
     config::{Log, LogFormat, Mistake, load},
     daemon::{BuildError, Daemon, Origin, give_up},
+    wire::Inherited,
 };
 
 pub(super) fn run(path: &Path) -> Result<(), Exit> {
+    // First: what was handed over is told by number, and a number can be given to what is opened next.
+    let inherited = Inherited::from_manager().map_err(|error| unbuilt(error.into()))?;
     let clock = SystemClock::shared();
     let environment = environment();
     let settings = load(path, &environment, clock.wall()).map_err(mistaken)?;
@@ -20,13 +23,15 @@ pub(super) fn run(path: &Path) -> Result<(), Exit> {
     harden();
     raise_descriptors();
     on_runtime(async {
+        let stop = told_to_stop();
         let origin = Origin { path: path.to_owned(), environment };
-        let daemon = Daemon::build(settings, origin, clock, SystemDice::shared()).map_err(unbuilt)?;
+        let daemon =
+            Daemon::build_on(inherited, settings, origin, clock, SystemDice::shared()).map_err(unbuilt)?;
         // The sockets are bound and the files are open: from here on, less is needed.
         if let Err(error) = give_up() {
             tracing::warn!(%error, "no system calls are given up: see whether the kernel has seccomp");
         }
-        daemon.run(told_to_stop()).await.map_err(|error| Exit::new(Exit::IO, error.to_string()))
+        daemon.run(stop).await.map_err(|error| Exit::new(Exit::IO, error.to_string()))
     })
 }
 
@@ -53,16 +58,17 @@ pub(super) fn unbuilt(error: BuildError) -> Exit {
     Exit::new(code, error.to_string())
 }
 
-/// SIGTERM or SIGINT.
-pub(super) async fn told_to_stop() {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM or SIGINT, from the moment that this is called: whoever is told to stop while it starts stops in order.
+pub(super) fn told_to_stop() -> impl Future<Output = ()> {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async move {
+        let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod facts;
 mod lockdown;
+mod pulse;
 mod steward;
 
 use std::{
@@ -52,9 +53,10 @@ use crate::{
         serve_on,
         service_manager::serve_manager,
     },
-    wire::{Listener, WireError},
+    wire::{Inherited, Listener, WireError},
 };
 use facts::facts;
+use pulse::Pulse;
 use steward::{Steward, disabled_before};
 
 /// Why there is no daemon.
@@ -150,6 +152,20 @@ impl Daemon {
         clock: Arc<dyn Clock>,
         dice: Arc<dyn Dice>,
     ) -> Result<Self, BuildError> {
+        Self::build_on(Inherited::default(), settings, origin, clock, dice)
+    }
+
+    /// The same on sockets that the service manager listens on, as far as it does.
+    ///
+    /// # Errors
+    /// [`BuildError`] if anything cannot be had; nothing runs then.
+    pub fn build_on(
+        mut inherited: Inherited,
+        settings: Settings,
+        origin: Origin,
+        clock: Arc<dyn Clock>,
+        dice: Arc<dyn Dice>,
+    ) -> Result<Self, BuildError> {
         let kept = &settings.kept;
         // Whose the directory is comes before anything in it.
         let known =
@@ -197,17 +213,23 @@ impl Daemon {
         let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
         let mut facts = facts(&settings, &keys, &certificates, probed.as_ref());
         facts.disabled = disabled.iter().map(|(name, why)| (name.to_string(), why.clone())).collect();
-        let exports = settings.exports.values().cloned().map(Listener::bind).collect::<Result<_, _>>()?;
+        let mut open = |socket| Listener::open(socket, &mut inherited);
+        let exports = settings.exports.values().cloned().map(&mut open).collect::<Result<_, _>>()?;
+        let workload = open(settings.listen.workload.clone())?;
+        let operator = open(settings.listen.operator.clone())?;
+        let http = open(settings.listen.http.clone())?;
+        let systemd = open(settings.listen.systemd.clone())?;
+        inherited.finish()?;
         Ok(Self {
             journey: Arc::new(journey),
             keeper,
             news,
             disabled,
             scribe,
-            workload: Listener::bind(settings.listen.workload.clone())?,
-            operator: Listener::bind(settings.listen.operator.clone())?,
-            http: Listener::bind(settings.listen.http.clone())?,
-            systemd: Listener::bind(settings.listen.systemd.clone())?,
+            workload,
+            operator,
+            http,
+            systemd,
             exports,
             facts: Arc::new(ArcSwap::from_pointee(facts)),
             started: clock.boot(),
@@ -259,6 +281,8 @@ impl Daemon {
             adopted,
             started,
         } = self;
+        // From here on it is no reason to end.
+        let mut hangup = signal(SignalKind::hangup()).ok();
         keys.forget_left();
         let scribe = tokio::spawn(scribe.run());
         let keeper = tokio::spawn(keeper.run());
@@ -361,7 +385,7 @@ impl Daemon {
         steward.tend();
         tell_manager(&[sd_notify::NotifyState::Ready]);
         tracing::info!(identities = steward.settings.policy.identities().count(), "ready");
-        let mut hangup = signal(SignalKind::hangup()).ok();
+        let mut pulse = Pulse::begin(sd_notify::watchdog_enabled());
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             tokio::select! {
@@ -371,6 +395,7 @@ impl Daemon {
                     let _ = answer.send(steward.act(act).await);
                 }
                 _ = hung_up(&mut hangup) => drop(steward.reload().await),
+                () = pulse.due(journey.ledger()) => pulse::beat(),
                 // What came is seen to here, where no operator's act ends it half done.
                 due = steward.attend() => steward.see_to(due).await,
             }
@@ -378,17 +403,20 @@ impl Daemon {
         tell_manager(&[sd_notify::NotifyState::Stopping]);
         tracing::info!("stopping: calls under way may finish");
         let _ = stop.send(true);
-        while faces.join_next().await.is_some() {}
-        let left = journey.broker().leave().await;
-        if let Err(error) = steward.rotor.keys().leave_proofs(steward.clock.boot()) {
-            tracing::error!(%error, "keys that bind tokens are not left for the next start, which fetches anew: make room");
-        }
-        tracing::info!(left, "what is live is left for the next start");
-        if timeout(drain, steward.rotor.finish()).await.is_err() {
-            tracing::error!(
-                "an issuer is silent that was being told of keys: its registration may have to be renewed"
-            );
-        }
+        let end = async {
+            while faces.join_next().await.is_some() {}
+            let left = journey.broker().leave().await;
+            if let Err(error) = steward.rotor.keys().leave_proofs(steward.clock.boot()) {
+                tracing::error!(%error, "keys that bind tokens are not left for the next start, which fetches anew: make room");
+            }
+            tracing::info!(left, "what is live is left for the next start");
+            if timeout(drain, steward.rotor.finish()).await.is_err() {
+                tracing::error!(
+                    "an issuer is silent that was being told of keys: its registration may have to be renewed"
+                );
+            }
+        };
+        pulse.beside(journey.ledger(), end).await;
         let last = record(&journey, EventType::AgentStop, "asked to stop".into()).await;
         drop((journey, steward, ordered));
         keeper.abort();

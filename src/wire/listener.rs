@@ -21,7 +21,7 @@ use rustix::net::{
 };
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Limits, ListenSettings, WireError, descriptors};
+use super::{Inherited, Limits, ListenSettings, WireError, descriptors};
 use crate::attest::{AttestError, Peer};
 
 /// How many connections may wait to be accepted.
@@ -58,6 +58,22 @@ pub struct Accepted {
 }
 
 impl Listener {
+    /// The socket of the service manager's that lies where `settings` want one; where there is none, one of our own
+    /// ([`Self::bind`]). What is the service manager's stays where it is when the agent ends, and so do those who wait there.
+    ///
+    /// # Errors
+    /// [`WireError`] if the place is not safe, not free, or not ours, or the socket is not as the settings want it.
+    pub fn open(settings: ListenSettings, inherited: &mut Inherited) -> Result<Self, WireError> {
+        match inherited.take(&settings)? {
+            None => Self::bind(settings),
+            Some(socket) => {
+                check_directory(&settings.path)?;
+                tracing::info!(socket = %settings.path.display(), "listening where the service manager does");
+                Self::from_socket(socket, settings, None)
+            }
+        }
+    }
+
     /// Begins to listen. The socket file has its mode and group before anybody can connect, and the kernel stamps
     /// every chunk from the first on (ATT-01, ATT-02, ATT-11).
     ///
@@ -296,6 +312,29 @@ mod tests {
         assert!(matches!(Listener::bind(settings(&path)), Err(WireError::InUse(_))));
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_the_service_managers_stays_with_those_who_wait_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let managers = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        sockopt::set_socket_passcred(&managers, true).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let open = || {
+            let ours = OwnedFd::from(managers.try_clone().unwrap());
+            let mut inherited = Inherited::of(vec![(ours, "workload".into())]).unwrap();
+            Listener::open(settings(&path), &mut inherited)
+        };
+        let listener = open().unwrap();
+        drop(listener);
+        // The agent is gone, and somebody connects.
+        let _waits = UnixStream::connect(&path).await.unwrap();
+        let listener = open().unwrap();
+        assert!(matches!(listener.accept().await.unwrap(), Arrival::Accepted(..)));
+        // ATT-01: the place is looked at as for one of our own.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(open(), Err(WireError::Directory { .. })));
     }
 
     #[tokio::test]

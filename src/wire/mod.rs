@@ -7,6 +7,7 @@ mod connection;
 mod descriptors;
 mod frames;
 mod hpack;
+mod inherited;
 mod listener;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
@@ -16,6 +17,7 @@ use std::{path::PathBuf, time::Duration};
 
 pub use connection::{Ended, Limits, Protocol, serve};
 pub use frames::FrameError;
+pub use inherited::Inherited;
 pub use listener::{Accepted, Admission, Arrival, Listener, Permit};
 pub use stream::{Corked, Fate, Stamped, stamped};
 
@@ -49,6 +51,14 @@ pub enum WireError {
         /// The socket.
         path: PathBuf,
         /// What is wrong with its directory.
+        what: String,
+    },
+    /// The service manager handed over what it should not have.
+    #[error("the service manager handed over {name:?}, and {what}")]
+    HandedOver {
+        /// What the service manager calls it (`FileDescriptorName=`).
+        name: String,
+        /// What is wrong with it, and what to do.
         what: String,
     },
     /// Somebody answers there.

@@ -232,7 +232,12 @@ pub fn register(issuer: &Handle, config: &Path) {
 pub fn register_as(issuer: &Handle, config: &Path, client_id: &str) {
     let exported = Command::new(BINARY).args(["keys", "export", "--config"]).arg(config).output().unwrap();
     assert!(exported.status.success(), "{exported:?}");
-    let jwks: Value = serde_json::from_slice(&exported.stdout).unwrap();
+    register_keys(issuer, &exported.stdout, client_id);
+}
+
+/// Registers keys that were exported as a JWK set.
+pub fn register_keys(issuer: &Handle, jwks: &[u8], client_id: &str) {
+    let jwks: Value = serde_json::from_slice(jwks).unwrap();
     let keys = jwks["keys"].as_array().unwrap().iter().map(|jwk| {
         let algorithm: Algorithm = jwk["alg"].as_str().unwrap().parse().unwrap();
         (PublicKey::from_jwk(jwk).unwrap(), algorithm)
