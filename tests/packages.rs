@@ -211,7 +211,7 @@ fn enabled_it_serves_as_installed(host: &Container) {
                   srw------- keybearer:keybearer /run/keybearer/systemd.sock\n";
     assert_eq!(sockets, wanted);
     let journal = host.must(&["journalctl", "--no-pager", "--output=cat", "--unit=keybearer.service"]);
-    assert_eq!(journal.matches("listening where the service manager does").count(), 3, "{journal}");
+    assert_eq!(journal.matches("listening where the service manager does").count(), 4, "{journal}");
     assert!(host.run(&["systemctl", "is-enabled", "keybearer-workload.socket"]).status.success());
 }
 
