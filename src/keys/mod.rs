@@ -9,6 +9,7 @@ mod memory;
 mod note;
 mod remains;
 pub mod rotation;
+mod safe;
 mod seal;
 mod vault;
 
@@ -31,6 +32,7 @@ pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};
 pub use remains::{Workshop, destroy, remains};
 pub use rotation::{Due, Now};
 use rotation::{Held, Stage};
+pub use safe::{Kept, NotSafe, SEALED_VALUES, Safe, SafeError, Values, unfit};
 pub use seal::SealingKey;
 use vault::Slot;
 pub use vault::{CREDENTIAL, SealSettings, Vault, default_path, unsealed};
