@@ -71,6 +71,8 @@ pub struct Kept {
     pub home: Option<Home>,
     /// The identities that an operator has switched off.
     pub disabled: PathBuf,
+    /// Where secrets lie that cannot be dynamic yet.
+    pub sealed: PathBuf,
     /// Where keys are made that the settings name no other place for.
     pub keys: Workshop,
 }
@@ -170,6 +172,7 @@ pub(super) fn mean(
                 sealing,
                 home,
                 disabled: state.join("disabled.json"),
+                sealed: state.join("sealed"),
                 keys: workshop,
             },
         }),
@@ -214,7 +217,7 @@ fn named(
     let rules = identities.iter().flat_map(|identity| identity.credentials.values());
     let kept = rules.filter_map(|rule| match &rule.terms.wants {
         Wants::Certificate(terms) => terms.path.as_ref(),
-        Wants::Token | Wants::Lease(_) => None,
+        Wants::Token | Wants::Lease(_) | Wants::Sealed(_) => None,
     });
     let kept = kept.map(PathBuf::as_path);
     key_files(keys, certificates).chain(chains).chain(kept).map(PathBuf::from).collect()

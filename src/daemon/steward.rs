@@ -15,16 +15,20 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time::sleep;
 
-use super::{Origin, books, facts::facts, registrable, rules, tell_manager, tended};
+use super::{Origin, books, can_be_had, facts::facts, registrable, rules, tell_manager, tended};
 use crate::{
     audit::{Entry, EventType, Outcome},
     broker::{Books, Broker, Cause, Rotor, Turn, Turned, Which},
     clock::{Boot, Clock, Dice},
     config::{Mistake, Settings, load},
-    issuer::Order,
+    issuer::{
+        Order,
+        sealed::Sealed,
+        terms::{SealedBy, Wants},
+    },
     journey::Journey,
-    keys::{Certificates, Ending, Keyring, Now, Urgency, rotation::settled},
-    policy::{Per, Policy},
+    keys::{Certificates, Ending, Keyring, NotSafe, Now, Urgency, Values, rotation::settled},
+    policy::{CredentialRule, Per, Policy},
     serve::operator::{Act, Facts},
 };
 
@@ -69,6 +73,8 @@ pub(super) struct Steward {
     pub(super) journey: Arc<Journey>,
     pub(super) settings: Settings,
     pub(super) rotor: Rotor,
+    /// What cannot be dynamic yet.
+    pub(super) sealed: Arc<Sealed>,
     /// Those switched off, and why.
     pub(super) disabled: BTreeMap<Arc<str>, String>,
     pub(super) origin: Origin,
@@ -120,6 +126,10 @@ impl Steward {
                 self.disable(identity, reason).await
             }
             Act::Enable { identity } => self.enable(&identity).await,
+            Act::Seal { identity, credential, values, by } => {
+                self.seal((identity, credential), Some(values), &by).await
+            }
+            Act::Unseal { identity, credential, by } => self.seal((identity, credential), None, &by).await,
         }
     }
 
@@ -210,6 +220,105 @@ impl Steward {
         let (Ok(lines) | Err(lines)) = &done;
         self.record(self.entry(EventType::OperatorRevoke, outcome).detail(lines.join("; "))).await;
         done
+    }
+
+    /// Puts in what a sealed credential hands out, or takes it away, and ends what is live of it here: whoever may have it gets what
+    /// there is from now on.
+    async fn seal(&self, (identity, credential): (String, String), values: Option<Values>, by: &str) -> Said {
+        let removes = values.is_none();
+        let done = match values {
+            Some(values) => self.put_in(&identity, &credential, values),
+            None => self.take_away(&identity, &credential),
+        };
+        let outcome = if done.is_ok() { Outcome::Success } else { Outcome::Failed };
+        let (Ok(words) | Err(words)) = &done;
+        let entry = self.entry(EventType::SecretSeal, outcome).detail(format!("{words} (by {by})"));
+        self.record(entry.because(if removes { "REMOVED" } else { "SEALED" })).await;
+        if done.is_ok() {
+            self.retire(Which::Identity(identity.into(), Some(credential.into()))).await;
+            self.refresh_facts();
+        }
+        match done {
+            Ok(words) => Ok(vec![words]),
+            Err(words) => Err(vec![words]),
+        }
+    }
+
+    fn put_in(&self, identity: &str, credential: &str, values: Values) -> Result<String, String> {
+        let rule = self.rule(identity, credential)?;
+        let Wants::Sealed(terms) = &rule.terms.wants else {
+            return Err(format!(
+                "{identity}.{credential} is made by the issuer {}: nothing is sealed for it",
+                rule.issuer
+            ));
+        };
+        if let SealedBy::ServiceManager(name) = &terms.keeper {
+            return Err(format!(
+                "{identity}.{credential} is kept by the service manager, as {name}: give it another with systemd-creds encrypt, and \
+                 restart the agent's unit"
+            ));
+        }
+        let carry = rule.forward.as_ref().and_then(|forward| forward.carry.as_deref());
+        let mut all = Values::new();
+        for (name, value) in values {
+            let name = match (name.as_str(), terms.fields.as_slice()) {
+                ("", [field]) => field.clone(),
+                _ if terms.fields.contains(&name) => name,
+                _ => {
+                    let fields = terms.fields.join(", ");
+                    return Err(format!(
+                        "{identity}.{credential} has the fields {fields}: say which it is (--field)"
+                    ));
+                }
+            };
+            if let Some(what) = carry.and_then(|carry| carry.unfit(&name, &value)) {
+                return Err(format!("{identity}.{credential}: {name} {what}"));
+            }
+            all.insert(name, value);
+        }
+        let safe = self.sealed.safe();
+        let missing: Vec<&String> = terms.fields.iter().filter(|field| !all.contains_key(*field)).collect();
+        if !missing.is_empty() {
+            let before = match safe.open(identity, credential) {
+                Ok((before, _)) => before,
+                Err(error) if matches!(error.why, NotSafe::Nothing) => Values::new(),
+                Err(error) => return Err(error.to_string()),
+            };
+            all.extend(before.into_iter().filter(|(field, _)| missing.contains(&field)));
+        }
+        if let Some(field) = terms.fields.iter().find(|field| !all.contains_key(*field)) {
+            return Err(format!(
+                "{identity}.{credential}: there is no {field} yet: give all of its fields at once (--json)"
+            ));
+        }
+        let kept = safe
+            .put(identity, credential, &all, self.clock.wall())
+            .map_err(|error| format!("{error}; what was sealed before stays"))?;
+        Ok(format!(
+            "{identity}.{credential}: {} sealed, fingerprint {}; whoever may have it gets it from now on",
+            kept.fields.join(", "),
+            kept.fingerprint
+        ))
+    }
+
+    /// Also of what the settings do not name any more.
+    fn take_away(&self, identity: &str, credential: &str) -> Result<String, String> {
+        match self.sealed.safe().remove(identity, credential) {
+            Ok(true) => Ok(format!(
+                "{identity}.{credential}: what was sealed is gone here; change it where it is checked, for it is good there still"
+            )),
+            Ok(false) => Err(format!("{identity}.{credential}: nothing is sealed for it")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn rule(&self, identity: &str, credential: &str) -> Result<&Arc<CredentialRule>, String> {
+        let known = self.settings.policy.identities().find(|known| *known.name == *identity);
+        let known = known.ok_or_else(|| format!("there is no identity {identity}"))?;
+        known.credentials.get(credential).ok_or_else(|| {
+            let names: Vec<&str> = known.credentials.keys().map(|name| &**name).collect();
+            format!("{identity} has no credential {credential}: it has {}", names.join(", "))
+        })
     }
 
     async fn retire(&self, which: Which) -> usize {
@@ -367,7 +476,7 @@ impl Steward {
                     let (until, owner) = (exception.until, &exception.owner);
                     ending.push(format!(
                         "{name} is {} until {until}, in less than {step} days; then it is denied (owner {owner})",
-                        rule.binding
+                        rule.weakness()
                     ));
                 }
             }
@@ -412,10 +521,11 @@ impl Steward {
         let certificates =
             Certificates::open(&settings.certificates, self.rotor.certificates(), &keys, self.clock.wall())
                 .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let books = books(&settings, &keys, &certificates, &self.clock, &self.dice)
+        let books = books(&settings, &keys, &certificates, &self.sealed, &self.clock, &self.dice)
             .map_err(|error| vec![error.to_string()])?;
 
         registrable(&settings)?;
+        can_be_had(&settings, self.sealed.safe())?;
 
         // From here on nothing can fail.
         let mut changes = changes(&self.settings.policy, &settings.policy);
@@ -436,7 +546,8 @@ impl Steward {
     }
 
     fn refresh_facts(&self) {
-        let mut facts = facts(&self.settings, self.rotor.keys(), self.rotor.certificates(), None);
+        let (keys, certificates) = (self.rotor.keys(), self.rotor.certificates());
+        let mut facts = facts(&self.settings, keys, certificates, self.sealed.safe(), None);
         facts.warnings.extend(self.rotor.troubles());
         let before = self.facts.load();
         facts.max_level = before.max_level.clone();
@@ -662,6 +773,7 @@ binding = "mtls"
             ),
             journey,
             settings,
+            sealed: built.sealed,
             disabled: built.disabled,
             origin: built.origin,
             facts: built.facts,
