@@ -298,6 +298,8 @@ async fn without_a_sealing_key_it_does_not_load() {
     for words in ["shop.smtp: keys.sealed: ", "systemd-creds", "keys.sealing_key"] {
         assert!(said(&told).contains(words), "{}", said(&told));
     }
+    let checked = Command::new(BINARY).arg("check").arg(plain.write()).output().unwrap();
+    assert!(said(&checked).contains("it does not start: kind = \"sealed\" needs one"), "{}", said(&checked));
     // Nor is it taken up by a reload: the settings before stay.
     let bare = Setup::new("http://127.0.0.1:9");
     let agent = bare.start(None);
@@ -606,6 +608,26 @@ async fn a_copy_opens_for_no_other_credential_and_on_no_other_machine() {
     assert!(adopted.status.success(), "{}", said(&adopted));
     let agent = TestAgent::start_under(Arc::clone(&setup.dir), &elsewhere);
     assert_eq!(value(&agent.client().await.get("smtp", &[]).await.unwrap(), "password"), CANARY);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_sealing_key_takes_the_place_of_the_one_before() {
+    // K57-6: as agent.toml.example has it, at the start.
+    let setup = setup("[\"password\"]", "");
+    let agent = setup.start(None);
+    sealed(&agent, &["shop", "smtp"], CANARY);
+    let before = agent.client().await.get("smtp", &[]).await.unwrap().fingerprint;
+    agent.stop();
+    let given = sealing_key(&setup);
+    fs::rename(&given, given.with_extension("old")).unwrap();
+    fs::write(&given, b"the sealing key of another year, which is longer").unwrap();
+    fs::set_permissions(&given, fs::Permissions::from_mode(0o400)).unwrap();
+    let old = given.with_extension("old").display().to_string();
+    let both = setup.with("[keys]\n", &format!("[keys]\nold_sealing_key = \"{old}\"\n"));
+    both.start(None).stop();
+    let setup = both.with(&format!("old_sealing_key = \"{old}\"\n"), "");
+    let after = setup.start(None).client().await.get("smtp", &[]).await.unwrap();
+    assert_eq!((value(&after, "password"), after.fingerprint), (CANARY.into(), before));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,6 +69,9 @@ enum Command {
     /// Switch an identity on again.
     Enable(operator::Enable),
     /// Put in a secret that cannot be dynamic yet, for a credential of kind = "sealed".
+    ///
+    /// It is read from standard input: one value, without the one line feed that may stand at its end; on a terminal, what you type
+    /// is not shown. The agent keeps it sealed and hands it out from now on.
     Seal(seal::Seal),
     /// How the agent, its issuers, its shelf and its ledger are.
     Status(operator::StatusCommand),

@@ -18,10 +18,7 @@ use crate::{client::operator, proto::v1::SealRequest, secret::Secret};
 /// As much as the agent takes, and more than any secret is.
 const MOST: u64 = 48 << 10;
 
-/// Put in what a credential of kind = "sealed" hands out. The secret is read from standard input: one value, without the one line feed
-/// that may stand at its end; on a terminal, what you type is not shown. The agent keeps it sealed, and hands it out from now on.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
 pub(super) struct Seal {
     /// Whose it is.
     identity: String,

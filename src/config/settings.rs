@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
-    issuer::terms::Wants,
+    issuer::terms::{SealedBy, Wants},
     keys::{CertificateSettings, Custody, Home, KeySettings, MACHINE_ID, SealSettings, SignedBy, Workshop},
     policy::{Assurance, Export, Exports, Identity, Policy},
     wire::ListenSettings,
@@ -94,6 +94,12 @@ impl Settings {
     /// The files with keys in them, where the settings have them.
     pub fn key_files(&self) -> impl Iterator<Item = &std::path::Path> {
         key_files(&self.keys, &self.certificates)
+    }
+
+    /// Whether there is a secret that the agent keeps sealed, for which it needs a key.
+    pub fn has_sealed(&self) -> bool {
+        let mut rules = self.policy.identities().flat_map(|identity| identity.credentials.values());
+        rules.any(|rule| matches!(&rule.terms.wants, Wants::Sealed(terms) if terms.keeper == SealedBy::Agent))
     }
 
     /// Whether what is only read at start differs: a reload has to say so.

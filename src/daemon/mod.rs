@@ -2,6 +2,7 @@
 //! runs until it is told to stop. Reload builds everything new before it lets go of anything old.
 
 mod facts;
+mod seal;
 mod steward;
 
 use std::{
