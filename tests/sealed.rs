@@ -28,10 +28,10 @@ use keybearer::{
     shim,
 };
 use serde_json::Value;
-use support::{BINARY, RESOURCE, Setup, TestAgent, body, get, http, is_root, issuer, skip};
+use support::{BINARY, RESOURCE, Setup, TestAgent, body, copies, get, http, is_root, issuer, skip};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
-use vault::{Vault, calls, invalid_token};
+use vault::{Says, Vault, calls, invalid_token};
 
 const KEY: &[u8] = b"a sealing key that is kept elsewhere, canary";
 const CANARY: &str = "canary-of-a-password-7f3a";
@@ -211,11 +211,18 @@ async fn what_an_operator_puts_in_a_program_gets_and_nobody_else_ever_sees() {
     let agent = TestAgent::start(dir);
     let kept = agent.client().await.get("smtp", &[]).await.unwrap();
     assert_eq!((value(&kept, "password"), kept.fingerprint), (another, second.fingerprint));
+    let mut client = agent.client().await;
+    let mut watch = client.watch("smtp", &[]).await.unwrap();
+    watch.message().await.unwrap().unwrap();
     let told = sealed(&agent, &["shop", "smtp", "--remove"], "");
     assert!(told.contains("it is good there still"), "{told}");
-    let no = agent.client().await.get("smtp", &[]).await.unwrap_err();
+    let no = client.get("smtp", &[]).await.unwrap_err();
     assert_eq!(reason(&no), "SECRET_UNAVAILABLE");
     assert_eq!(fs::read_dir(agent.dir.path().join("state/sealed")).unwrap().count(), 0);
+    // Whoever watches waits for what comes in its place.
+    sealed(&agent, &["shop", "smtp"], "the next");
+    let next = tokio::time::timeout(Duration::from_secs(20), watch.message()).await.expect("it is told");
+    assert_eq!(value(&next.unwrap().unwrap().credential.unwrap(), "password"), "the next");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -465,6 +472,39 @@ async fn a_program_calls_an_api_and_never_sees_its_key_and_goes_on_unchanged_whe
     words.push_str(&agent.stop().1);
     assert!(!words.contains(CANARY), "the secret was said");
     assert_eq!(found(dir.path(), CANARY), Vec::<PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_it_is_in_the_memory_of_the_program_whose_calls_carry_it() {
+    // S46. The program is curl, in the middle of an answer.
+    let api = Vault::open().await;
+    let bare = with_key(Setup::new("http://127.0.0.1:9"));
+    let root = bare.dir.path().join("root.pem");
+    fs::write(&root, &api.root).unwrap();
+    let more = format!(
+        "forward = \"only\"\nforward_as = \"X-Api-Key: {{key}}\"\norigins = [\"{}\"]\napi_ca_file = {root:?}",
+        api.url
+    );
+    let agent = bare.and(&table("partner", "[\"key\"]", &more)).start(None);
+    sealed(&agent, &["shop", "partner"], CANARY);
+    let head = "HTTP/1.1 200 x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n";
+    api.will([Says::Pieces(vec![head, "0\r\n\r\n"], Arc::default())]);
+    let mine = "canary-of-the-program-itself";
+    let mut curl = Command::new("curl");
+    curl.args(["-sSN", "--http1.1", "-H", "keybearer: v1", "-H", &format!("x-mine: {mine}")]);
+    curl.arg("--unix-socket").arg(agent.socket("http.sock")).arg("http://keybearer/v1/forward/partner/x");
+    let Ok(mut program) = curl.stdout(Stdio::piped()).spawn() else {
+        return skip(
+            "nothing_of_it_is_in_the_memory_of_the_program_whose_calls_carry_it",
+            "curl is not here",
+        );
+    };
+    std::io::Read::read_exact(program.stdout.as_mut().unwrap(), &mut [0; 5]).unwrap();
+    assert!(api.diary()[0].head.contains(&format!("x-api-key: {CANARY}")));
+    assert!(copies(program.id(), mine.as_bytes()) > 0, "the search finds what is there");
+    assert_eq!(copies(program.id(), CANARY.as_bytes()), 0);
+    program.kill().unwrap();
+    program.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
