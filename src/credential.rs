@@ -4,7 +4,7 @@
 use std::{
     borrow::Cow,
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, LazyLock, OnceLock},
     time::Duration,
 };
 
@@ -149,7 +149,12 @@ pub enum Payload {
         /// What its issuer is told to end it: what it hangs on there.
         handle: Secret,
     },
+    /// Values by name that stay as they are, in the order of their names: nobody can end them but where they are checked (S1).
+    Static(Vec<(String, Secret)>),
 }
+
+/// What a static secret hangs on: nothing.
+static NOTHING: LazyLock<Secret> = LazyLock::new(|| Secret::new([]));
 
 /// A live credential. Shared by reference: its secret is wiped when the last holder lets go.
 #[derive(Debug)]
@@ -193,6 +198,7 @@ impl Payload {
             Self::Token(_) => "access_token",
             Self::Certificate { .. } => "x509_certificate",
             Self::Values { .. } => "leased_values",
+            Self::Static(_) => "static_values",
         }
     }
 }
@@ -207,7 +213,7 @@ impl Credential {
     pub fn token(&self) -> Option<&Secret> {
         match &self.payload {
             Payload::Token(token) => Some(token),
-            Payload::Certificate { .. } | Payload::Values { .. } => None,
+            Payload::Certificate { .. } | Payload::Values { .. } | Payload::Static(_) => None,
         }
     }
 
@@ -215,23 +221,30 @@ impl Credential {
     pub fn certificate(&self) -> Option<&Arc<ClientCertificate>> {
         match &self.payload {
             Payload::Certificate { certificate, .. } => Some(certificate),
-            Payload::Token(_) | Payload::Values { .. } => None,
+            Payload::Token(_) | Payload::Values { .. } | Payload::Static(_) => None,
         }
     }
 
-    /// Whether `next` is the same for longer: a lease that was renewed, and no other credential.
+    /// The value of that name of a secret that stays as it is.
+    pub fn static_value(&self, field: &str) -> Option<&Secret> {
+        let Payload::Static(values) = &self.payload else { return None };
+        values.iter().find(|(name, _)| name == field).map(|(_, value)| value)
+    }
+
+    /// Whether `next` is the same for longer: a lease that was renewed, a secret that stays as it is, and no other credential.
     pub fn goes_on_as(&self, next: &Self) -> bool {
-        let leased = |one: &Self| matches!(one.payload, Payload::Values { .. });
-        leased(self) && leased(next) && self.fingerprint == next.fingerprint
+        let lasts = |one: &Self| matches!(one.payload, Payload::Values { .. } | Payload::Static(_));
+        lasts(self) && lasts(next) && self.fingerprint == next.fingerprint
     }
 
     /// What its issuer is told to end it before its time: the token itself, the certificate (base64url of its DER), or what leased
-    /// values hang on.
+    /// values hang on; nothing, where there is nobody to tell.
     pub fn handle(&self) -> &Secret {
         match &self.payload {
             Payload::Token(token) => token,
             Payload::Certificate { certificate, .. } => certificate.handle(),
             Payload::Values { handle, .. } => handle,
+            Payload::Static(_) => &NOTHING,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The generated code of proto/, included once, and the codec it uses.
 
-use std::marker::PhantomData;
+use std::{fmt, marker::PhantomData};
 
 use tonic::codec::BufferSettings;
 use tonic_prost::{ProstDecoder, ProstEncoder};
@@ -17,6 +17,12 @@ pub mod v1 {
 
     /// The descriptors, for reflection where it is switched on.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/keybearer.v1.bin"));
+}
+
+impl fmt::Debug for v1::SealRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SealRequest({}.{})", self.identity, self.credential)
+    }
 }
 
 /// The SPIFFE Workload API, as far as this agent asks it.
@@ -62,5 +68,19 @@ where
 
     fn decoder(&mut self) -> Self::Decoder {
         ProstDecoder::new(BufferSettings::new(BUFFER, YIELD))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::v1::SealRequest;
+
+    #[test]
+    fn what_an_operator_puts_in_is_not_told_by_debug() {
+        // AUD-05
+        let values = [("password".to_owned(), b"canary".to_vec())].into();
+        let request =
+            SealRequest { identity: "shop".into(), credential: "smtp".into(), values, remove: false };
+        assert_eq!(format!("{request:?}"), "SealRequest(shop.smtp)");
     }
 }

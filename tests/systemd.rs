@@ -64,6 +64,7 @@ async fn units_of_a_real_service_manager() {
 
     a_credential_of_the_service_manager_seals_key_files(&host, &kept);
     an_agent_that_is_not_root_is_asked_by_the_service_manager_too(&host, &kept);
+    a_secret_that_cannot_be_dynamic_yet_is_kept_by_the_service_manager_or_under_its_key(&host, kept);
     the_journal_of_a_talkative_agent_holds_no_token(&host);
 
     let verified = host.inside(&[BINARY, "audit", "verify", "--dir", &host.path("state/audit")]);
@@ -383,10 +384,64 @@ fn a_credential_of_the_service_manager_seals_key_files(host: &Host, kept: &Setup
     ]);
     assert!(made.status.success(), "{}", text(&made));
     host.agent("kept.service", kept.dir.path(), &properties);
-    assert!(!status().contains("sealed") && status().contains("shop"), "{}", status());
+    assert!(!status().contains("not sealed") && status().contains("shop"), "{}", status());
     let sealed = fs::read_to_string(&key).unwrap();
     assert!(sealed.starts_with("-----BEGIN KEYBEARER SEALED KEY-----"), "{sealed}");
     host.inside(&["systemctl", "stop", "kept.service"]);
+}
+
+fn a_secret_that_cannot_be_dynamic_yet_is_kept_by_the_service_manager_or_under_its_key(
+    host: &Host,
+    kept: Setup,
+) {
+    // S1, as agent.toml.example says it is done; the agent is a user's that is not root.
+    let now = keybearer::clock::SystemClock::shared().wall().as_second();
+    let until = jiff::Timestamp::from_second(now + 86_400).unwrap();
+    let exception = format!("exception = {{ owner = \"shop\", reason = \"a test\", until = \"{until}\" }}");
+    let table = |name: &str, more: &str| {
+        format!(
+            "\n[identities.shop.credentials.{name}]\nkind = \"sealed\"\nfields = [\"password\"]\n{exception}\n{more}\n"
+        )
+    };
+    let kept = kept.and(&table("smtp", "systemd_credential = \"smtp-password\"")).and(&table("imap", ""));
+    std::os::unix::fs::chown(kept.write(), Some(USER), Some(USER)).unwrap();
+    let made = host.inside(&[
+        "sh",
+        &host.script(
+            "printf 'canary-of-the-manager\\n' | systemd-creds encrypt --with-key=host --name=smtp-password - \\
+             /etc/credstore.encrypted/smtp-password",
+        ),
+    ]);
+    assert!(made.status.success(), "{}", text(&made));
+    let user = format!("--property=User={USER}");
+    let properties = [
+        &user,
+        "--property=LoadCredentialEncrypted=keybearer.sealing-key",
+        "--property=LoadCredentialEncrypted=smtp-password",
+    ];
+    host.agent("static.service", kept.dir.path(), &properties);
+    let at = |name: &str| kept.dir.path().join(name).display().to_string();
+    let (agent, operator) = (at("run/agent.sock"), at("run/operator.sock"));
+    let sealed = host.inside(&[
+        "sh",
+        &host.script(&format!("printf canary-of-the-agent | {BINARY} seal shop imap --socket {operator}")),
+    ]);
+    assert!(sealed.status.success(), "{}", text(&sealed));
+    for (name, secret) in [("smtp", "canary-of-the-manager\n"), ("imap", "canary-of-the-agent\n")] {
+        let line = ["get", name, "--field", "password", "--socket", &agent];
+        let answer = host.unit("shop.service", &[&user], &line);
+        assert_eq!(String::from_utf8_lossy(&answer.stdout), secret, "{}", text(&answer));
+        let refused = host.unit("other.service", &[&user], &line);
+        assert!(text(&refused).contains("NOT_ENTITLED") && !text(&refused).contains("canary"));
+    }
+    let status = text(&host.inside(&[BINARY, "status", "--socket", &operator]));
+    assert!(status.contains("systemd credential smtp-password"), "{status}");
+    let journal =
+        text(&host.inside(&["journalctl", "--no-pager", "--output=json", "--unit", "static.service"]));
+    assert!(journal.contains("ready") && !journal.contains("canary"), "{journal}");
+    let grep = host.inside(&["grep", "-r", "-l", "canary-of", &at("state"), "/etc/credstore.encrypted"]);
+    assert_eq!(text(&grep), "", "none of it lies open");
+    host.inside(&["systemctl", "stop", "static.service"]);
 }
 
 fn an_agent_that_is_not_root_is_asked_by_the_service_manager_too(host: &Host, kept: &Setup) {

@@ -95,6 +95,15 @@ pub enum HeaderError {
     Connection,
 }
 
+/// Whether a header says neither who calls nor anything of one connection, and makes no other request of this one.
+pub(super) fn is_free(name: &HeaderName) -> bool {
+    let name = name.as_str().replace('_', "-");
+    let name = name.as_str();
+    let taken = [&HOP_BY_HOP[..], &OURS, &DISGUISES, &["via"]];
+    !taken.iter().any(|names| names.contains(&name))
+        && !OURS_BEGIN.iter().any(|begin| name.starts_with(begin))
+}
+
 /// The headers that go on.
 ///
 /// # Errors

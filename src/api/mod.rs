@@ -1,9 +1,10 @@
 //! APIs, called by the agent for a program, which so needs neither token nor key (MT-11, DPOP-27). In goes a request that
 //! was decided about, with what proves the credential; out comes the API's answer, or why there is none. What a path may
-//! say is in `path`, which headers go on and come back in `headers`, what a 401 asks for in `challenge`, how bodies pass in
+//! say is in `path`, how a secret goes along that is no token in `carry`, which headers go on and come back in `headers`, what a 401 asks for in `challenge`, how bodies pass in
 //! `body`. Connections are those of one identity and one certificate, never shared (MT-10).
 
 mod body;
+mod carry;
 mod challenge;
 mod headers;
 mod path;
@@ -30,6 +31,7 @@ use tokio::{
 use self::body::{Moved, Outgoing, Room};
 pub use self::{
     body::{Answering, Asking, BodyError, Coming, MayGoOn, whole},
+    carry::Carry,
     challenge::{Asks, asks},
     headers::{HeaderError, back, onward},
     path::{Path, PathError},
@@ -86,6 +88,8 @@ pub struct Attempt<'a> {
     pub headers: &'a HeaderMap,
     /// What goes with it.
     pub credential: &'a Credential,
+    /// How it goes along, where it is no token.
+    pub carry: Option<&'a Carry>,
     /// The proof for this attempt and no other, where the credential needs one (DPOP-12).
     pub proof: Option<Secret>,
     /// Whose it is.
@@ -310,8 +314,12 @@ fn request(attempt: Attempt<'_>, body: Outgoing) -> Result<Request<Outgoing>, Ap
     if !has_length && [Method::GET, Method::HEAD].contains(attempt.method) {
         request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    // One Authorization header, by the scheme of what binds the token (DPOP-06).
     let credential = attempt.credential;
+    if let Some(carry) = attempt.carry {
+        carry.put(credential, request.headers_mut()).map_err(unusable)?;
+        return Ok(request);
+    }
+    // One Authorization header, by the scheme of what binds the token (DPOP-06).
     let token = credential.token().ok_or_else(|| unusable("a credential that is no token"))?;
     let value = [credential.binding().scheme().as_bytes(), b" ", token.expose()].concat();
     let secret = |value: Secret, what: &str| secret_header(value).map_err(|_| unusable(what));

@@ -233,6 +233,8 @@ pub enum EventType {
     Protocol,
     /// An alarm: what was given to one was used by another (S10).
     ReuseDetected,
+    /// An operator put in a secret that cannot be dynamic yet, or took it away, or could not (S1).
+    SecretSeal,
 }
 
 /// How it ended.

@@ -75,8 +75,8 @@ impl PendingFile {
 
     /// Writes down all that wait, or takes the file away if none does. False if that failed, which is told.
     pub(super) fn keep<'a>(&self, waiting: impl Iterator<Item = &'a Revocation>) -> bool {
-        let kept: Vec<Kept> = waiting
-            .map(|revocation| Kept {
+        let kept = |revocation: &Revocation| {
+            Some(Kept {
                 identity: revocation.order.identity.to_string(),
                 credential: revocation.order.credential.to_string(),
                 issuer: revocation.order.issuer.to_string(),
@@ -88,13 +88,16 @@ impl PendingFile {
                         KeptWants::Certificate { at: terms.at.clone(), path: terms.path.clone() }
                     }
                     Wants::Lease(terms) => KeptWants::Lease(terms.clone()),
+                    // There is nobody who could end it.
+                    Wants::Sealed(_) => return None,
                 },
                 fingerprint: revocation.credential.fingerprint.to_string(),
                 token: revocation.credential.handle().expose_str().unwrap_or_default().to_owned(),
                 until: revocation.credential.window.until_wall.as_second(),
                 cause: revocation.cause.as_str().into(),
             })
-            .collect();
+        };
+        let kept: Vec<Kept> = waiting.filter_map(kept).collect();
         let written = self.write(&kept);
         if let Err(error) = &written {
             let path = self.0.path().display();

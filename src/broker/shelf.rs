@@ -337,6 +337,8 @@ impl Shelf {
             Event::Retired { which, cause } => {
                 for (order, slot) in self.slots.iter_mut().filter(|(order, _)| which.takes(order)) {
                     slot.outdated = slot.fetching;
+                    // An operator acted: what was refused may be given now.
+                    slot.refused = None;
                     revoke_all(order, slot, cause, now, &mut actions);
                     actions.push(Action::Publish(order.clone(), None));
                     if slot.watchers > 0 && !slot.fetching {

@@ -193,7 +193,8 @@ impl StowedCredential {
     fn of(credential: &Credential) -> Option<Self> {
         let text = |secret: &Secret| secret.expose_str().map(str::to_owned);
         let secret = match &credential.payload {
-            Payload::Certificate { .. } => return None,
+            // What is static lies sealed already.
+            Payload::Certificate { .. } | Payload::Static(_) => return None,
             Payload::Token(token) => StowedSecret::Token(text(token)?),
             Payload::Values { values, handle } => StowedSecret::Values {
                 values: values

@@ -50,6 +50,7 @@ pub(super) fn unbuilt(error: BuildError) -> Exit {
         | BuildError::Home(_)
         | BuildError::Keys(_)
         | BuildError::Registrations(_)
+        | BuildError::Sealed(_)
         | BuildError::Sealing(_)
         | BuildError::Vault(_) => Exit::CONFIG,
         BuildError::Disabled(..) | BuildError::Ledger(_) => Exit::IO,

@@ -47,6 +47,13 @@ impl Check {
                 settings.kept.sealing.advice()
             ));
         }
+        if let Ok(settings) = &checked
+            && settings.has_sealed()
+            && !settings.kept.sealing.names_a_key()
+        {
+            let message = "unless the service manager gives the agent a sealing key, it does not start: kind = \"sealed\" needs one";
+            warnings.push(message.into());
+        }
         if self.json {
             let list: Vec<_> = mistakes
                 .iter()

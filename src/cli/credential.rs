@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::{Exit, WorkloadSocket, paint, print_json};
 use crate::{
     client::Agent,
-    proto::v1::{AccessToken, Credential, credential::Kind},
+    deliver::Source,
+    proto::v1::{AccessToken, Credential, LeasedValues, StaticValues, credential::Kind},
 };
 
 /// What to ask for and how to print it.
@@ -26,6 +27,9 @@ struct Wanted {
     /// As an HTTP header line: `Authorization: Bearer ...`.
     #[arg(long)]
     header: bool,
+    /// Only this field of it, as `deliver` names them: token, password, chain, ...
+    #[arg(long, value_name = "FIELD", conflicts_with_all = ["json", "header"])]
+    field: Option<String>,
     #[command(flatten)]
     socket: WorkloadSocket,
 }
@@ -108,6 +112,12 @@ impl Watch {
 
 impl Wanted {
     fn print(&self, credential: &Credential) -> Result<(), Exit> {
+        if let Some(field) = &self.field {
+            let source = format!("{}.{field}", self.name).parse::<Source>();
+            let source = source.map_err(|what| Exit::new(Exit::USAGE, what))?;
+            let value = source.value(credential).map_err(|no| Exit::new(Exit::DATA, no.to_string()))?;
+            return paint::line(value.expose_str().unwrap_or_default());
+        }
         if self.json {
             let mut shown = about(credential);
             match &credential.kind {
@@ -119,6 +129,10 @@ impl Wanted {
                     shown["bundle_pem"] = json!(certificate.bundle_pem);
                 }
                 Some(Kind::LeasedValues(leased)) => shown["values"] = json!(leased.values),
+                Some(Kind::StaticValues(sealed)) => {
+                    shown["values"] = json!(sealed.values);
+                    shown["static"] = json!(true);
+                }
                 None => return Err(unknown_kind()),
             }
             // One line each, so that a stream of them can be read line by line.
@@ -137,8 +151,10 @@ impl Wanted {
                 let pair = credential.client_certificate.clone().unwrap_or_default();
                 paint::line(format!("{}{}", pair.key_pem, pair.chain_pem).trim_end())
             }
-            Some(Kind::LeasedValues(leased)) => {
-                let names: BTreeMap<_, _> = leased.values.iter().collect();
+            Some(
+                Kind::LeasedValues(LeasedValues { values }) | Kind::StaticValues(StaticValues { values }),
+            ) => {
+                let names: BTreeMap<_, _> = values.iter().collect();
                 // A line more would read as a value more.
                 let broken = names.iter().find(|(_, value)| value.contains(['\n', '\r', '\0']));
                 if let Some((name, _)) = broken {

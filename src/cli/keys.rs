@@ -17,7 +17,10 @@ use crate::{
     config::{Settings, load},
     issuer::terms::ClientAuth,
     jose::Signer,
-    keys::{Certificates, ClientCertificate, Custody, Keyring, Now, Purpose, Vault, destroy, remains},
+    keys::{
+        Certificates, ClientCertificate, Custody, Keyring, Now, Purpose, SEALED_VALUES, Safe, Vault, destroy,
+        remains,
+    },
 };
 
 #[derive(Args, Debug)]
@@ -180,6 +183,7 @@ impl Keys {
                     };
                     rows.extend(all.into_iter().map(row));
                 }
+                rows.extend(held.sealed());
                 paint::line(paint::table(&rows).trim_end())
             }
         }
@@ -208,6 +212,23 @@ impl Held {
         let certificates = Certificates::open(&wanted, &Certificates::default(), &ring, now.wall)
             .map_err(|errors| unopened(&errors))?;
         Ok(Self { settings, ring, certificates })
+    }
+
+    /// What lies sealed that is no key.
+    fn sealed(&self) -> Vec<Vec<String>> {
+        let kept = &self.settings.kept;
+        let (vault, dice) = (self.ring.vault().clone(), SystemDice::shared());
+        let safe = Safe::new(vault, kept.sealed.clone(), kept.home.clone(), None, dice);
+        let all = safe.all().into_iter().filter_map(|(identity, credential)| {
+            let said = match safe.look(&identity, &credential) {
+                Ok(kept) => {
+                    kept.map(|kept| (format!("since {:.0}", kept.since), kept.fingerprint.to_string()))?
+                }
+                Err(error) => (error.why.to_string(), String::new()),
+            };
+            Some(vec![identity, format!("{SEALED_VALUES} {credential}"), said.0, said.1])
+        });
+        all.collect()
     }
 
     /// Whether an issuer has to be shown the certificate itself, and not only a name of it (MT-05).

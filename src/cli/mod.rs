@@ -14,6 +14,7 @@ mod keys;
 mod operator;
 mod paint;
 mod registration;
+mod seal;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf, process::ExitCode};
 
@@ -73,6 +74,11 @@ enum Command {
     Disable(operator::Disable),
     /// Switch an identity on again.
     Enable(operator::Enable),
+    /// Put in a secret that cannot be dynamic yet, for a credential of kind = "sealed".
+    ///
+    /// It is read from standard input: one value, without the one line feed that may stand at its end; on a terminal, what you type
+    /// is not shown. The agent keeps it sealed and hands it out from now on.
+    Seal(seal::Seal),
     /// How the agent, its issuers, its shelf and its ledger are.
     Status(operator::StatusCommand),
     /// Print the two headers of one request with a bound credential: the credential, and a proof that is good once.
@@ -244,6 +250,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Revoke(command) => on_runtime(command.run()),
         Command::Rotate(command) => on_runtime(command.run()),
         Command::Reload(socket) => on_runtime(operator::reload(socket.socket)),
+        Command::Seal(command) => on_runtime(command.run()),
         Command::Status(command) => on_runtime(command.run()),
         Command::Prove(command) => on_runtime(command.run()),
         Command::Watch(command) => on_runtime(command.run()),

@@ -109,7 +109,7 @@ impl Enable {
     }
 }
 
-fn told(answer: ActResponse) -> Result<(), Exit> {
+pub(super) fn told(answer: ActResponse) -> Result<(), Exit> {
     let words = answer.messages.join("\n");
     if answer.done { paint::line(&words) } else { Err(Exit::new(Exit::DATA, words)) }
 }
@@ -131,6 +131,11 @@ impl StatusCommand {
 
 fn seconds(length: Option<prost_types::Duration>) -> Option<i64> {
     length.map(|length| length.seconds)
+}
+
+/// A moment as people and machines read it.
+fn day(at: prost_types::Timestamp) -> String {
+    jiff::Timestamp::from_second(at.seconds).map(|at| at.to_string()).unwrap_or_default()
 }
 
 fn as_json(status: &StatusResponse) -> Value {
@@ -158,6 +163,11 @@ fn as_json(status: &StatusResponse) -> Value {
             "scope": it.scope, "fingerprint": it.fingerprint, "last_error": it.last_error,
         })).collect::<Vec<_>>(),
         "ledger": {"directory": ledger.directory, "records": ledger.records, "healthy": ledger.healthy},
+        "sealed": status.sealed.iter().map(|it| json!({
+            "identity": it.identity, "credential": it.credential, "fields": it.fields,
+            "since": it.since.map(day), "until": it.until.map(day), "reason": it.reason, "owner": it.owner,
+            "systemd_credential": it.systemd_credential, "fingerprint": it.fingerprint, "trouble": it.trouble,
+        })).collect::<Vec<_>>(),
         "warnings": status.warnings,
         "reload_error": status.reload_error,
     })
@@ -221,6 +231,26 @@ fn print(status: &StatusResponse) -> Result<(), Exit> {
             ]
         }),
     )?;
+    if !status.sealed.is_empty() {
+        section(
+            "static secrets, until they are dynamic",
+            status.sealed.iter().map(|it| {
+                let since = match (it.since, &*it.systemd_credential) {
+                    (Some(since), _) => format!("sealed {}", day(since)),
+                    (None, "") => paint::bad("not there"),
+                    (None, name) => format!("systemd credential {name}"),
+                };
+                vec![
+                    format!("{}.{}", it.identity, it.credential),
+                    it.fields.join(" "),
+                    since,
+                    format!("denied from {}", it.until.map(day).unwrap_or_default()),
+                    it.reason.clone(),
+                    it.owner.clone(),
+                ]
+            }),
+        )?;
+    }
     if !status.reload_error.is_empty() {
         paint::line(&format!(
             "{}\n{}",

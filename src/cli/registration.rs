@@ -101,7 +101,10 @@ fn metadata(
     let shown = certificates.get(client.identity).map(Vec::as_slice).unwrap_or_default();
     match method {
         // What others sign, the issuer knows from them.
-        ClientAuth::FederatedJwt(_) | ClientAuth::SpiffeJwt(_) | ClientAuth::Bootstrap(_) => {}
+        ClientAuth::FederatedJwt(_)
+        | ClientAuth::SpiffeJwt(_)
+        | ClientAuth::Bootstrap(_)
+        | ClientAuth::Nobody => {}
         ClientAuth::PrivateKeyJwt => {
             let jwk = key(client.identity).ok_or_else(|| missing("key"))?;
             metadata["token_endpoint_auth_signing_alg"] = jwk["alg"].clone();

@@ -7,7 +7,7 @@ use super::reader::Reader;
 use crate::{
     credential::Binding,
     deliver::{AtRotation, Delivery, Signal, Source, Variable},
-    issuer::terms::Wants,
+    issuer::terms::{LeaseTerms, SealedTerms, Wants},
     policy::CredentialRule,
 };
 
@@ -91,6 +91,7 @@ fn deliverable(source: &Source, credentials: &BTreeMap<Arc<str>, Arc<CredentialR
         (Wants::Lease(lease), field) => {
             lease.fields.is_empty() || lease.fields.iter().any(|one| one == field)
         }
+        (Wants::Sealed(sealed), field) => sealed.fields.iter().any(|one| one == field),
         (Wants::Token, "token" | "authorization") | (Wants::Certificate(_), "bundle") => true,
         (_, "chain" | "key" | "pair") => shows,
         _ => false,
@@ -99,7 +100,9 @@ fn deliverable(source: &Source, credentials: &BTreeMap<Arc<str>, Arc<CredentialR
         Wants::Token if shows => "token, authorization, chain, key, pair, expires_at".into(),
         Wants::Token => "token, authorization, expires_at".into(),
         Wants::Certificate(_) => "chain, key, pair, bundle, expires_at".into(),
-        Wants::Lease(lease) => format!("{}, expires_at", lease.fields.join(", ")),
+        Wants::Lease(LeaseTerms { fields, .. }) | Wants::Sealed(SealedTerms { fields, .. }) => {
+            format!("{}, expires_at", fields.join(", "))
+        }
     };
     if there { Ok(()) } else { Err(format!("that credential has no field {field:?}: it has {has}")) }
 }

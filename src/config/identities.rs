@@ -15,6 +15,7 @@ use super::{
     issuers::IssuerSettings,
     reader::{Reader, parse_sha256},
     registrations::{Registrations, registrations},
+    sealed,
     terms::terms,
     wants::wants,
 };
@@ -189,6 +190,14 @@ fn credential(
     assurance: Assurance,
     issuers: &BTreeMap<Arc<str>, IssuerSettings>,
 ) -> CredentialRule {
+    if reader.has("kind") {
+        return sealed::credential(reader, (identity, name), assurance);
+    }
+    for key in ["fields", "forward_as", "systemd_credential"] {
+        if reader.has(key) {
+            reader.wrong(key, "it is for a secret that stays as it is: say kind = \"sealed\"");
+        }
+    }
     let issuer: Arc<str> = reader.required("issuer", "issuer = \"corp\"").unwrap_or_default().into();
     if !issuer.is_empty() && !issuers.contains_key(&issuer) {
         reader.wrong("issuer", "there is no [issuers.NAME] of that name");
@@ -285,14 +294,14 @@ fn credential(
 
 /// What a credential is, by its table.
 #[derive(Clone, Copy, Eq, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     Certificate,
     Lease,
     Token,
 }
 
 /// Whether the agent calls the API for programs, and how.
-fn forward(reader: &mut Reader<'_>) -> Option<Forward> {
+pub(super) fn forward(reader: &mut Reader<'_>) -> Option<Forward> {
     const SECOND: Duration = Duration::from_secs(1);
     let words = [("never", None), ("allowed", Some(false)), ("only", Some(true))];
     let forward = reader.word("forward", None, &words);
@@ -306,11 +315,17 @@ fn forward(reader: &mut Reader<'_>) -> Option<Forward> {
             reader.wrong(key, "it is only used with forward = \"allowed\" or \"only\"");
         }
     }
-    forward.map(|only| Forward { only, ca_file, patience })
+    forward.map(|only| Forward { only, carry: None, ca_file, patience })
 }
 
 /// Where proofs, calls and the credential itself may go: by default to the API that it is for.
-fn proofs(reader: &mut Reader<'_>, resource: Option<&str>, kind: Kind, used: bool, dev: bool) -> Proofs {
+pub(super) fn proofs(
+    reader: &mut Reader<'_>,
+    resource: Option<&str>,
+    kind: Kind,
+    used: bool,
+    dev: bool,
+) -> Proofs {
     if !used && reader.has("methods") {
         reader.wrong("methods", "it is only used with binding = \"dpop\", or with forward");
     }
@@ -348,7 +363,7 @@ fn username(reader: &mut Reader<'_>, binding: Binding) -> Option<Arc<str>> {
     Some(username.into())
 }
 
-fn exception(mut reader: Reader<'_>) -> Option<Exception> {
+pub(super) fn exception(mut reader: Reader<'_>) -> Option<Exception> {
     let owner = reader.required("owner", "owner = \"team@example.com\"");
     let reason = reader.required("reason", "reason = \"the API cannot check bindings yet\"");
     let until = reader.required("until", "until = \"2027-01-31\"").and_then(|text| {

@@ -7,6 +7,7 @@ use crate::{
     issuer::{
         oauth::{self, AssertionTyp, Audience, OAuthSettings, WellKnown},
         openbao::{self, OpenBaoSettings},
+        sealed,
         terms::{ClientAuth, Wants},
         x509::{acme::AcmeSettings, est::EstSettings, step::StepSettings},
     },
@@ -42,6 +43,7 @@ impl IssuerSettings {
                 (Wants::Lease(_), _) => {
                     Some(("lease", "an \"oauth\" issuer leases nothing: name one that does".into()))
                 }
+                (Wants::Sealed(_), _) => Some(sealed_here()),
                 (Wants::Token, ClientAuth::Bootstrap(_)) => Some((
                     "client_auth",
                     "\"bootstrap\" is to enrol at a CA: an \"oauth\" issuer has no use for it".into(),
@@ -52,6 +54,11 @@ impl IssuerSettings {
             Self::OpenBao(server) => openbao::misfit(server, &rule.terms),
         }
     }
+}
+
+/// What is kept on this host is no issuer's to make.
+pub(super) fn sealed_here() -> (&'static str, String) {
+    ("issuer", "what is kept sealed on this host is asked of no issuer: take it out".into())
 }
 
 /// The methods that show a certificate, which an issuer may have to be said to know (MT-01).
@@ -69,6 +76,10 @@ pub(super) fn issuers(
     let mut issuers = BTreeMap::new();
     for (name, mut reader) in top.named_tables("issuers") {
         let name: Arc<str> = name.into();
+        if *name == *sealed::NAME {
+            let what = "this name stands for what is kept sealed on this host (kind = \"sealed\" of a credential): give it another";
+            reader.wrong("kind", what);
+        }
         match reader.required("kind", "kind = \"oauth\"").as_deref() {
             Some("oauth") => {
                 let settings = oauth_issuer(&mut reader, &name, is_production);

@@ -13,6 +13,7 @@ mod openbao;
 mod pins;
 mod reader;
 mod registrations;
+mod sealed;
 mod settings;
 mod step;
 mod terms;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
-    issuer::terms::Wants,
+    issuer::terms::{SealedBy, Wants},
     keys::{CertificateSettings, Custody, Home, KeySettings, MACHINE_ID, SealSettings, SignedBy, Workshop},
     policy::{Assurance, Export, Exports, Identity, Policy},
     wire::ListenSettings,
@@ -75,6 +75,8 @@ pub struct Kept {
     pub home: Option<Home>,
     /// The identities that an operator has switched off.
     pub disabled: PathBuf,
+    /// Where secrets lie that cannot be dynamic yet.
+    pub sealed: PathBuf,
     /// Where keys are made that the settings name no other place for.
     pub keys: Workshop,
 }
@@ -98,6 +100,12 @@ impl Settings {
     /// The files with keys in them, where the settings have them.
     pub fn key_files(&self) -> impl Iterator<Item = &std::path::Path> {
         key_files(&self.keys, &self.certificates)
+    }
+
+    /// Whether there is a secret that the agent keeps sealed, for which it needs a key.
+    pub fn has_sealed(&self) -> bool {
+        let mut rules = self.policy.identities().flat_map(|identity| identity.credentials.values());
+        rules.any(|rule| matches!(&rule.terms.wants, Wants::Sealed(terms) if terms.keeper == SealedBy::Agent))
     }
 
     /// Whether what is only read at start differs: a reload has to say so.
@@ -178,6 +186,7 @@ pub(super) fn mean(
                 sealing,
                 home,
                 disabled: state.join("disabled.json"),
+                sealed: state.join("sealed"),
                 keys: workshop,
             },
         }),
@@ -222,7 +231,7 @@ fn named(
     let rules = identities.iter().flat_map(|identity| identity.credentials.values());
     let kept = rules.filter_map(|rule| match &rule.terms.wants {
         Wants::Certificate(terms) => terms.path.as_ref(),
-        Wants::Token | Wants::Lease(_) => None,
+        Wants::Token | Wants::Lease(_) | Wants::Sealed(_) => None,
     });
     let kept = kept.map(PathBuf::as_path);
     key_files(keys, certificates).chain(chains).chain(kept).map(PathBuf::from).collect()

@@ -74,6 +74,7 @@ pub(super) fn misfit(rule: &CredentialRule) -> Option<(&'static str, String)> {
             Some(("certificate", what.into()))
         }
         Wants::Lease(_) => Some(("lease", "a \"step-ca\" leases nothing: name an issuer that does".into())),
+        Wants::Sealed(_) => Some(super::issuers::sealed_here()),
         Wants::Certificate(terms) if terms.at.is_some() => {
             let what = "a \"step-ca\" has one place for them: leave it out (client_id names the provisioner)";
             Some(("certificate.at", what.into()))

@@ -11,7 +11,7 @@ use crate::{
     credential::Binding,
     issuer::{
         oauth::OnChange,
-        terms::{ClientAuth, GrantType, SvidSource, Terms},
+        terms::{ClientAuth, GrantType, SealedBy, SvidSource, Terms, Wants},
         token_type::TokenType,
         x509::RootSource,
     },
@@ -108,7 +108,7 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     assert_eq!((vault.binding, vault.key_export), (Binding::Mtls, false));
     assert_eq!(bound.forward, None, "never, unless somebody says so");
     let patience = std::time::Duration::from_secs(30);
-    assert_eq!(vault.forward, Some(Forward { only: true, ca_file: None, patience }));
+    assert_eq!(vault.forward, Some(Forward { only: true, carry: None, ca_file: None, patience }));
     assert_eq!(vault.proofs.origins, ["https://vault.example.com"], "by default that of the resource");
     let with_certificate = Desk::with(&format!("{GOOD}{CERTIFIED}")).load(&[]).unwrap();
     assert_eq!(example.certificates, with_certificate.certificates);
@@ -544,6 +544,133 @@ fn the_commented_example_of_openbao_loads_and_its_mistakes_are_told() {
 }
 
 /// The terms of the one credential of [`GOOD`] with these lines more.
+#[test]
+fn the_commented_example_of_a_sealed_secret_loads_and_its_mistakes_are_told() {
+    // S1, S36, S46
+    let example =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("agent.toml.example")).unwrap();
+    let lines = example
+        .lines()
+        .skip_while(|line| *line != "# [identities.payments.credentials.smtp]")
+        .filter_map(|line| line.strip_prefix("# "))
+        .filter(|line| {
+            line.starts_with('[') || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))
+        });
+    let smtp: String = lines.map(|line| format!("{line}\n")).collect();
+    let all = format!("{GOOD}\n{smtp}");
+    let settings = Desk::with(&all).load(&[]).unwrap();
+    let identity = settings.policy.identities().next().unwrap();
+    let rule = &identity.credentials["smtp"];
+    let Wants::Sealed(terms) = &rule.terms.wants else { panic!("it is sealed") };
+    assert_eq!(terms.fields, ["password"]);
+    assert_eq!(terms.keeper, SealedBy::ServiceManager("smtp-password".into()));
+    assert_eq!(terms.until.to_string(), "2027-01-01T00:00:00Z");
+    assert_eq!((rule.binding, rule.max_ttl.as_secs(), &*rule.issuer), (Binding::Bearer, 900, "sealed"));
+    let forward = rule.forward.as_ref().unwrap();
+    assert!(forward.only && forward.carry.as_ref().unwrap().fields().eq(["password"]));
+    assert_eq!(settings.kept.sealed.to_str(), Some("/var/lib/keybearer/sealed"));
+    let own = all
+        .replace("systemd_credential = \"smtp-password\"\n", "")
+        .replace("[\"password\"]", "[\"user\", \"password\"]");
+    let settings = Desk::with(&own).load(&[]).unwrap();
+    let rule = &settings.policy.identities().next().unwrap().credentials["smtp"];
+    assert!(matches!(&rule.terms.wants, Wants::Sealed(terms) if terms.keeper == SealedBy::Agent));
+    let shared = own.replace("forward = \"only\"", "forward = \"allowed\"");
+    let deliver = |text: &str, field: &str| {
+        format!("{text}\n[identities.payments.deliver]\nenv = {{ SMTP_PASSWORD = \"smtp.{field}\" }}\n")
+    };
+    Desk::with(&deliver(&shared, "password")).load(&[]).unwrap();
+    for (text, field, why) in [
+        (&shared, "token", "it has user, password, expires_at"),
+        (&own, "password", "does not leave the agent"),
+    ] {
+        let told = mistakes(&deliver(text, field));
+        assert!(
+            told.iter().any(|it| it.contains("deliver.env.SMTP_PASSWORD") && it.contains(why)),
+            "{told:#?}"
+        );
+    }
+    let alone = GOOD.split_once("[identities.payments.credentials").unwrap().0;
+    let settings = Desk::with(&format!("{alone}{smtp}")).load(&[]).unwrap();
+    assert!(!settings.keys["payments"].client, "it has no use for a key of its own, and none is made");
+    for (was, is, told) in [
+        ("kind = \"sealed\"", "kind = \"oauth\"", "smtp.kind: it has to be one of \"sealed\""),
+        ("kind = \"sealed\"\n", "", "smtp.fields: it is for a secret that stays as it is"),
+        (
+            "kind = \"sealed\"",
+            "kind = \"sealed\"\nissuer = \"corp\"",
+            "smtp.issuer: it is for what an issuer makes",
+        ),
+        (
+            "kind = \"sealed\"",
+            "kind = \"sealed\"\nper = \"process\"",
+            "smtp.per: it is for what an issuer makes",
+        ),
+        (
+            "kind = \"sealed\"",
+            "kind = \"sealed\"\npassword = \"canary\"",
+            "smtp.password: there is no such key, and no shared secret",
+        ),
+        ("fields = [\"password\"]\n", "", "smtp.fields: name its values"),
+        ("[\"password\"]", "[\"password\", \"password\"]", "smtp.fields: each is another name"),
+        ("[\"password\"]", "[\"pass word\"]", "smtp.fields: each is another name"),
+        (
+            "[\"password\"]",
+            "[\"password\", \"user\"]",
+            "smtp.fields: a credential of the service manager is one value",
+        ),
+        ("\"smtp-password\"", "\"../smtp\"", "smtp.systemd_credential: it has to be a name"),
+        ("\"smtp-password\"", "\"keybearer.sealing-key\"", "smtp.systemd_credential: it has to be a name"),
+        (
+            "exception = { owner = \"payments@example.com\", reason = \"the mail",
+            "# ",
+            "smtp.exception: a secret that stays as it is needs",
+        ),
+        ("max_ttl = \"15m\"", "max_ttl = \"2h\"", "smtp.max_ttl: it is 7200 s"),
+        ("forward = \"only\"\n", "", "smtp.forward_as: it is only used with forward"),
+        ("forward_as = \"X-Api-Key: {password}\"\n", "", "smtp.forward_as: say in which header"),
+        (
+            "X-Api-Key: {password}",
+            "Cookie: {password}",
+            "smtp.forward_as: the header cookie is not to be set",
+        ),
+        (
+            "X-Api-Key: {password}",
+            "X-Api-Key: {key}",
+            "smtp.forward_as: what stands in its braces has to be one of",
+        ),
+        (
+            "origins = [\"https://mail.example.com\"]",
+            "origins = [\"http://mail.example.com\"]",
+            "smtp.origins: an origin is https",
+        ),
+        ("origins = [\"https://mail.example.com\"]\n", "", "smtp.origins: name where it is used"),
+    ] {
+        assert!(smtp.contains(was), "{was}");
+        let told_all = mistakes(&format!("{GOOD}\n{}", smtp.replacen(was, is, 1)));
+        assert!(told_all.iter().any(|it| it.contains(told)), "{told}\n{told_all:#?}");
+        assert!(!told_all.join("\n").contains("canary"));
+    }
+    let far =
+        mistakes(&all.replace("release 4\", until = \"2026-12-31\"", "release 4\", until = \"2027-12-31\""));
+    assert!(
+        far.iter().any(|it| it.contains("smtp.exception.until: it ends") && it.contains("90 days")),
+        "{far:#?}"
+    );
+    // No exception makes it good enough for what matters most (S39).
+    let high = all.replace("uid = 1000", "unit = \"payments.service\"").replace("interim", "high");
+    let told = mistakes(&high);
+    assert!(told.iter().any(|it| it.contains("smtp.binding: \"high\" is only for")), "{told:#?}");
+    let taken =
+        mistakes(&format!("{GOOD}\n[issuers.sealed]\nkind = \"oauth\"\nissuer = \"https://e.org\"\n"));
+    assert!(taken.iter().any(|it| it.contains("issuers.sealed.kind: this name stands for")), "{taken:#?}");
+    let token = mistakes(&GOOD.replace("scope =", "forward_as = \"X-Api-Key: {a}\"\nscope ="));
+    assert!(
+        token.iter().any(|it| it.contains("ledger.forward_as: it is for a secret that stays")),
+        "{token:#?}"
+    );
+}
+
 fn terms(more: &str) -> (Terms, bool) {
     let settings = Desk::with(&GOOD.replace("scope =", &format!("{more}\nscope ="))).load(&[]).unwrap();
     let identity = settings.policy.identities().next().unwrap();

@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
+
 use crate::{
     attest::{Evidence, Hold, Level},
     config::{IssuerSettings, Settings},
-    keys::{Certificates, Keyring, Purpose, remains, unsealed},
+    issuer::terms::{SealedBy, Wants},
+    keys::{Certificates, Keyring, Purpose, Safe, remains, unsealed},
+    proto::v1::SealedStatus,
     serve::operator::{Facts, KeyFacts},
 };
 
@@ -13,6 +17,7 @@ pub(super) fn facts(
     settings: &Settings,
     keys: &Keyring,
     certificates: &Certificates,
+    safe: &Safe,
     probed: Option<&Evidence>,
 ) -> Facts {
     let url = |issuer: &IssuerSettings| match issuer {
@@ -30,7 +35,7 @@ pub(super) fn facts(
                     "{}.{} is {} until {}: {} (owner {})",
                     identity.name,
                     rule.name,
-                    rule.binding,
+                    rule.weakness(),
                     exception.until,
                     exception.reason,
                     exception.owner
@@ -54,6 +59,19 @@ pub(super) fn facts(
         ));
     }
     warnings.extend(copies(settings, keys));
+    let sealed = sealed(settings, safe);
+    warnings.extend(sealed.iter().filter(|one| !one.trouble.is_empty()).map(|one| one.trouble.clone()));
+    for (identity, credential) in safe.all() {
+        if !sealed.iter().any(|one| {
+            (one.identity.as_str(), one.credential.as_str(), one.systemd_credential.as_str())
+                == (&*identity, &*credential, "")
+        }) {
+            warnings.push(format!(
+                "{identity}.{credential} is no sealed credential of the settings any more, but what was sealed for it is there: \
+                 keybearer seal {identity} {credential} --remove"
+            ));
+        }
+    }
     Facts {
         environment: settings.environment.clone(),
         max_level: max_level(probed),
@@ -65,9 +83,52 @@ pub(super) fn facts(
         disabled: Default::default(),
         issuers: settings.issuers.iter().map(|(name, issuer)| (name.to_string(), url(issuer))).collect(),
         endings: certificates.of_others(),
+        sealed,
         warnings,
         reload_error: String::new(),
     }
+}
+
+/// The secrets that are the same each time, and what is wrong with them.
+fn sealed(settings: &Settings, safe: &Safe) -> Vec<SealedStatus> {
+    let mut all = Vec::new();
+    for identity in settings.policy.identities() {
+        for rule in identity.credentials.values() {
+            let Wants::Sealed(terms) = &rule.terms.wants else { continue };
+            let at = |at: Timestamp| prost_types::Timestamp { seconds: at.as_second(), nanos: 0 };
+            let mut one = SealedStatus {
+                identity: identity.name.to_string(),
+                credential: rule.name.to_string(),
+                fields: terms.fields.clone(),
+                until: Some(at(terms.until)),
+                ..SealedStatus::default()
+            };
+            if let Some(exception) = &rule.exception {
+                (one.reason, one.owner) = (exception.reason.clone(), exception.owner.clone());
+            }
+            let looked = match &terms.keeper {
+                SealedBy::ServiceManager(name) => {
+                    one.systemd_credential.clone_from(name);
+                    safe.given(&identity.name, &rule.name, name).map(drop)
+                }
+                SealedBy::Agent => safe.open(&identity.name, &rule.name).map(|(values, kept)| {
+                    (one.since, one.fingerprint) = (Some(at(kept.since)), kept.fingerprint.to_string());
+                    let missing = terms.fields.iter().find(|field| !values.contains_key(*field));
+                    if let Some(field) = missing {
+                        one.trouble = format!(
+                            "{}.{}: no {field} is sealed for it: keybearer seal {0} {1} --field {field}",
+                            identity.name, rule.name
+                        );
+                    }
+                }),
+            };
+            if let Err(error) = looked {
+                one.trouble = error.to_string();
+            }
+            all.push(one);
+        }
+    }
+    all
 }
 
 /// What a copy of the state directory is good for.

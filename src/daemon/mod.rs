@@ -4,6 +4,7 @@
 mod facts;
 mod lockdown;
 mod pulse;
+mod seal;
 mod steward;
 
 use std::{
@@ -36,12 +37,13 @@ use crate::{
         http::HttpError,
         oauth::OAuth,
         openbao::OpenBao,
-        terms::Wants,
+        sealed::{self, Sealed},
+        terms::{SealedBy, Wants},
         x509::{Unbuilt, acme, est, step},
     },
     journey::{Journey, Rules},
     keys::{
-        CertificateError, Certificates, FileError, HomeError, KeyError, Keyring, Now, ProofKeeper,
+        CertificateError, Certificates, FileError, HomeError, KeyError, Keyring, Now, ProofKeeper, Safe,
         SealingKey, Vault,
     },
     policy::{Door, Identity, Per},
@@ -91,6 +93,9 @@ pub enum BuildError {
     /// The state directory is another machine's.
     #[error("{0}")]
     Home(#[from] HomeError),
+    /// A secret that cannot be dynamic yet cannot be kept here, or is not there.
+    #[error("{}", lines(.0))]
+    Sealed(Vec<String>),
     /// The key that seals what is kept cannot be had.
     #[error("the key that seals what is kept for the next start: {0}")]
     Sealing(FileError),
@@ -132,6 +137,7 @@ pub struct Daemon {
     keys: Keyring,
     certificates: Certificates,
     registrar: Registrar,
+    sealed: Arc<Sealed>,
     origin: Origin,
     facts: Arc<ArcSwap<Facts>>,
     clock: Arc<dyn Clock>,
@@ -172,6 +178,17 @@ impl Daemon {
             kept.home.as_ref().map(|home| Ok((home, home.look()?))).transpose().map_err(BuildError::Home)?;
         let vault = Vault::open(&kept.sealing, Arc::clone(&dice)).map_err(BuildError::Vault)?;
         let sealing = SealingKey::open(&kept.sealing_key, &vault).map_err(BuildError::Sealing)?;
+        let safe = Arc::new(Safe::new(
+            vault.clone(),
+            kept.sealed.clone(),
+            kept.home.clone(),
+            kept.sealing.credentials.clone(),
+            Arc::clone(&dice),
+        ));
+        // Before it is settled: whoever is killed here begins again.
+        if known.as_ref().is_some_and(|(_, known)| known.is_adopted()) {
+            safe.adopt();
+        }
         let adopted = match known {
             Some((home, known)) => home.settle(known, &sealing, &*dice)?,
             None => false,
@@ -183,7 +200,9 @@ impl Daemon {
         let certificates =
             Certificates::open(&settings.certificates, &Certificates::default(), &keys, clock.wall())
                 .map_err(BuildError::Certificates)?;
-        let books = books(&settings, &keys, &certificates, &clock, &dice)?;
+        can_be_had(&settings, &safe).map_err(BuildError::Sealed)?;
+        let sealed = Arc::new(Sealed::new(safe, Arc::clone(&clock), &*dice));
+        let books = books(&settings, &keys, &certificates, &sealed, &clock, &dice)?;
         let agent = AgentPart {
             version: env!("CARGO_PKG_VERSION").into(),
             instance: uuid_v7(clock.wall(), &*dice).to_string(),
@@ -211,7 +230,7 @@ impl Daemon {
             .map_err(|error| BuildError::Disabled(settings.kept.disabled.clone(), error))?;
         let rules = rules(&settings, &disabled);
         let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
-        let mut facts = facts(&settings, &keys, &certificates, probed.as_ref());
+        let mut facts = facts(&settings, &keys, &certificates, sealed.safe(), probed.as_ref());
         facts.disabled = disabled.iter().map(|(name, why)| (name.to_string(), why.clone())).collect();
         let mut open = |socket| Listener::open(socket, &mut inherited);
         let exports = settings.exports.values().cloned().map(&mut open).collect::<Result<_, _>>()?;
@@ -237,6 +256,7 @@ impl Daemon {
             keys,
             certificates,
             registrar,
+            sealed,
             origin,
             clock,
             dice,
@@ -274,6 +294,7 @@ impl Daemon {
             keys,
             certificates,
             registrar,
+            sealed,
             origin,
             facts,
             clock,
@@ -371,6 +392,7 @@ impl Daemon {
             journey: journey_kept,
             settings,
             rotor,
+            sealed,
             disabled,
             origin,
             facts,
@@ -447,10 +469,12 @@ fn books(
     settings: &Settings,
     keys: &Keyring,
     certificates: &Certificates,
+    sealed: &Arc<Sealed>,
     clock: &Arc<dyn Clock>,
     dice: &Arc<dyn Dice>,
 ) -> Result<Books, BuildError> {
     let mut issuers: HashMap<Arc<str>, Arc<dyn Issuer>> = HashMap::new();
+    issuers.insert(sealed::NAME.into(), Arc::<Sealed>::clone(sealed) as Arc<dyn Issuer>);
     for (name, issuer) in &settings.issuers {
         match issuer {
             IssuerSettings::Acme(acme) => {
@@ -504,6 +528,23 @@ fn books(
     };
     books.shown = settings.policy.identities().filter_map(shows).collect();
     Ok(books)
+}
+
+/// Whether what the settings say lies sealed can lie sealed, or is given by the service manager (S1). That nobody has put it in yet
+/// is no error: the agent has to run for that.
+fn can_be_had(settings: &Settings, safe: &Safe) -> Result<(), Vec<String>> {
+    let mut wrong = Vec::new();
+    for identity in settings.policy.identities() {
+        for rule in identity.credentials.values() {
+            let Wants::Sealed(terms) = &rule.terms.wants else { continue };
+            let had = match &terms.keeper {
+                SealedBy::Agent => safe.can_seal(&identity.name, &rule.name),
+                SealedBy::ServiceManager(name) => safe.given(&identity.name, &rule.name, name).map(drop),
+            };
+            wrong.extend(had.err().map(|error| error.to_string()));
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 
 /// Whether the right to each registration is where only we can read it (KEY-09, KEY-11).

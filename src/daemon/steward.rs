@@ -15,13 +15,13 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time::sleep;
 
-use super::{Origin, books, facts::facts, registrable, rules, tell_manager, tended};
+use super::{Origin, books, can_be_had, facts::facts, registrable, rules, tell_manager, tended};
 use crate::{
     audit::{Entry, EventType, Outcome},
     broker::{Books, Cause, Rotor, Turn, Turned, Which},
     clock::{Boot, Clock, Dice},
     config::{Mistake, Settings, load},
-    issuer::Order,
+    issuer::{Order, sealed::Sealed},
     journey::Journey,
     keys::{Certificates, Ending, Keyring, Now, Urgency, rotation::settled},
     policy::{Per, Policy},
@@ -37,7 +37,7 @@ const COUNTDOWN: [i64; 3] = [30, 7, 1];
 /// Looks that a certificate of a short life asks for are so far apart at least.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-type Said = Result<Vec<String>, Vec<String>>;
+pub(super) type Said = Result<Vec<String>, Vec<String>>;
 
 /// What was done, and what could not be.
 #[derive(Default)]
@@ -69,6 +69,8 @@ pub(super) struct Steward {
     pub(super) journey: Arc<Journey>,
     pub(super) settings: Settings,
     pub(super) rotor: Rotor,
+    /// What cannot be dynamic yet.
+    pub(super) sealed: Arc<Sealed>,
     /// Those switched off, and why.
     pub(super) disabled: BTreeMap<Arc<str>, String>,
     pub(super) origin: Origin,
@@ -120,6 +122,10 @@ impl Steward {
                 self.disable(identity, reason).await
             }
             Act::Enable { identity } => self.enable(&identity).await,
+            Act::Seal { identity, credential, values, by } => {
+                self.seal((identity, credential), Some(values), &by).await
+            }
+            Act::Unseal { identity, credential, by } => self.seal((identity, credential), None, &by).await,
         }
     }
 
@@ -212,7 +218,7 @@ impl Steward {
         done
     }
 
-    async fn retire(&self, which: Which) -> usize {
+    pub(super) async fn retire(&self, which: Which) -> usize {
         // The broker is gone only when the agent is.
         self.journey.broker().retire(which, Cause::Operator).await.unwrap_or(0)
     }
@@ -367,7 +373,7 @@ impl Steward {
                     let (until, owner) = (exception.until, &exception.owner);
                     ending.push(format!(
                         "{name} is {} until {until}, in less than {step} days; then it is denied (owner {owner})",
-                        rule.binding
+                        rule.weakness()
                     ));
                 }
             }
@@ -412,10 +418,11 @@ impl Steward {
         let certificates =
             Certificates::open(&settings.certificates, self.rotor.certificates(), &keys, self.clock.wall())
                 .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let books = books(&settings, &keys, &certificates, &self.clock, &self.dice)
+        let books = books(&settings, &keys, &certificates, &self.sealed, &self.clock, &self.dice)
             .map_err(|error| vec![error.to_string()])?;
 
         registrable(&settings)?;
+        can_be_had(&settings, self.sealed.safe())?;
 
         // From here on nothing can fail.
         let mut changes = changes(&self.settings.policy, &settings.policy);
@@ -443,8 +450,9 @@ impl Steward {
         broker.settle(move |order| !disabled.contains(&order.identity) && placed(order));
     }
 
-    fn refresh_facts(&self) {
-        let mut facts = facts(&self.settings, self.rotor.keys(), self.rotor.certificates(), None);
+    pub(super) fn refresh_facts(&self) {
+        let (keys, certificates) = (self.rotor.keys(), self.rotor.certificates());
+        let mut facts = facts(&self.settings, keys, certificates, self.sealed.safe(), None);
         facts.warnings.extend(self.rotor.troubles());
         let before = self.facts.load();
         facts.max_level = before.max_level.clone();
@@ -453,11 +461,11 @@ impl Steward {
         self.facts.store(Arc::new(facts));
     }
 
-    fn entry(&self, kind: EventType, outcome: Outcome) -> Entry {
+    pub(super) fn entry(&self, kind: EventType, outcome: Outcome) -> Entry {
         self.journey.entry(kind, outcome)
     }
 
-    async fn record(&self, entry: Entry) {
+    pub(super) async fn record(&self, entry: Entry) {
         // What was done is done; that it is not on record, the ledger's health says.
         if let Err(error) = self.journey.ledger().record(entry).await {
             tracing::error!(%error, "what the agent did could not be recorded");
@@ -669,6 +677,7 @@ binding = "mtls"
             ),
             journey,
             settings,
+            sealed: built.sealed,
             disabled: built.disabled,
             origin: built.origin,
             facts: built.facts,

@@ -4,7 +4,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::{
-    proto::v1::{Credential, credential::Kind},
+    proto::v1::{Credential, LeasedValues, StaticValues, credential::Kind},
     secret::{Secret, scrubbed},
 };
 
@@ -46,7 +46,7 @@ impl Source {
     /// - an access token has `token` and `authorization`, the value of that header;
     /// - a certificate has `chain`, `bundle` (the roots), and where it is handed out `key`, and `pair`, the key before the chain;
     ///   an access token that is bound to a certificate has `chain`, `key` and `pair` too;
-    /// - leased values have their own names;
+    /// - leased values and static ones have their own names;
     /// - all have `expires_at`, as RFC 3339 writes it.
     ///
     /// # Errors
@@ -55,8 +55,9 @@ impl Source {
         let kind = credential.kind.as_ref().ok_or_else(|| NoField::UnknownKind(self.clone()))?;
         let text = |text: &str| Ok(Secret::new(text));
         let shown = credential.client_certificate.as_ref();
-        if let Kind::LeasedValues(leased) = kind
-            && let Some(value) = leased.values.get(&self.field)
+        if let Kind::LeasedValues(LeasedValues { values }) | Kind::StaticValues(StaticValues { values }) =
+            kind
+            && let Some(value) = values.get(&self.field)
         {
             return text(value);
         }
@@ -86,7 +87,9 @@ fn fields(credential: &Credential, kind: &Kind) -> Vec<String> {
     let mut has: Vec<String> = match kind {
         Kind::AccessToken(_) => ["token", "authorization"].map(str::to_owned).into(),
         Kind::X509Certificate(_) => vec!["bundle".to_owned()],
-        Kind::LeasedValues(leased) => leased.values.keys().cloned().collect(),
+        Kind::LeasedValues(LeasedValues { values }) | Kind::StaticValues(StaticValues { values }) => {
+            values.keys().cloned().collect()
+        }
     };
     if credential.client_certificate.is_some() {
         has.extend(["chain", "key", "pair"].map(str::to_owned));
@@ -127,7 +130,7 @@ impl fmt::Display for Source {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::v1::{AccessToken, ClientCertificate, LeasedValues, X509Certificate};
+    use crate::proto::v1::{AccessToken, ClientCertificate, X509Certificate};
 
     fn of(kind: Kind) -> Credential {
         let expires_at = Some(prost_types::Timestamp { seconds: 1_767_225_600, nanos: 0 });
@@ -151,6 +154,14 @@ mod tests {
         let leased = of(Kind::LeasedValues(LeasedValues { values }));
         assert_eq!(value("username", &leased).unwrap(), "u");
         assert_eq!(value("expires_at", &leased).unwrap(), "mine", "its own names come first");
+        // S46: a program that reads `token` of it reads that of the access token that takes its place.
+        let values = [("token".into(), "s".into())].into();
+        let sealed = of(Kind::StaticValues(StaticValues { values }));
+        assert_eq!(
+            (value("token", &sealed).unwrap(), value("token", &token).unwrap()),
+            ("s".into(), "t".into())
+        );
+        assert!(value("authorization", &sealed).is_err() && value("expires_at", &sealed).is_ok());
         let mut certificate = of(Kind::X509Certificate(X509Certificate { bundle_pem: "R".into() }));
         certificate.client_certificate =
             Some(ClientCertificate { chain_pem: "C".into(), key_pem: String::new() });

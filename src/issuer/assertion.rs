@@ -68,7 +68,10 @@ impl Showing<'_> {
             // A certificate, or a secret to begin with, says who asks without one.
             (ClientAuth::PrivateKeyJwt, None)
             | (
-                ClientAuth::TlsClientAuth | ClientAuth::SelfSignedTlsClientAuth | ClientAuth::Bootstrap(_),
+                ClientAuth::TlsClientAuth
+                | ClientAuth::SelfSignedTlsClientAuth
+                | ClientAuth::Bootstrap(_)
+                | ClientAuth::Nobody,
                 _,
             ) => Err(no_signature(SignError)),
         }

@@ -16,6 +16,7 @@ pub mod registration;
 mod route;
 #[cfg(test)]
 mod script;
+pub mod sealed;
 pub mod skew;
 pub mod spiffe;
 pub mod stream;
@@ -395,6 +396,8 @@ pub enum Reason {
     ScopeDenied,
     /// OA-20: more scope came back than was asked.
     ScopeEscalated,
+    /// A secret that is kept on this host cannot be had: nobody has put it in, or it does not open (S1).
+    SecretUnavailable,
     /// A token that something else on this host provides cannot be had (WIM-11).
     SourceTokenUnavailable,
     /// Such a token does not say what the settings demand (WIM-11).
@@ -437,6 +440,7 @@ impl Reason {
             Self::RarEscalated => "RAR_ESCALATED",
             Self::ScopeDenied => "SCOPE_DENIED",
             Self::ScopeEscalated => "SCOPE_ESCALATED",
+            Self::SecretUnavailable => "SECRET_UNAVAILABLE",
             Self::SourceTokenUnavailable => "SOURCE_TOKEN_UNAVAILABLE",
             Self::SourceTokenUnfit => "SOURCE_TOKEN_UNFIT",
             Self::TokenInactive => "TOKEN_INACTIVE",

@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -35,6 +36,16 @@ pub enum Wants {
     Certificate(CertificateTerms),
     /// Values that are leased, such as the user of a database.
     Lease(LeaseTerms),
+    /// A secret that cannot be made anew for the caller yet (S1): nobody is asked for it, it lies on this host.
+    #[serde(skip)] // never kept over a restart: it lies sealed already
+    Sealed(SealedTerms),
+}
+
+impl Wants {
+    /// Whether it is the same secret each time, whoever has it (S36).
+    pub fn is_static(&self) -> bool {
+        matches!(self, Self::Sealed(_))
+    }
 }
 
 /// What a certificate has to be.
@@ -61,6 +72,26 @@ pub struct LeaseTerms {
     pub at: String,
     /// The values to hand out, by their names there; without any, all of them.
     pub fields: Vec<String>,
+}
+
+/// A secret that stays as it is until somebody changes it where it is checked.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SealedTerms {
+    /// The names of its values.
+    pub fields: Vec<String>,
+    /// Who keeps it.
+    pub keeper: SealedBy,
+    /// When its exception ends: nothing that is handed out lives longer (S36).
+    pub until: Timestamp,
+}
+
+/// Who keeps a secret sealed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum SealedBy {
+    /// The agent, since an operator put it in.
+    Agent,
+    /// The service manager, which gives it to the agent under this name.
+    ServiceManager(String),
 }
 
 /// The grants of this house.
@@ -122,6 +153,8 @@ pub enum ClientAuth {
     SpiffeJwt(SvidSource),
     /// A secret in a file that is good once, to begin with: it is destroyed after use (ACM-02, EST-02).
     Bootstrap(PathBuf),
+    /// Nobody asks anybody: what is wanted lies on this host.
+    Nobody,
 }
 
 impl ClientAuth {
@@ -134,6 +167,7 @@ impl ClientAuth {
             Self::FederatedJwt(_) => "federated_jwt",
             Self::SpiffeJwt(_) => "spiffe_jwt",
             Self::Bootstrap(_) => "bootstrap",
+            Self::Nobody => "none",
         }
     }
 
@@ -143,7 +177,8 @@ impl ClientAuth {
             Self::PrivateKeyJwt
             | Self::TlsClientAuth
             | Self::SelfSignedTlsClientAuth
-            | Self::Bootstrap(_) => None,
+            | Self::Bootstrap(_)
+            | Self::Nobody => None,
             Self::FederatedJwt(file) | Self::SpiffeJwt(SvidSource::File(file)) => Some(subject_of(file)),
             Self::SpiffeJwt(SvidSource::WorkloadApi { spiffe_id, .. }) => Some(spiffe_id),
         }
@@ -206,7 +241,8 @@ pub fn problems(terms: &Terms, bound: bool) -> Vec<(&'static str, String)> {
         ClientAuth::PrivateKeyJwt
         | ClientAuth::TlsClientAuth
         | ClientAuth::SelfSignedTlsClientAuth
-        | ClientAuth::Bootstrap(_) => {}
+        | ClientAuth::Bootstrap(_)
+        | ClientAuth::Nobody => {}
         ClientAuth::FederatedJwt(file) => {
             if terms.client_auth.subject().is_none_or(str::is_empty) {
                 let what =

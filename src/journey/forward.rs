@@ -252,6 +252,7 @@ impl Trip<'_> {
             url: &url,
             headers: &self.forwarding.headers,
             credential: &fetched.credential,
+            carry: self.how.carry.as_deref(),
             proof: proof.map(|proof| proof.text),
             identity: self.grant.identity(),
             reach: &self.reach,
@@ -291,7 +292,10 @@ impl Trip<'_> {
                 let rejected = &fetched.credential;
                 // Where this request cannot be sent once more, the next ones have the other token.
                 let fresh = self.journey.broker.renew(self.grant, rejected, RENEW_WITHIN).await.ok()?;
-                (is_whole && !Arc::ptr_eq(&fresh.credential, rejected)).then_some(fresh)
+                let is_another = !Arc::ptr_eq(&fresh.credential, rejected)
+                    // The same secret once more is one more failed login, and nothing else.
+                    && !rejected.goes_on_as(&fresh.credential);
+                (is_whole && is_another).then_some(fresh)
             }
             Asks::Nonce | Asks::Token | Asks::Nothing => None,
         }

@@ -327,9 +327,12 @@ impl Journey {
         request: &Request,
         watching: &mut Watching,
     ) -> Result<Answer, Refusal> {
+        let mut heard = false;
         loop {
             // Trouble too is walked through: the policy may have changed, and then the answer is a denial.
-            let _ = watching.0.changed().await;
+            if !heard {
+                let _ = watching.0.changed().await;
+            }
             // Boxed: the way is long, and nearly all the time one who listens only waits.
             let fulfilled = Box::pin(async {
                 let call = session.enter_with_others();
@@ -341,7 +344,8 @@ impl Journey {
                         Failure::Issue { retry_after: Some(wait), .. } => *wait,
                         _ => Duration::from_secs(30),
                     };
-                    let _ = tokio::time::timeout(wait, watching.0.changed()).await;
+                    // What was heard while it waited is not waited for again: it may be the last for long.
+                    heard = tokio::time::timeout(wait, watching.0.changed()).await.is_ok();
                 }
                 done => return done,
             }

@@ -252,6 +252,30 @@ fn put_in_place_of(path: &Path, was: &fs::Metadata, text: &str) -> io::Result<()
     written
 }
 
+/// Puts `text` at `path`, whatever is there: one of the two is there whole at any moment, and on disk when this returns.
+pub(super) fn replace_private(path: &Path, text: &str) -> Result<(), FileError> {
+    let io = |error| FileError::Io { path: path.into(), error };
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    if !directory.exists() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
+    }
+    check_directory(directory)?;
+    let beside = unfinished(path);
+    // Half of one, of whoever was killed while he wrote it.
+    unlink(&beside)?;
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        settled(path)
+    })();
+    if written.is_err() {
+        unlink(&beside)?;
+    }
+    written.map_err(io)
+}
+
 /// Where a file is written before it is at `path`.
 fn unfinished(path: &Path) -> PathBuf {
     beside(path, ".new")

@@ -95,6 +95,13 @@ pub struct Known {
     tag: Option<String>,
 }
 
+impl Known {
+    /// Whether an operator made the directory this machine's since the last start, which is yet to be settled.
+    pub fn is_adopted(&self) -> bool {
+        self.tag.as_deref() == Some(ADOPTED)
+    }
+}
+
 impl Home {
     /// Whether the machine can be known.
     pub fn has_machine_id(&self) -> bool {
@@ -130,9 +137,9 @@ impl Home {
     /// # Errors
     /// [`HomeError`] if it was changed, or cannot be written.
     pub fn settle(&self, known: Known, key: &SealingKey, dice: &dyn Dice) -> Result<bool, HomeError> {
+        let adopted = known.is_adopted();
         let Known { id: Some(id), tag } = known else { return Ok(false) };
         let purpose = format!("machine\n{id}");
-        let adopted = tag.as_deref() == Some(ADOPTED);
         if let Some(tag) = tag.filter(|_| !adopted) {
             let tag = from_hex(&tag).and_then(|tag| key.unseal(&purpose, &tag));
             return tag.map(|_| false).ok_or_else(|| HomeError::Changed { path: self.path() });
@@ -155,7 +162,8 @@ impl Home {
         self.write(&id, ADOPTED)
     }
 
-    fn id(&self) -> Option<String> {
+    /// What is kept of the machine's id, if it has one.
+    pub(super) fn id(&self) -> Option<String> {
         let id = fs::read_to_string(&self.machine_id).ok()?;
         let id = id.trim();
         // An image that has not been started yet has "uninitialized" there, or nothing.

@@ -10,6 +10,7 @@ mod note;
 mod proofs;
 mod remains;
 pub mod rotation;
+mod safe;
 mod seal;
 mod vault;
 
@@ -34,6 +35,7 @@ use proofs::{Sealed, Whose};
 pub use remains::{Workshop, destroy, remains};
 pub use rotation::{Due, Now};
 use rotation::{Held, Stage};
+pub use safe::{Kept, NotSafe, SEALED_VALUES, Safe, SafeError, Values, unfit};
 pub use seal::{SealedFile, SealedFileError, SealingKey};
 use vault::Slot;
 pub use vault::{CREDENTIAL, SealSettings, Vault, default_path, unsealed};

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use super::{Purpose, Reason, Selectors};
 use crate::{
-    api::Path,
+    api::{Carry, Path},
     attest::Level,
     credential::Binding,
     deliver::Delivery,
@@ -99,6 +99,11 @@ impl CredentialRule {
         Ok(narrowed.into())
     }
 
+    /// Why it needs an exception, in words for a list.
+    pub fn weakness(&self) -> &'static str {
+        if self.terms.wants.is_static() { "a static secret" } else { self.binding.as_str() }
+    }
+
     /// Whether it is there for that, and where a call with it goes if it is a call that is wanted; or why not, in a word and in
     /// words.
     pub(super) fn purpose(&self, purpose: &Purpose<'_>) -> Result<Option<Target>, (Reason, String)> {
@@ -153,6 +158,8 @@ impl Per {
 pub struct Forward {
     /// Whether that is all that the program gets: neither the credential nor proofs for it (DR-08).
     pub only: bool,
+    /// In which header it goes to the API, where it is no token (S46).
+    pub carry: Option<Arc<Carry>>,
     /// The only roots to trust for the API, PEM; without it, the host's.
     pub ca_file: Option<PathBuf>,
     /// How long nothing may move on the way to the API and back.

@@ -129,7 +129,7 @@ fn of_credential(
     let longest = match (&rule.terms.wants, identity.assurance) {
         (Wants::Certificate(_), Assurance::High) => CERTIFICATE_TTL,
         (Wants::Certificate(_), _) => LONGEST_CERTIFICATE_TTL,
-        (Wants::Token | Wants::Lease(_), assurance) => assurance.max_ttl(),
+        (Wants::Token | Wants::Lease(_) | Wants::Sealed(_), assurance) => assurance.max_ttl(),
     };
     if rule.max_ttl > longest || rule.max_ttl.as_secs() < 10 {
         let message = format!(
@@ -208,6 +208,11 @@ fn of_credential(
         (None, Binding::Dpop | Binding::Mtls) => {}
         (Some(_), Binding::Dpop | Binding::Mtls) => {
             let message = "a bound credential needs none: take it out, or say binding = \"bearer\" (BCP-01)";
+            add(problems, format!("{key}.exception"), message);
+        }
+        (None, Binding::Bearer) if rule.terms.wants.is_static() => {
+            let message = "a secret that stays as it is needs exception = { owner = \"..\", reason = \"what it takes to make it \
+                           dynamic\", until = \"YYYY-MM-DD\" }, at most 90 days ahead (S1, S36)";
             add(problems, format!("{key}.exception"), message);
         }
         // What a process leases is of no use once it is gone.

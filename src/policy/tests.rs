@@ -7,6 +7,7 @@ use crate::{
     api::Path,
     attest::{Errand, Executable, Hold, Manager, Missing, Status, Unit},
     credential::Binding,
+    issuer::terms::{ClientAuth, SealedBy, SealedTerms, Terms, Wants},
     proof::Target,
 };
 
@@ -360,6 +361,45 @@ fn an_exception_ends_on_its_date() {
 }
 
 #[test]
+fn a_static_secret_needs_a_dated_exception_and_is_denied_after_it() {
+    // S1, S36, S39
+    let until: Timestamp = "2026-03-01T00:00:00Z".parse().unwrap();
+    let sealed = |change: fn(&mut CredentialRule)| {
+        let mut identity = identity("payments", user(1000));
+        let terms = SealedTerms { fields: vec!["password".into()], keeper: SealedBy::Agent, until };
+        for rule in identity.credentials.values_mut().map(Arc::make_mut) {
+            (rule.resource, rule.scope, rule.require_aud) = (None, [].into(), false);
+            let wants = Wants::Sealed(terms.clone());
+            rule.terms = Arc::new(Terms { wants, client_auth: ClientAuth::Nobody, ..Terms::default() });
+            change(rule);
+        }
+        identity
+    };
+    let policy = policy(vec![sealed(|_| ())]);
+    let seen = evidence(1000, None);
+    assert_eq!(reason(&policy, &seen, &LEDGER, "2026-02-28T23:59:59Z".parse().unwrap()), None);
+    assert_eq!(reason(&policy, &seen, &LEDGER, until), Some(Reason::ExceptionExpired));
+    let target = Target::parse("https://ledger.example.com/").unwrap();
+    let proving = Purpose::Prove(Proving { method: "GET", target: &target });
+    assert_eq!(reason(&policy, &seen, &Wish { purpose: proving, ..LEDGER }, now()), Some(Reason::NotBound));
+    for per in [Per::Identity, Per::Process] {
+        let mut without = sealed(|rule| rule.exception = None);
+        without.credentials.values_mut().for_each(|rule| Arc::make_mut(rule).per = per);
+        let told = refused(vec![without]);
+        assert!(
+            told.iter().any(|it| it.contains("ledger.exception: ") && it.contains("(S1, S36)")),
+            "{told:?}"
+        );
+    }
+    let long =
+        sealed(|rule| rule.exception.as_mut().unwrap().until = "2026-04-02T00:00:00Z".parse().unwrap());
+    assert!(refused(vec![long]).iter().any(|it| it.contains("exception.until") && it.contains("90 days")));
+    let high =
+        Identity { assurance: Assurance::High, ..sealed(|rule| rule.max_ttl = Duration::from_secs(60)) };
+    assert!(refused(vec![high]).iter().any(|it| it.contains("ledger.binding")), "S39");
+}
+
+#[test]
 fn two_identities_that_one_process_could_be_are_refused() {
     // S22
     let clash = refused(vec![identity("a", user(1000)), identity("b", unit("b.service"))]);
@@ -518,7 +558,7 @@ fn a_proof_is_for_a_bound_credential_an_origin_and_a_method() {
 
 /// What is allowed by `forward = "allowed"`, or "only".
 fn forwarded(only: bool) -> Forward {
-    Forward { only, ca_file: None, patience: Duration::from_secs(30) }
+    Forward { only, carry: None, ca_file: None, patience: Duration::from_secs(30) }
 }
 
 #[test]

@@ -32,7 +32,7 @@ use crate::{
     proto::v1::{
         AccessToken, Caller, ClientCertificate, Credential as Wire, DESCRIPTORS, DescribeRequest,
         DescribeResponse, GetRequest, LeasedValues, Offer, ProveRequest, ProveResponse, ReleaseRequest,
-        ReleaseResponse, WatchRequest, X509Certificate, credential::Kind,
+        ReleaseResponse, StaticValues, WatchRequest, X509Certificate, credential::Kind,
     },
     secret::Secret,
 };
@@ -349,6 +349,10 @@ fn kind(credential: &Credential) -> Kind {
         Payload::Values { values, .. } => {
             let values = values.iter().map(|(name, value)| (name.clone(), text(value))).collect();
             Kind::LeasedValues(LeasedValues { values })
+        }
+        Payload::Static(values) => {
+            let values = values.iter().map(|(name, value)| (name.clone(), text(value))).collect();
+            Kind::StaticValues(StaticValues { values })
         }
     }
 }

@@ -164,10 +164,13 @@ impl Face {
                 shown["token_type"] = json!(credential.binding().scheme());
             }
             Payload::Certificate { bundle, .. } => shown["bundle_pem"] = json!(&**bundle),
-            Payload::Values { values, .. } => {
+            Payload::Values { values, .. } | Payload::Static(values) => {
                 let values = values.iter().map(|(name, value)| (name.clone(), json!(value.expose_str())));
                 shown["values"] = values.collect::<Map<_, _>>().into();
             }
+        }
+        if let Payload::Static(_) = &credential.payload {
+            shown["static"] = json!(true);
         }
         if let Some((certificate, key)) = answer.client_certificate() {
             shown["client_certificate"] = json!({

@@ -19,13 +19,15 @@ use crate::{
     broker::Health,
     clock::{Boot, Clock},
     journey::{Journey, Session},
-    keys::Ending,
+    keys::{Ending, Values},
+    policy::name_is_sound,
     proto::v1::{
         ActResponse, DisableRequest, EnableRequest, ExplainRequest, ExplainResponse, Fact, IdentityStatus,
         IssuerStatus, LedgerStatus, NearMiss, ReloadRequest, ReloadResponse, RevokeRequest, RotateRequest,
-        ShelfStatus, StatusRequest, StatusResponse,
+        SealRequest, SealedStatus, ShelfStatus, StatusRequest, StatusResponse,
         operator_server::{Operator, OperatorServer},
     },
+    secret::Secret,
     wire::Admission,
 };
 
@@ -44,6 +46,8 @@ pub struct Facts {
     pub issuers: BTreeMap<String, String>,
     /// The certificates that the agent cannot make anew; what is to be said of them depends on when it is asked.
     pub endings: Vec<Ending>,
+    /// The secrets that are the same each time.
+    pub sealed: Vec<SealedStatus>,
     /// What is wrong, worst first.
     pub warnings: Vec<String>,
     /// Why the last reload failed, if the settings in force are older than the file.
@@ -64,7 +68,7 @@ pub struct KeyFacts {
 }
 
 /// What an operator may have the daemon do.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Debug)]
 pub enum Act {
     /// Read the settings again.
     Reload,
@@ -93,6 +97,26 @@ pub enum Act {
     Enable {
         /// Which.
         identity: String,
+    },
+    /// Put in what a sealed credential hands out.
+    Seal {
+        /// Whose.
+        identity: String,
+        /// Which of its credentials.
+        credential: String,
+        /// Its values by name; what is not named stays.
+        values: Values,
+        /// Who says so, for the record.
+        by: String,
+    },
+    /// Take it away.
+    Unseal {
+        /// Whose.
+        identity: String,
+        /// Which of its credentials.
+        credential: String,
+        /// Who says so, for the record.
+        by: String,
     },
 }
 
@@ -243,6 +267,7 @@ impl Operator for Face {
             turned_away: self.admissions.iter().map(|admission| admission.turned_away()).sum(),
             warnings,
             reload_error: facts.reload_error.clone(),
+            sealed: facts.sealed.clone(),
         }))
     }
 
@@ -325,6 +350,28 @@ impl Operator for Face {
     async fn enable(&self, request: Request<EnableRequest>) -> Result<Response<ActResponse>, Status> {
         let EnableRequest { identity } = request.into_inner();
         self.done(Act::Enable { identity }).await
+    }
+
+    async fn seal(&self, request: Request<SealRequest>) -> Result<Response<ActResponse>, Status> {
+        let session = request.extensions().get::<Arc<Session>>().cloned();
+        let session = session.ok_or_else(|| Status::internal("no session"))?;
+        let by = format!("uid {}, pid {}", session.peer().uid(), session.peer().pid());
+        let SealRequest { identity, credential, values, remove } = request.into_inner();
+        let values: Values = values.into_iter().map(|(name, value)| (name, Secret::new(value))).collect();
+        // Both become part of a file's name.
+        if !name_is_sound(&identity) || !name_is_sound(&credential) {
+            return Err(Status::invalid_argument("a name is 1 to 63 of a-z, 0-9, - and _"));
+        }
+        if values.is_empty() != remove {
+            return Err(Status::invalid_argument(
+                "give values to put in, or say that all is to be taken away",
+            ));
+        }
+        self.done(match remove {
+            true => Act::Unseal { identity, credential, by },
+            false => Act::Seal { identity, credential, values, by },
+        })
+        .await
     }
 }
 

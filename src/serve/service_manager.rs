@@ -15,7 +15,7 @@ use crate::{
     deliver::Source,
     journey::{self, Answer, Journey, Refusal, Session},
     policy::{Door, name_is_sound},
-    proto::v1::{Credential, credential::Kind},
+    proto::v1::{Credential, LeasedValues, StaticValues, credential::Kind},
     secret::Secret,
     wire::{Accepted, Ended, Listener},
 };
@@ -175,8 +175,8 @@ fn usual(name: &str, whole: &Credential) -> Result<Secret, String> {
         source.value(whole).map_err(|error| error.to_string())
     };
     match &whole.kind {
-        Some(Kind::LeasedValues(leased)) => {
-            let sorted: std::collections::BTreeMap<_, _> = leased.values.iter().collect();
+        Some(Kind::LeasedValues(LeasedValues { values }) | Kind::StaticValues(StaticValues { values })) => {
+            let sorted: std::collections::BTreeMap<_, _> = values.iter().collect();
             serde_json::to_vec(&sorted).map(Secret::new).map_err(|error| error.to_string())
         }
         Some(Kind::X509Certificate(_)) => field("pair").or_else(|_| field("chain")),
@@ -192,7 +192,11 @@ impl Drop for Wiped {
     fn drop(&mut self) {
         match &mut self.0.kind {
             Some(Kind::AccessToken(token)) => token.token.zeroize(),
-            Some(Kind::LeasedValues(leased)) => leased.values.values_mut().for_each(|value| value.zeroize()),
+            Some(
+                Kind::LeasedValues(LeasedValues { values }) | Kind::StaticValues(StaticValues { values }),
+            ) => {
+                values.values_mut().for_each(|value| value.zeroize());
+            }
             Some(Kind::X509Certificate(_)) | None => {}
         }
         if let Some(shown) = &mut self.0.client_certificate {
@@ -204,7 +208,7 @@ impl Drop for Wiped {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::v1::{AccessToken, ClientCertificate, LeasedValues, X509Certificate};
+    use crate::proto::v1::{AccessToken, ClientCertificate, X509Certificate};
 
     #[test]
     fn an_id_is_a_credential_or_one_of_its_fields() {

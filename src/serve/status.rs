@@ -241,6 +241,10 @@ fn of_reason(reason: Reason) -> (Code, &'static str) {
         Reason::DpopRejected | Reason::IssuerProtocol | Reason::IssuerTls | Reason::IssuerUnavailable => {
             (Code::Unavailable, LATER)
         }
+        Reason::SecretUnavailable => (
+            Code::Unavailable,
+            "the secret is not there to be handed out: an operator has to put it in (keybearer seal), or can see why in the ledger",
+        ),
         Reason::IssuerRateLimit => (Code::ResourceExhausted, "the issuer asked to slow down"),
     }
 }

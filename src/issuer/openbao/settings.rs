@@ -100,6 +100,12 @@ pub fn misfit(settings: &OpenBaoSettings, terms: &Terms) -> Option<(&'static str
             return Some(("lease.at", what.into()));
         }
         Wants::Lease(_) => {}
+        Wants::Sealed(_) => {
+            return Some((
+                "issuer",
+                "what is kept sealed on this host is asked of no issuer: take it out".into(),
+            ));
+        }
     }
     if matches!(terms.client_auth, ClientAuth::Bootstrap(_)) {
         let what = "an \"openbao\" issuer has no use for \"bootstrap\": log in by a key, a token file or a certificate";

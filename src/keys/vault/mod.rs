@@ -303,7 +303,7 @@ pub fn default_path(directory: &Path, identity: &str, role: &str) -> PathBuf {
 
 /// The sealed bytes, and what stands open behind them. None if nothing is sealed in it. The text has one form only: what was
 /// written in another was not written by us, and does not open.
-fn parts(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+pub(super) fn parts(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let (begin, end) = (format!("-----BEGIN {LABEL}-----\n"), format!("-----END {LABEL}-----\n"));
     let body = text.strip_prefix(begin.as_bytes())?;
     let at = body.windows(end.len()).position(|window| window == end.as_bytes()).unwrap_or(body.len());

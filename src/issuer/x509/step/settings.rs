@@ -49,7 +49,8 @@ pub fn misfit(auth: &ClientAuth) -> Option<String> {
         ClientAuth::SelfSignedTlsClientAuth
         | ClientAuth::FederatedJwt(_)
         | ClientAuth::SpiffeJwt(_)
-        | ClientAuth::Bootstrap(_) => Some(format!(
+        | ClientAuth::Bootstrap(_)
+        | ClientAuth::Nobody => Some(format!(
             "a step-ca knows two ways here: \"private_key_jwt\", a JWK provisioner with this identity's key, or \
              \"tls_client_auth\", an X5C provisioner with its certificate; not {:?}",
             auth.as_str()
