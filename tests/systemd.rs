@@ -88,29 +88,40 @@ fn loaded(unit: &str) -> String {
     format!("match = {{ unit = {unit:?}, uid = {USER} }}\nservice_manager = \"allowed\"")
 }
 
-/// A unit whose program is as it always was: it reads a token from a file that a variable names, and shows what it read to root alone.
-fn unmodified(unit: &str) -> String {
+/// A unit whose program is as it always was: it finds a token where it looks for it (`reads` is a command that prints it), and shows
+/// what it read to root and itself alone.
+fn unmodified(unit: &str, reads: &str) -> String {
     let name = unit.trim_end_matches(".service");
     format!(
         "[Service]\nUser={USER}\nRuntimeDirectory={name}\nRuntimeDirectoryMode=0700\nRestartSec=0\n\
-         ExecStart=/bin/sh -c 'umask 077; cat \"$TOKEN_FILE\" > /run/{name}/new && mv /run/{name}/new /run/{name}/seen; exec sleep 600'\n"
+         ExecStart=/bin/sh -c 'umask 077; {reads} > /run/{name}/new && mv /run/{name}/new /run/{name}/seen; exec sleep 600'\n"
     )
 }
 
-/// What the program of a unit has read.
-fn seen(host: &Host, unit: &str) -> String {
+/// What the program of a unit has read, a token that is not `before`, as soon as it has.
+fn seen(host: &Host, unit: &str, before: &str) -> String {
     let path = format!("/run/{}/seen", unit.trim_end_matches(".service"));
-    String::from_utf8(host.inside(&["cat", &path]).stdout).unwrap()
+    let token = host.until_said(|| {
+        let said = String::from_utf8(host.inside(&["cat", &path]).stdout).unwrap();
+        if said == before { String::new() } else { said }
+    });
+    assert_eq!(token.split('.').count(), 3, "a JWT: {token:?}");
+    assert_eq!(token.trim(), token, "as it is, with no line end");
+    token
+}
+
+/// What a unit's identity has comes to its end, as it does at each rotation.
+fn ended(host: &Host, identity: &str) {
+    let ended = host.inside(&[BINARY, "revoke", identity, "--socket", &host.path("run/operator.sock")]);
+    assert!(ended.status.success(), "{}", text(&ended));
 }
 
 fn an_unmodified_program_has_its_credential_by_load_credential(host: &Host) {
     // LEGACY 2.6; the first thing that "legacy programs" has to show.
     let unit = "loaded.service";
-    host.install(unit, &unmodified(unit));
+    host.install(unit, &unmodified(unit, "cat \"$TOKEN_FILE\""));
     host.moved_over(unit, "load-credential");
-    let first = host.until_said(|| seen(host, unit));
-    assert_eq!(first.split('.').count(), 3, "a JWT, as it is, with no line end: {first:?}");
-    assert_eq!(first.trim(), first);
+    let first = seen(host, unit, "");
 
     // LoadCredential= has it read-only and the unit's alone.
     let at = format!("/run/credentials/{unit}");
@@ -142,17 +153,14 @@ fn an_unmodified_program_has_its_credential_by_load_credential(host: &Host) {
     assert_eq!(record["socket"], host.path("run/systemd.sock"));
     assert_eq!(record["policy"]["rule"], "loaded.orders");
 
-    // The credential comes to its end; the unit starts anew by itself and has another.
-    let operator = host.path("run/operator.sock");
-    assert!(host.inside(&[BINARY, "revoke", "loaded", "--socket", &operator]).status.success());
+    // The credential comes to its end: the unit starts anew and has another, by hand and then by itself.
+    ended(host, "loaded");
     host.install(&format!("{unit}.d/90-soon.conf"), "[Service]\nRuntimeMaxSec=1\nRestart=on-failure\n");
     host.inside(&["systemctl", "daemon-reload"]);
     host.inside(&["systemctl", "restart", "--no-block", unit]);
-    let second = host.until_said(|| Some(seen(host, unit)).filter(|seen| *seen != first).unwrap_or_default());
-    assert_eq!(second.split('.').count(), 3);
-    assert!(host.inside(&[BINARY, "revoke", "loaded", "--socket", &operator]).status.success());
-    let third = host.until_said(|| Some(seen(host, unit)).filter(|seen| *seen != second).unwrap_or_default());
-    assert_eq!(third.split('.').count(), 3, "after RuntimeMaxSec=, without anybody's doing");
+    let second = seen(host, unit, &first);
+    ended(host, "loaded");
+    seen(host, unit, &second);
     host.inside(&["systemctl", "stop", unit]);
     host.remove(unit);
 }
@@ -223,10 +231,8 @@ fn whoever_the_service_manager_asks_for_is_the_unit_that_starts_and_nobody_else(
         let event = &record["event"];
         assert_eq!((&event["type"], &event["reason"]), (&"denial".into(), &reason.into()), "{record}");
         assert_eq!(record["service_manager"]["unit"], unit);
-        let journal = text(&host.inside(&["journalctl", "--no-pager", "-u", "keybearer.service"]));
-        assert!(journal.contains(unit) && journal.contains(reason), "the operator's log says why");
-        let failed = text(&host.inside(&["journalctl", "--no-pager", "-u", unit]));
-        assert!(failed.contains("Control process exited, code=exited, status=1/FAILURE"), "{failed}");
+        host.until_journal_says("keybearer.service", &["a unit gets no credential", unit, reason]);
+        host.until_journal_says(unit, &["Control process exited, code=exited, status=1/FAILURE"]);
     }
 
     // What is no credential of it, and what is no field of one.
@@ -255,8 +261,15 @@ fn without_an_agent_a_unit_fails_and_systemd_says_why(host: &Host) {
     let load = format!("--property=LoadCredential=orders:{nobody}");
     let answer = host.run("loaded.service", &[&load], &["true"]);
     assert_eq!(answer.status.code(), Some(243), "EXIT_CREDENTIALS: {}", text(&answer));
-    let journal = text(&host.inside(&["journalctl", "--no-pager", "-u", "loaded.service"]));
-    assert!(journal.contains("Failed to set up credentials"), "{journal}");
+    // Told by the process that was to become the program: whether the journal still finds its unit is a matter of luck.
+    host.until_said(|| {
+        let journal = text(&host.inside(&["journalctl", "--no-pager"]));
+        journal
+            .lines()
+            .find(|line| line.contains("loaded.service: Failed to set up credentials"))
+            .unwrap_or_default()
+            .into()
+    });
 }
 
 fn another_unit_of_the_same_user_is_refused_and_the_operator_learns_why(host: &Host) {
@@ -646,6 +659,15 @@ impl Host {
     /// What a unit and the agent have told people.
     fn journal(&self, unit: &str) -> String {
         text(&self.inside(&["journalctl", "--no-pager", "-u", unit, "-u", "keybearer.service"]))
+    }
+
+    /// Waits until one line of a unit's journal has all these words: it is written by another process than whoever speaks.
+    fn until_journal_says(&self, unit: &str, words: &[&str]) {
+        let said = until(|| {
+            let journal = text(&self.inside(&["journalctl", "--no-pager", "-u", unit]));
+            journal.lines().any(|line| words.iter().all(|word| line.contains(word)))
+        });
+        assert!(said, "{unit} does not say {words:?}: {}", self.journal(unit));
     }
 
     /// What is said at last, once it is not nothing.

@@ -238,7 +238,7 @@ impl Of<'_> {
         self.unit.systemd.is_some_and(|version| version >= REFRESHES)
     }
 
-    /// The last value of a key of its [Service] section.
+    /// The last value of a key of its `[Service]` section.
     fn setting(&self, key: &str) -> Option<String> {
         assignments(self.unit.text.as_deref()?, key).pop()
     }
@@ -416,7 +416,7 @@ impl Of<'_> {
     }
 }
 
-/// Every value that a key of [Service] is given in what `systemctl cat` shows, in order; our own drop-in aside.
+/// Every value that a key of `[Service]` is given in what `systemctl cat` shows, in order; our own drop-in aside.
 fn assignments(text: &str, key: &str) -> Vec<String> {
     let (mut values, mut in_service, mut ours) = (Vec::new(), false, false);
     let mut pending: Option<String> = None;
