@@ -13,7 +13,8 @@ use serde_json::Value;
 
 pub use crate::{
     api::properties::forward, attest::properties::proc, issuer::oauth::properties::reply,
-    issuer::x509::est::properties::est, policy::properties::policy, wire::properties::frames,
+    issuer::x509::est::properties::est, policy::properties::policy, scan::properties::scan,
+    wire::properties::frames,
 };
 use crate::{
     audit::{self, Fault, Record, Report, VerifyError, properties::Files},
@@ -29,7 +30,7 @@ use crate::{
 type Property = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Property); 11] = [
+pub const TARGETS: [(&str, Property); 12] = [
     ("checkpoint", checkpoint),
     ("est", est),
     ("forward", forward),
@@ -40,6 +41,7 @@ pub const TARGETS: [(&str, Property); 11] = [
     ("proc", proc),
     ("proof", proof),
     ("reply", reply),
+    ("scan", scan),
     ("settings", settings),
 ];
 

@@ -9,9 +9,11 @@ mod dev;
 mod docs;
 mod health;
 mod keys;
+mod migrate;
 mod operator;
 mod paint;
 mod registration;
+mod scan;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf, process::ExitCode};
 
@@ -57,6 +59,8 @@ enum Command {
     Keys(keys::Keys),
     /// Write the man pages into a directory.
     Man(docs::Man),
+    /// Propose how a program's env files and units move over: identity, credentials, what to run, whom to ask.
+    Migrate(migrate::Migrate),
     /// Have the agent read its settings again.
     Reload(OperatorSocket),
     /// Publish an identity's next key, which signs once every issuer takes it; again, to try it now.
@@ -67,6 +71,8 @@ enum Command {
     Disable(operator::Disable),
     /// Switch an identity on again.
     Enable(operator::Enable),
+    /// Find static secrets in units, env files, settings and pipelines, and say what takes their place. Exits with 65 if there are any.
+    Scan(scan::Scan),
     /// How the agent, its issuers, its shelf and its ledger are.
     Status(operator::StatusCommand),
     /// Print the two headers of one request with a bound credential: the credential, and a proof that is good once.
@@ -219,11 +225,13 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Health(command) => on_runtime(command.run()),
         Command::Keys(command) => command.run(),
         Command::Man(command) => command.run(Cli::command()),
+        Command::Migrate(command) => command.run(),
         Command::Disable(command) => on_runtime(command.run()),
         Command::Enable(command) => on_runtime(command.run()),
         Command::Revoke(command) => on_runtime(command.run()),
         Command::Rotate(command) => on_runtime(command.run()),
         Command::Reload(socket) => on_runtime(operator::reload(socket.socket)),
+        Command::Scan(command) => command.run(),
         Command::Status(command) => on_runtime(command.run()),
         Command::Prove(command) => on_runtime(command.run()),
         Command::Watch(command) => on_runtime(command.run()),
