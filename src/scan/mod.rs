@@ -238,6 +238,8 @@ pub fn look(path: &Path, text: &str, now: Timestamp, salt: &Salt) -> Vec<Hit> {
         })
         .collect();
     hits.sort_by_key(|hit| hit.line);
+    let lines: Vec<&str> = text.lines().collect();
+    hits.retain(|hit| hit.kind != Kind::PrivateKey || is_open_key(&lines[hit.line.saturating_sub(1)..]));
     for hit in &mut hits {
         if google && hit.kind == Kind::PrivateKey {
             hit.kind = Kind::GoogleServiceAccount;
@@ -255,6 +257,27 @@ pub fn look(path: &Path, text: &str, now: Timestamp, salt: &Salt) -> Vec<Hit> {
             before.iter().filter(|other| (&other.name, other.kind) == (&hit.name, hit.kind)).count();
     }
     hits
+}
+
+/// A line of a key, without what a program's text has around it.
+fn body(line: &str) -> &str {
+    let line = line.trim_start_matches(['"', '\'', '+', ' ', '\t', '\\', ',']);
+    line.trim_start_matches(['n', 'r', '\\'])
+}
+
+/// Whether the key that begins in the first of `lines` is there and open: programs write its first line without one, and some
+/// forms say only below it that they are under a passphrase (RFC 1421 4.6.1.1, OpenSSH's PROTOCOL.key).
+fn is_open_key(lines: &[&str]) -> bool {
+    let Some((_, rest)) = lines.first().and_then(|line| line.rsplit_once("KEY-----")) else { return true };
+    // Within a text in quotes, its lines are parted by escapes.
+    let mut below = std::iter::once(rest).chain(lines.iter().skip(1).take(4).copied()).map(body);
+    let first = below.find(|line| {
+        line.len() >= 16
+            && line.bytes().take(16).all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(&byte))
+    });
+    let encrypted = |line: &&str| line.contains("Proc-Type: 4,ENCRYPTED");
+    let openssh = |line: &str| line.starts_with("b3BlbnNzaC1rZXktdjE") && !line.contains("AAAABG5vbmU");
+    first.is_some_and(|line| !openssh(line)) && !lines.iter().take(4).any(encrypted)
 }
 
 fn is_aws_secret(name: &str) -> bool {

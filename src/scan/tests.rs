@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::clock::SeededDice;
 
@@ -98,3 +100,81 @@ fn a_hostile_file_is_looked_through_in_time() {
     });
     hears.recv_timeout(std::time::Duration::from_secs(120)).expect("it is done in time");
 }
+
+#[test]
+fn a_key_is_one_if_it_is_there_and_open() {
+    let head = |words: &str| format!("-----BEGIN {words}PRIVATE KEY-----");
+    let body = "Zm9ydHktdHdvIGlzIG5vIGtleQ";
+    let found = |text: &str| !seen("a.txt", text).is_empty();
+    assert!(found(&format!("{}\n{body}\n", head(""))));
+    assert!(found(&format!("    {}\n    {body}\n", head("RSA "))));
+    assert_eq!(
+        seen("a.json", &format!("{{\"private_key\": \"{}\\n{body}\\n\"}}", head(""))),
+        ["1 private_key private_key"]
+    );
+    assert!(found(&format!("{}\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ\n", head("OPENSSH "))));
+    assert!(!found(&format!("{}\nb3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAG\n", head("OPENSSH "))));
+    assert!(!found(&format!(
+        "{}\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\n{body}\n",
+        head("RSA ")
+    )));
+    assert!(!found(&format!("text.starts_with(\"{}\")\n", head(""))));
+}
+
+proptest! {
+    /// Texts made of what readers and shapes look for, in any order and any kind of file.
+    #[test]
+    fn no_text_breaks_what_must_hold(which in any::<u8>(), parts in proptest::collection::vec(0..PARTS.len(), 0..40), cut in 0..400usize) {
+        let mut text = vec![which];
+        parts.iter().for_each(|part| text.extend(PARTS[*part].bytes()));
+        text.truncate(cut.max(1));
+        properties::scan(&text);
+    }
+}
+
+const PARTS: [&str; 44] = [
+    "\n",
+    "\n",
+    "\n",
+    "=",
+    ": ",
+    "\"",
+    "'",
+    "\\",
+    " ",
+    "@",
+    "@",
+    "A_PASSWORD",
+    "token",
+    "CLIENT_SECRET",
+    "DATABASE_URL",
+    "AWS_SECRET_ACCESS_KEY",
+    "postgres://",
+    "://",
+    ":",
+    "export ",
+    "Environment=",
+    "ExecStart=",
+    "[Service]\n",
+    "SetCredential=",
+    "kind: Secret\ndata:\n  ",
+    "- ",
+    "name",
+    "value",
+    "{",
+    "}",
+    "<",
+    ">",
+    "</",
+    "password=",
+    "host=",
+    ";",
+    "--token ",
+    "curl -u ",
+    "eyJ",
+    ".",
+    "-----BEGIN PRIVATE KEY-----",
+    "#",
+    "é\u{1b}",
+    "TLS_KEY_FILE=/a/b.key",
+];

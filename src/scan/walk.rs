@@ -369,7 +369,7 @@ mod tests {
         put("group.env", "SMTP_PASSWORD=Harbour-Lights-3\n", 0o640, 1);
         put("closed.env", "SMTP_PASSWORD=Harbour-Lights-4\n", 0o600, 1);
         put("url.env", "A=postgres://a:Harbour-Lights-5@db/a\n", 0o600, 9);
-        put("key.pem", &["-----BEGIN ", "PRIVATE KEY-----\n"].concat(), 0o600, 9);
+        put("key.pem", &["-----BEGIN ", "PRIVATE KEY-----\nZm9ydHktdHdvIGlzIG5vIGtleQ\n"].concat(), 0o600, 9);
         put("shop.service", "[Service]\nEnvironment=SMTP_PASSWORD=Harbour-Lights-6\n", 0o600, 20);
         let seen = all(directory.path());
         let order: Vec<_> =

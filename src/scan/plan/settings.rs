@@ -240,7 +240,7 @@ impl Plan {
                 && *path == shown(path.as_ref())
         });
         let by_hand = format!(
-            "{into}    # then the value of {} ({}:{}), and Ctrl-D",
+            "{into}    # asks for the value of {} ({}:{}), which is not shown",
             from.variable,
             shown(path),
             from.line
@@ -261,7 +261,7 @@ impl Plan {
                 } else {
                     format!("'{script}'")
                 };
-                format!("sed -n {script} {path} | tr -d '\\n' | {into}")
+                format!("sed -n {script} {path} | {into}")
             }
             Cut::Read if from.place == Place::Text && path.starts_with('/') => format!(
                 "systemd-run --quiet --wait --pipe -p EnvironmentFile={path} sh -c 'printf %s \"${}\"' | {into}",
