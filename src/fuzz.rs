@@ -17,6 +17,7 @@ pub use crate::{
     issuer::oauth::properties::reply,
     issuer::x509::est::properties::est,
     policy::properties::policy,
+    scan::properties::scan,
     shim::tools::properties::asked,
     wire::properties::frames,
 };
@@ -34,7 +35,7 @@ use crate::{
 type Property = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Property); 13] = [
+pub const TARGETS: [(&str, Property); 14] = [
     ("asked", asked),
     ("checkpoint", checkpoint),
     ("errand", errand),
@@ -47,6 +48,7 @@ pub const TARGETS: [(&str, Property); 13] = [
     ("proc", proc),
     ("proof", proof),
     ("reply", reply),
+    ("scan", scan),
     ("settings", settings),
 ];
 

@@ -41,6 +41,7 @@ pub mod wire;
 pub mod serve;
 pub mod client;
 pub mod shim;
+pub mod scan;
 pub mod config;
 pub mod daemon;
 pub mod dev;

@@ -11,10 +11,12 @@ mod docs;
 mod drop_in;
 mod health;
 mod keys;
+mod migrate;
 mod operator;
 mod paint;
 mod registration;
 mod seal;
+mod scan;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf, process::ExitCode};
 
@@ -64,6 +66,8 @@ enum Command {
     Keys(keys::Keys),
     /// Write the man pages into a directory.
     Man(docs::Man),
+    /// Propose how a program's env files and units move over: identity, credentials, what to run, whom to ask.
+    Migrate(migrate::Migrate),
     /// Have the agent read its settings again.
     Reload(OperatorSocket),
     /// Publish an identity's next key, which signs once every issuer takes it; again, to try it now.
@@ -79,6 +83,8 @@ enum Command {
     /// It is read from standard input: one value, without the one line feed that may stand at its end; on a terminal, what you type
     /// is not shown. The agent keeps it sealed and hands it out from now on.
     Seal(seal::Seal),
+    /// Find static secrets in units, env files, settings and pipelines, and say what takes their place. Exits with 65 if there are any.
+    Scan(scan::Scan),
     /// How the agent, its issuers, its shelf and its ledger are.
     Status(operator::StatusCommand),
     /// Print the two headers of one request with a bound credential: the credential, and a proof that is good once.
@@ -245,12 +251,14 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Helper(command) => on_runtime(command.run()),
         Command::Keys(command) => command.run(),
         Command::Man(command) => command.run(Cli::command()),
+        Command::Migrate(command) => command.run(),
         Command::Disable(command) => on_runtime(command.run()),
         Command::Enable(command) => on_runtime(command.run()),
         Command::Revoke(command) => on_runtime(command.run()),
         Command::Rotate(command) => on_runtime(command.run()),
         Command::Reload(socket) => on_runtime(operator::reload(socket.socket)),
         Command::Seal(command) => on_runtime(command.run()),
+        Command::Scan(command) => command.run(),
         Command::Status(command) => on_runtime(command.run()),
         Command::Prove(command) => on_runtime(command.run()),
         Command::Watch(command) => on_runtime(command.run()),
