@@ -536,7 +536,7 @@ impl Record {
 }
 
 /// A word as records write it.
-fn snake(value: &impl Serialize) -> String {
+pub(super) fn snake(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
