@@ -4,6 +4,7 @@
 //! was changed.
 
 mod book;
+mod counts;
 mod export;
 mod ledger;
 mod line;
@@ -15,6 +16,7 @@ mod verify;
 
 use std::{path::PathBuf, time::Duration};
 
+pub use counts::Sort;
 pub use export::{Format, Standing, Timeless, line};
 pub use ledger::{Health, Ledger, Receipt, Scribe, open};
 pub use line::{Line, Told};

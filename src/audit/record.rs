@@ -167,7 +167,7 @@ pub struct Event {
 }
 
 /// What can happen (AUD-01).
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventType {
     /// The agent began.
@@ -231,7 +231,7 @@ pub enum EventType {
 }
 
 /// How it ended.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Refused.
@@ -240,6 +240,20 @@ pub enum Outcome {
     Failed,
     /// Done.
     Success,
+}
+
+impl EventType {
+    /// As records write it.
+    pub fn word(self) -> String {
+        snake(&self)
+    }
+}
+
+impl Outcome {
+    /// As records write it.
+    pub fn word(self) -> String {
+        snake(&self)
+    }
 }
 
 /// Who.

@@ -86,6 +86,8 @@ pub struct Listen {
     pub http: ListenSettings,
     /// Whether the workload socket describes its API to whoever asks.
     pub reflection: bool,
+    /// The group that may read metrics on the HTTP socket, beside operators.
+    pub metrics_group: Option<u32>,
 }
 
 impl Settings {
@@ -255,6 +257,8 @@ fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {
     let workload = socket("workload", "agent.sock", "workload_mode", 0o660, "workload_group");
     let operator = socket("operator", "operator.sock", "operator_mode", 0o660, "operator_group");
     let http = socket("http", "http.sock", "http_mode", 0o660, "http_group");
+    let metrics_group =
+        sockets.as_mut().and_then(|sockets| group(sockets, "metrics_group")).map(|group| group.id);
     let reflection = sockets.as_mut().is_some_and(|sockets| sockets.boolean("reflection", false));
     if let Some(sockets) = sockets {
         let paths = [&workload.path, &operator.path, &http.path];
@@ -266,7 +270,7 @@ fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {
         }
         sockets.finish();
     }
-    Listen { workload, operator, http, reflection }
+    Listen { workload, operator, http, reflection, metrics_group }
 }
 
 /// Sockets for one trust boundary each: where they are, and for whom.

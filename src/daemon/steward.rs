@@ -436,7 +436,8 @@ impl Steward {
     }
 
     fn refresh_facts(&self) {
-        let mut facts = facts(&self.settings, self.rotor.keys(), self.rotor.certificates(), None);
+        let mut facts =
+            facts(&self.settings, self.rotor.keys(), self.rotor.certificates(), None, self.clock.boot());
         facts.warnings.extend(self.rotor.troubles());
         let before = self.facts.load();
         facts.max_level = before.max_level.clone();

@@ -19,6 +19,13 @@ for round in $(seq 9); do
 done
 "$keybearer" get nothing --socket "$sock" >/dev/null 2>&1 || true
 "$keybearer" whoami --socket "$sock" >/dev/null 2>&1 || true
+if command -v curl >/dev/null && [ "$python" = yes ]; then
+  curl -sS --unix-socket "$http" -o "$export/metrics" http://localhost/metrics
+  judged=$("$tools/python/bin/python" "$here/metrics.py" "$export/metrics" 2>&1 | tail -n 1) || true
+  case $judged in "metrics ok"*) ok "prometheus_client reads the metrics, as OpenMetrics and as the older text" ;; *) no "metrics by prometheus_client" "$judged" ;; esac
+else
+  skip "metrics by prometheus_client" "curl or python3 is not here"
+fi
 stop_agent
 for format in ocsf ecs cef; do
   "$keybearer" audit export --dir "$stage/state/audit" --format "$format" > "$export/$format" 2> "$export/$format.err" || no "export as $format" "$(cat "$export/$format.err")"
