@@ -43,6 +43,7 @@ pub mod client;
 pub mod shim;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod dev;
 pub mod cli;
 #[cfg(any(test, fuzzing))]

@@ -7,6 +7,7 @@ mod check;
 mod credential;
 mod dev;
 mod docs;
+mod doctor;
 mod health;
 mod keys;
 mod operator;
@@ -47,6 +48,8 @@ enum Command {
     Dev(dev::Dev),
     #[command(hide = true)]
     DevWorkload(dev::Workload),
+    /// What is wrong with this host as a place for the agent, each with its remedy.
+    Doctor(doctor::Doctor),
     /// Why a process gets a credential, or gets none.
     Explain(operator::Explain),
     /// Get one credential, as the program that runs this.
@@ -214,6 +217,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Completions(command) => command.run(&mut Cli::command()),
         Command::Dev(command) => command.run(),
         Command::DevWorkload(command) => on_runtime(command.run()),
+        Command::Doctor(command) => on_runtime(command.run()),
         Command::Explain(command) => on_runtime(command.run()),
         Command::Get(command) => on_runtime(command.run()),
         Command::Health(command) => on_runtime(command.run()),
