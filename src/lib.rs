@@ -44,6 +44,7 @@ pub mod shim;
 pub mod scan;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod dev;
 pub mod cli;
 #[cfg(any(test, fuzzing))]

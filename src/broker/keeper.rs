@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -112,6 +112,7 @@ impl Keeper {
     pub async fn run(mut self) {
         self.take_up();
         loop {
+            self.shared.revoking.store(self.revocations.len(), Ordering::Relaxed);
             let now = self.shared.clock.boot();
             self.keep_pending(now);
             for (id, revocation) in self.revocations.due(now) {

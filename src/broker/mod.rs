@@ -12,7 +12,10 @@ mod timing;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -160,6 +163,7 @@ pub fn new(
         report: RwLock::default(),
         reuse,
         reused: tokio::sync::Mutex::new(reused),
+        revoking: AtomicUsize::new(0),
         clock,
     });
     let keeper = Keeper::new(Arc::clone(&shared), (receiver, own_way), dice, told, pending);
@@ -207,6 +211,8 @@ struct Shared {
     report: RwLock<Report>,
     reuse: mpsc::Sender<Reused>,
     reused: tokio::sync::Mutex<mpsc::Receiver<Reused>>,
+    /// How many revocations wait.
+    revoking: AtomicUsize,
     clock: Arc<dyn Clock>,
 }
 
@@ -543,6 +549,11 @@ impl Broker {
     /// How things are.
     pub fn report(&self) -> Report {
         self.shared.report.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many revocations wait for their issuers to confirm them.
+    pub fn revoking(&self) -> usize {
+        self.shared.revoking.load(Ordering::Relaxed)
     }
 
     /// What is live for any identity right now, for readiness: name of issuer and whether it can still be served.

@@ -9,6 +9,7 @@ mod credential_helper;
 mod dev;
 mod docs;
 mod drop_in;
+mod doctor;
 mod health;
 mod keys;
 mod migrate;
@@ -54,6 +55,8 @@ enum Command {
     DevWorkload(dev::Workload),
     /// Print the drop-in that has a systemd unit get its credentials from the agent.
     DropIn(drop_in::DropIn),
+    /// What is wrong with this host as a place for the agent, each with its remedy.
+    Doctor(doctor::Doctor),
     /// Why a process gets a credential, or gets none.
     Explain(operator::Explain),
     /// Get one credential, as the program that runs this.
@@ -245,6 +248,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Dev(command) => command.run(),
         Command::DevWorkload(command) => on_runtime(command.run()),
         Command::DropIn(command) => command.run(),
+        Command::Doctor(command) => on_runtime(command.run()),
         Command::Explain(command) => on_runtime(command.run()),
         Command::Get(command) => on_runtime(command.run()),
         Command::Health(command) => on_runtime(command.run()),

@@ -31,7 +31,7 @@ use crate::{
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
     broker::{self, Books, Broker, Keeper, News, PendingFile, Registrar, Rights, Rotor, StowFile},
     clock::{Boot, Clock, Dice, uuid_v7},
-    config::{IssuerSettings, Settings},
+    config::{IssuerSettings, Listen, Settings},
     issuer::{
         Issuer, Order, Scope,
         http::HttpError,
@@ -51,6 +51,7 @@ use crate::{
         Speaks,
         grpc::Workloads,
         http::Face as HttpFace,
+        metrics::Metrics,
         operator::{Face as OperatorFace, Facts, Operators, Ordered},
         serve_on,
         service_manager::serve_manager,
@@ -230,7 +231,7 @@ impl Daemon {
             .map_err(|error| BuildError::Disabled(settings.kept.disabled.clone(), error))?;
         let rules = rules(&settings, &disabled);
         let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
-        let mut facts = facts(&settings, &keys, &certificates, sealed.safe(), probed.as_ref());
+        let mut facts = facts(&settings, &keys, &certificates, sealed.safe(), probed.as_ref(), clock.boot());
         facts.disabled = disabled.iter().map(|(name, why)| (name.to_string(), why.clone())).collect();
         let mut open = |socket| Listener::open(socket, &mut inherited);
         let exports = settings.exports.values().cloned().map(&mut open).collect::<Result<_, _>>()?;
@@ -341,7 +342,20 @@ impl Daemon {
         let (stop, stopped) = watch::channel(false);
         let (orders, mut ordered) = mpsc::channel::<Ordered>(1);
         let listeners = [&workload, &operator, &http, &systemd].into_iter().chain(&exports);
-        let admissions = listeners.map(|listener| Arc::clone(listener.admission())).collect();
+        let admissions: Vec<_> = listeners.map(|listener| Arc::clone(listener.admission())).collect();
+        let names = ["workload", "operator", "http", "systemd"].map(str::to_owned).into_iter();
+        let names = names.chain(settings.exports.keys().map(|name| format!("exports.{name}")));
+        let paths = [&workload, &operator, &http, &systemd].into_iter().chain(&exports);
+        let paths = paths.map(|listener| listener.settings().path.display().to_string());
+        let sockets = paths.zip(names).zip(&admissions);
+        let metrics = Metrics {
+            journey: Arc::clone(&journey),
+            facts: Arc::clone(&facts),
+            sockets: sockets.map(|((path, name), admission)| (path, name, Arc::clone(admission))).collect(),
+            groups: metrics_groups(&settings.listen),
+            clock: Arc::clone(&clock),
+            started: clock.wall(),
+        };
         let operator_face = OperatorFace {
             journey: Arc::clone(&journey),
             facts: Arc::clone(&facts),
@@ -350,8 +364,12 @@ impl Daemon {
             clock: Arc::clone(&clock),
             started,
         };
-        let http_face =
-            HttpFace { journey: Arc::clone(&journey), clock: Arc::clone(&clock), stop: stopped.clone() };
+        let http_face = HttpFace {
+            journey: Arc::clone(&journey),
+            clock: Arc::clone(&clock),
+            stop: stopped.clone(),
+            metrics: Some(Arc::new(metrics)),
+        };
         let drain = settings.drain;
         let workloads = Workloads::new(
             Arc::clone(&journey),
@@ -453,6 +471,13 @@ impl Daemon {
         }
         last
     }
+}
+
+/// The groups that may read metrics: whoever may open the operators' socket, and who is named for it.
+fn metrics_groups(listen: &Listen) -> Vec<u32> {
+    let own = || rustix::process::getegid().as_raw();
+    let operators = (listen.operator.mode & 0o020 != 0).then(|| listen.operator.group.unwrap_or_else(own));
+    operators.into_iter().chain(listen.metrics_group).collect()
 }
 
 async fn hung_up(hangup: &mut Option<tokio::signal::unix::Signal>) {
