@@ -7,6 +7,7 @@ mod check;
 mod credential;
 mod dev;
 mod docs;
+mod exec;
 mod health;
 mod keys;
 mod operator;
@@ -47,6 +48,10 @@ enum Command {
     Dev(dev::Dev),
     #[command(hide = true)]
     DevWorkload(dev::Workload),
+    /// Run a program with credentials in its environment or in files.
+    Exec(exec::Exec),
+    #[command(hide = true)]
+    ExecStage(exec::Stage),
     /// Why a process gets a credential, or gets none.
     Explain(operator::Explain),
     /// Get one credential, as the program that runs this.
@@ -125,6 +130,10 @@ impl Exit {
     const CONFIG: u8 = 78;
     /// EX_USAGE.
     const USAGE: u8 = 64;
+    /// A program that cannot be run, as shells have it.
+    const CANNOT_RUN: u8 = 126;
+    /// A program that is not there, as shells have it.
+    const NOT_FOUND: u8 = 127;
 
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
@@ -214,6 +223,8 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Completions(command) => command.run(&mut Cli::command()),
         Command::Dev(command) => command.run(),
         Command::DevWorkload(command) => on_runtime(command.run()),
+        Command::Exec(command) => command.run(),
+        Command::ExecStage(command) => command.run(),
         Command::Explain(command) => on_runtime(command.run()),
         Command::Get(command) => on_runtime(command.run()),
         Command::Health(command) => on_runtime(command.run()),

@@ -1,6 +1,7 @@
 //! For programs that cannot speak gRPC: what was declared for them is fetched and delivered in a form that they know. A client like
 //! any other: the agent attests the process that runs this, and all it gets is what its own identity may have.
 
+pub mod exec;
 mod fetch;
 
 pub use fetch::{FetchError, Fetched, declared, fetch};
