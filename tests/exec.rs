@@ -2,6 +2,8 @@
 //! of the bugs that programs of this kind are known for, under its name (LEGACY 2.3 in the comments).
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "support/disk.rs"]
+mod disk;
 mod support;
 
 use std::{
@@ -14,6 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use disk::Disk;
 use keybearer::{dev::Fault, jose::Unverified};
 use serde_json::Value;
 use support::{BINARY, Issuer, Setup, TestAgent, demo_api, is_root, issuer, jwt_in, skip};
@@ -308,6 +311,18 @@ async fn the_program_inherits_nothing_that_is_ours() {
             assert_eq!(told(exec(&agent, &[&ENV, &[mode]], program).output().unwrap()), bare, "{mode}");
         }
     }
+    // What whoever starts us has blocked, it has blocked for the program.
+    let blocked = ["env", "--block-signal=TERM,USR1"];
+    let bare = Command::new(blocked[0]).arg(blocked[1]).args(signals).output().unwrap();
+    if !bare.status.success() {
+        return skip("the_program_inherits_nothing_that_is_ours", "env(1) cannot block signals here");
+    }
+    for mode in BOTH {
+        let mut command = Command::new(blocked[0]);
+        command.args([blocked[1], BINARY, "exec", mode]).args(ENV).arg("--").args(signals);
+        let output = command.env("KEYBEARER_SOCKET", agent.socket("agent.sock")).output().unwrap();
+        assert_eq!(told(output), text(&bare.stdout), "{mode}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -460,6 +475,55 @@ async fn a_rotation_restarts_the_program_with_the_new_value_after_the_old_one_is
     let (status, said) = program.end();
     assert_eq!(status.code(), Some(0), "{said:?}");
     assert!(!said.iter().any(|line| line.contains("overlap")), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_does_not_take_what_is_new_is_tried_some_times_and_then_we_end_as_it_did() {
+    // LEGACY 2.3: restart storms. LEGACY 2.2 step 8.
+    let (_issuer, agent) = agent(4);
+    let ran = agent.dir.path().join("ran");
+    let script = format!("echo start; [ -e {ran} ] && exit 7; touch {ran}; {FOREVER}", ran = ran.display());
+    let flags: [&[&str]; 3] = [&ENV, &["--at-rotation", "orders=restart"], &QUICK];
+    let program = Running::start(&mut exec(&agent, &flags, &["sh", "-c", &script]));
+    let (status, said) = program.end();
+    assert_eq!(status.code(), Some(7), "{said:?}");
+    assert_eq!(said.iter().filter(|line| *line == "start").count(), 1 + 1 + 5, "{said:?}");
+    assert!(said.iter().any(|line| line.contains("attempt 6 of 6")), "{said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_there_is_no_room_for_a_file_the_old_one_is_kept_and_nothing_is_started_with_a_part() {
+    let test = "where_there_is_no_room_for_a_file_the_old_one_is_kept_and_nothing_is_started_with_a_part";
+    let (_issuer, agent) = agent(4);
+    let place = agent.dir.path().join("small");
+    let Some(disk) = is_root().then(|| Disk::mount(&place)).flatten() else {
+        return skip(test, "no small disk can be mounted here");
+    };
+    let place = place.to_str().unwrap();
+    let rotation = ["--at-rotation", "orders=signal:HUP"];
+    let flags: [&[&str]; 4] =
+        [&["--file", "TOKEN_FILE=orders.token"], &["--file-directory", place], &rotation, &QUICK];
+    let script = format!("trap 'echo told' HUP; echo path $TOKEN_FILE; {FOREVER}");
+    let program = Running::start(&mut exec(&agent, &flags, &["sh", "-c", &script]));
+    let path = PathBuf::from(program.skip_to("path "));
+    let before = fs::read_to_string(&path).unwrap();
+    assert!(is_jwt(&before));
+    disk.fill();
+    let said = program.line();
+    assert!(said.contains("orders.token") && said.contains("TOKEN_FILE") && said.contains("kept"), "{said}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), before, "and nobody is told");
+    assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no part of the new one is left");
+
+    let touch = agent.dir.path().join("started");
+    let output = exec(&agent, &flags[..2], &["touch", touch.to_str().unwrap()]).output().unwrap();
+    assert_eq!(output.status.code(), Some(74), "{output:?}");
+    assert!(text(&output.stderr).contains("orders.token"), "{output:?}");
+    assert!(!touch.exists());
+    disk.clear();
+    program.skip_to("told");
+    assert_ne!(fs::read_to_string(&path).unwrap(), before, "once there is room it is new, and it is told");
+    program.signal("-TERM");
+    program.end();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -682,9 +746,11 @@ async fn as_the_first_process_of_a_namespace_it_reaps_and_forwards() {
         command.env("KEYBEARER_SOCKET", agent.socket("agent.sock"));
         Running::start(&mut command)
     };
-    // An orphan ends; it is there until its new parent, the first process, has reaped it.
+    // An orphan ends; it is there until its new parent has reaped it.
     let reaps = "echo parent $PPID; orphan=$(sh -c 'sleep 0.1 >/dev/null & echo $!'); \
                  while [ -e /proc/$orphan ]; do :; done; echo reaped";
+    let elsewhere = exec(&agent, &[&ENV, &["--supervise"]], &["sh", "-c", reaps]).output().unwrap();
+    assert!(text(&elsewhere.stdout).ends_with("reaped\n"), "{elsewhere:?}");
     let traps = "trap 'echo told; exit 8' TERM";
     let program = in_namespace(&format!("{reaps}; {traps}; echo up; {FOREVER}"));
     assert_eq!(program.skip_to("parent "), "1", "it stays, to be the first process");

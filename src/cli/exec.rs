@@ -134,7 +134,7 @@ impl Exec {
 pub(super) struct Stage {
     #[arg(long)]
     supervisor: i32,
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long)]
     unblock: Vec<i32>,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -156,7 +156,7 @@ impl From<ExecError> for Exit {
             ExecError::Fetch(error) => return error.into(),
             ExecError::Nothing | ExecError::NobodyStays { .. } | ExecError::Uncarried(_) => Self::CONFIG,
             ExecError::Files(exec::FilesError::NoPlace(_)) => Self::CONFIG,
-            ExecError::Files(_) | ExecError::Io(_) => Self::IO,
+            ExecError::Files(_) | ExecError::Unwritten { .. } | ExecError::Io(_) => Self::IO,
             ExecError::NotFound(_) => Self::NOT_FOUND,
             ExecError::CannotRun { .. } => Self::CANNOT_RUN,
             ExecError::Orphaned => Self::SOFTWARE,

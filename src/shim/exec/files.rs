@@ -3,7 +3,6 @@
 //! the next. All of it is gone when we end, but not when we are killed: what is left then lies in memory, readable to its user only.
 
 use std::{
-    fmt::Write as _,
     io::Write as _,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -31,15 +30,15 @@ pub enum FilesError {
     #[error("there is no place in memory for the files ({0}): name a directory with --file-directory")]
     NoPlace(String),
     /// A directory that was named cannot be used.
-    #[error("{path}: {error}")]
+    #[error("{path}: {why}")]
     Directory {
         /// Which.
         path: PathBuf,
-        /// What the kernel said.
-        error: std::io::Error,
+        /// Why.
+        why: String,
     },
-    /// A file could not be written. The one before it is still there.
-    #[error("{variable}: its file could not be written: {error}; what was there before is kept")]
+    /// A file could not be written. The one before it, if there was one, is still there.
+    #[error("the file of {variable} could not be written ({error}); what was there before is kept")]
     Write {
         /// Which.
         variable: Variable,
@@ -65,7 +64,6 @@ pub struct Files {
     directory: OwnedFd,
     path: PathBuf,
     names: Vec<Variable>,
-    stays: bool,
 }
 
 impl Files {
@@ -74,50 +72,50 @@ impl Files {
     /// # Errors
     /// [`FilesError`].
     pub fn make(places: &Places, dice: &dyn Dice) -> Result<Self, FilesError> {
-        if let Some(named) = &places.named {
-            return Self::within(named, dice)
-                .map_err(|error| FilesError::Directory { path: named.clone(), error: error.into() });
+        if let Some(path) = places.named.clone() {
+            return Self::within(&path, dice).map_err(|why| FilesError::Directory { path, why });
         }
         let mut candidates = places.given.clone();
         if places.uncleaned {
             candidates.push(format!("/run/user/{}", geteuid().as_raw()).into());
             candidates.push("/dev/shm".into());
         }
-        let mut tried = String::new();
+        let mut tried = vec![];
         for candidate in candidates {
-            let made = in_memory(&candidate).and_then(|()| Self::within(&candidate, dice));
-            match made {
+            match in_memory(&candidate).and_then(|()| Self::within(&candidate, dice)) {
                 Ok(files) => return Ok(files),
-                Err(error) => {
-                    let separator = if tried.is_empty() { "" } else { "; " };
-                    let error = match error {
-                        Errno::MEDIUMTYPE => "lies on a disk".into(),
-                        error => std::io::Error::from(error).to_string(),
-                    };
-                    let _ = write!(tried, "{separator}{}: {error}", candidate.display());
-                }
+                Err(why) => tried.push(format!("{}: {why}", candidate.display())),
             }
         }
-        let none = "neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set";
-        Err(FilesError::NoPlace(if tried.is_empty() { none.into() } else { tried }))
+        if tried.is_empty() {
+            tried.push("neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set".into());
+        }
+        Err(FilesError::NoPlace(tried.join("; ")))
     }
 
-    fn within(place: &Path, dice: &dyn Dice) -> Result<Self, Errno> {
-        let around = fs::openat(CWD, place, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    fn within(place: &Path, dice: &dyn Dice) -> Result<Self, String> {
+        let said = |error: Errno| std::io::Error::from(error).to_string();
+        let around =
+            fs::openat(CWD, place, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(said)?;
+        let status = fs::fstat(&around).map_err(said)?;
+        let open_to_others = status.st_mode & 0o022 != 0 && status.st_mode & 0o1000 == 0;
+        if open_to_others || ![0, geteuid().as_raw()].contains(&status.st_uid) {
+            return Err(format!(
+                "others could put something else in our place (uid {}, mode {:04o})",
+                status.st_uid,
+                status.st_mode & 0o7777
+            ));
+        }
         let mut tail = [0; 8];
         dice.fill(&mut tail);
         let name = format!("keybearer-exec-{}", hex(&tail));
         // It has to be new: what somebody else put there is not ours to write into.
-        fs::mkdirat(&around, &name, Mode::RWXU)?;
+        fs::mkdirat(&around, &name, Mode::RWXU).map_err(said)?;
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = fs::openat(&around, &name, flags, Mode::empty())?;
-        let ours = fs::fstat(&directory)?;
-        if ours.st_uid != geteuid().as_raw() {
-            return Err(Errno::PERM);
-        }
-        fs::fchmod(&directory, Mode::RWXU)?; // whatever the umask made of it
+        let directory = fs::openat(&around, &name, flags, Mode::empty()).map_err(said)?;
+        fs::fchmod(&directory, Mode::RWXU).map_err(said)?; // whatever the umask made of it
         let place = place.canonicalize().unwrap_or_else(|_| place.to_owned());
-        Ok(Self { directory, path: place.join(name), names: vec![], stays: false })
+        Ok(Self { directory, path: place.join(name), names: vec![] })
     }
 
     /// Where the file of a variable is.
@@ -137,18 +135,10 @@ impl Files {
         }
         Ok(())
     }
-
-    /// Leaves everything where it is: we are about to be another program.
-    pub fn leave(mut self) {
-        self.stays = true;
-    }
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        if self.stays {
-            return;
-        }
         for name in &self.names {
             let _ = fs::unlinkat(&self.directory, name.as_str(), AtFlags::empty());
         }
@@ -157,12 +147,12 @@ impl Drop for Files {
 }
 
 /// Whether a place lies in memory.
-fn in_memory(place: &Path) -> Result<(), Errno> {
-    let place = fs::openat(CWD, place, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let kind = fs::fstatfs(&place)?.f_type;
+fn in_memory(place: &Path) -> Result<(), String> {
+    let place = fs::openat(CWD, place, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let status = place.and_then(fs::fstatfs).map_err(|error| std::io::Error::from(error).to_string())?;
     // The field is signed on some machines and unsigned on others, and its values fit 32 bits.
-    let kind = u64::from(kind as u32);
-    if IN_MEMORY.contains(&kind) { Ok(()) } else { Err(Errno::MEDIUMTYPE) }
+    let kind = u64::from(status.f_type as u32);
+    if IN_MEMORY.contains(&kind) { Ok(()) } else { Err("it is on a disk".into()) }
 }
 
 /// Writes a new file beside the old one and puts it in its place.
@@ -217,14 +207,37 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_stays() {
+    fn a_place_where_others_could_replace_ours_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
-        let mut files = made(dir.path());
-        let name: Variable = "A".parse().unwrap();
-        files.write(&name, &Secret::new("one")).unwrap();
-        let path = files.path(&name);
-        files.leave();
-        assert_eq!(std::fs::read(path).unwrap(), b"one");
+        let places = Places { named: Some(dir.path().to_owned()), ..Places::default() };
+        for (mode, is_fit) in [(0o777, false), (0o775, false), (0o1777, true), (0o755, true)] {
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Files::make(&places, &*SeededDice::from_seed(3)).is_ok(), is_fit, "{mode:o}");
+        }
+        let elsewhere = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(elsewhere.path(), &link).unwrap();
+        let files = made(&link);
+        assert!(
+            files.path(&"A".parse().unwrap()).starts_with(elsewhere.path()),
+            "a path of ours has no link in it"
+        );
+    }
+
+    #[test]
+    fn what_somebody_put_in_our_way_is_not_written_into() {
+        // The same dice make the same name: as if somebody had known it before.
+        let dir = tempfile::tempdir().unwrap();
+        let taken = made(dir.path()).path.clone();
+        std::fs::create_dir(&taken).unwrap();
+        let places = Places { named: Some(dir.path().to_owned()), ..Places::default() };
+        assert!(Files::make(&places, &*SeededDice::from_seed(3)).is_err());
+        std::fs::remove_dir(&taken).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), &taken).unwrap();
+        assert!(Files::make(&places, &*SeededDice::from_seed(3)).is_err());
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     }
 
     #[test]
@@ -253,7 +266,7 @@ mod tests {
             return; // this whole machine lies in memory
         }
         let error = Files::make(&places, &*SeededDice::from_seed(3)).unwrap_err().to_string();
-        assert!(error.contains("lies on a disk") && error.contains("/nowhere"), "{error}");
+        assert!(error.contains("on a disk") && error.contains("/nowhere"), "{error}");
         assert!(error.contains("--file-directory"), "{error}");
     }
 }

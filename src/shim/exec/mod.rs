@@ -40,7 +40,7 @@ use self::{environment::add, files::Files, parcel::Parcel};
 use super::{FetchError, fetch};
 use crate::{
     clock::{Clock, Dice},
-    deliver::{AtRotation, Delivery, NoField},
+    deliver::{AtRotation, Delivery, NoField, Source},
 };
 
 /// Changes are collected for so long before anything follows from them.
@@ -49,8 +49,8 @@ pub const DEBOUNCE: Duration = Duration::from_secs(2);
 /// The first wait between two starts; it doubles.
 pub const BACK_OFF: Duration = Duration::from_secs(1);
 
-/// What is to be run, and with what.
-#[derive(Clone, Debug)]
+/// What is to be run, and with what. No `Debug`: the environment that we were started with is not ours to show.
+#[derive(Clone)]
 pub struct Order {
     /// Where the agent listens.
     pub socket: PathBuf,
@@ -92,9 +92,17 @@ pub enum ExecError {
     /// It cannot be in a variable.
     #[error(transparent)]
     Uncarried(Uncarried),
-    /// It cannot be in a file.
+    /// There is no place for files.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// It could not be written.
+    #[error("{source_of}: {error}")]
+    Unwritten {
+        /// What.
+        source_of: Source,
+        /// Why.
+        error: FilesError,
+    },
     /// Nobody said what the program is to get.
     #[error(
         "nothing is declared for this program: say what it is to get with --env NAME=CREDENTIAL.FIELD, or in \
@@ -187,29 +195,50 @@ pub async fn run(order: Order, clock: Arc<dyn Clock>, dice: Arc<dyn Dice>) -> Re
 
 /// Fetches everything and becomes the program.
 async fn hand_over(order: Order, dice: &dyn Dice) -> ExecError {
-    let environment = match equipped(&order, dice).await {
-        Ok(environment) => environment,
-        Err(error) => return error,
-    };
-    handover::become_program(&order.program, &order.arguments, environment)
+    match equipped(&order, dice).await {
+        // The files are removed again if there is no program.
+        Ok((environment, _files)) => handover::become_program(&order.program, &order.arguments, environment),
+        Err(error) => error,
+    }
 }
 
-async fn equipped(order: &Order, dice: &dyn Dice) -> Result<Environment, ExecError> {
+async fn equipped(order: &Order, dice: &dyn Dice) -> Result<(Environment, Option<Files>), ExecError> {
     let fetched = fetch(&order.socket, &order.credentials().collect(), order.start_timeout).await?;
     let parcel = Parcel::gather(&order.delivery, None, |source| fetched.value(source))?;
-    let mut environment = order.base.clone();
-    add(&mut environment, &parcel.env);
-    if !parcel.files.is_empty() {
-        // Nobody will be there to remove them: only where somebody else does.
-        let places = Places { uncleaned: false, ..order.places.clone() };
-        let mut files = Files::make(&places, dice)?;
-        for (variable, value) in &parcel.files {
-            files.write(variable, value)?;
-            environment.insert(variable.as_str().into(), files.path(variable).into());
-        }
-        files.leave();
+    // Nobody will be there to remove files: they go only where somebody else does.
+    let places = Places { uncleaned: false, ..order.places.clone() };
+    let mut files = if parcel.files.is_empty() { None } else { Some(Files::make(&places, dice)?) };
+    write(files.as_mut(), &order.delivery, &parcel)?;
+    Ok((environment(&order.base, [&parcel], files.as_ref()), files))
+}
+
+/// Writes the files of a parcel.
+fn write(files: Option<&mut Files>, delivery: &Delivery, parcel: &Parcel) -> Result<(), ExecError> {
+    let Some(files) = files else { return Ok(()) };
+    for (variable, value) in &parcel.files {
+        let source_of = &delivery.files[variable];
+        files
+            .write(variable, value)
+            .map_err(|error| ExecError::Unwritten { source_of: source_of.clone(), error })?;
     }
-    Ok(environment)
+    Ok(())
+}
+
+/// The program's environment: what it gets anyway, values, and the paths of files.
+fn environment<'a>(
+    base: &Environment,
+    parcels: impl IntoIterator<Item = &'a Parcel>,
+    files: Option<&Files>,
+) -> Environment {
+    let mut environment = base.clone();
+    for parcel in parcels {
+        add(&mut environment, &parcel.env);
+        for variable in parcel.files.keys() {
+            let path = files.map(|files| files.path(variable)).unwrap_or_default();
+            environment.insert(variable.as_str().into(), path.into());
+        }
+    }
+    environment
 }
 
 #[cfg(test)]

@@ -14,15 +14,10 @@ pub const COMMAND: &str = "exec-stage";
 
 /// Its arguments, up to the program's.
 pub fn arguments(supervisor: Pid, unblock: &[i32]) -> Vec<OsString> {
-    let unblock: Vec<String> = unblock.iter().map(i32::to_string).collect();
-    [
-        COMMAND.to_owned(),
-        format!("--supervisor={}", supervisor.as_raw_nonzero()),
-        format!("--unblock={}", unblock.join(",")),
-        "--".to_owned(),
-    ]
-    .map(OsString::from)
-    .into()
+    let mut arguments = vec![COMMAND.to_owned(), format!("--supervisor={}", supervisor.as_raw_nonzero())];
+    arguments.extend(unblock.iter().map(|number| format!("--unblock={number}")));
+    arguments.push("--".to_owned());
+    arguments.into_iter().map(OsString::from).collect()
 }
 
 /// Becomes the program, which ends when its supervisor is killed.

@@ -37,7 +37,7 @@ use self::{
 };
 use super::{
     ExecError, Order,
-    environment::{Environment, add},
+    environment::Environment,
     files::Files,
     parcel::{Parcel, Scales},
 };
@@ -72,17 +72,18 @@ pub async fn supervise(
         false => Some(Files::make(&order.places, &*dice)?),
     };
     for parcel in parcels.values() {
-        write(&mut files, parcel)?;
+        super::write(files.as_mut(), &order.delivery, parcel)?;
     }
     let mut argv = vec![order.program.clone()];
     argv.extend(order.arguments.iter().cloned());
     let mut program = Program::new(argv, signals.blocked().collect())?;
-    program.start(&environment(&order.base, &parcels, files.as_ref()))?;
+    program.start(&super::environment(&order.base, parcels.values(), files.as_ref()))?;
     let scales = Scales::new(&*dice);
     let given = parcels.iter().map(|(name, parcel)| (Arc::clone(name), scales.weigh(parcel))).collect();
     let course = Course::started(terms(&order), given, clock.boot());
-    let troubles = BTreeMap::new();
-    let watch = Watch { order, clock, dice, signals, program, course, parcels, files, scales, troubles };
+    let (troubles, unwritten) = (BTreeMap::new(), BTreeMap::new());
+    let watch =
+        Watch { order, clock, dice, signals, program, course, parcels, files, scales, troubles, unwritten };
     Ok(watch.run(news).await)
 }
 
@@ -138,31 +139,6 @@ async fn first(
     Ok(First::All(parcels))
 }
 
-fn environment(
-    base: &Environment,
-    parcels: &BTreeMap<Arc<str>, Parcel>,
-    files: Option<&Files>,
-) -> Environment {
-    let mut environment = base.clone();
-    for parcel in parcels.values() {
-        add(&mut environment, &parcel.env);
-        for variable in parcel.files.keys() {
-            let path = files.map(|files| files.path(variable)).unwrap_or_default();
-            environment.insert(variable.as_str().into(), path.into());
-        }
-    }
-    environment
-}
-
-fn write(files: &mut Option<Files>, parcel: &Parcel) -> Result<(), ExecError> {
-    for (variable, value) in &parcel.files {
-        if let Some(files) = files {
-            files.write(variable, value)?;
-        }
-    }
-    Ok(())
-}
-
 /// All of one supervision.
 struct Watch {
     order: Order,
@@ -177,6 +153,8 @@ struct Watch {
     scales: Scales,
     /// What people were told about a credential last.
     troubles: BTreeMap<Arc<str>, String>,
+    /// The same about its files.
+    unwritten: BTreeMap<Arc<str>, String>,
 }
 
 impl Watch {
@@ -256,20 +234,31 @@ impl Watch {
         }
     }
 
+    fn environment(&self) -> Environment {
+        super::environment(&self.order.base, self.parcels.values(), self.files.as_ref())
+    }
+
     /// Does it; what follows at once is to be done too.
     fn perform(&mut self, act: Act) -> Vec<Act> {
         match act {
             Act::Write(credentials) => {
                 for credential in credentials {
                     let Some(parcel) = self.parcels.get(&credential) else { continue };
-                    if let Err(error) = write(&mut self.files, parcel) {
-                        say(&error.to_string());
-                        self.course.on_unwritten(&credential, self.clock.boot());
+                    match super::write(self.files.as_mut(), &self.order.delivery, parcel) {
+                        Ok(()) => drop(self.unwritten.remove(&credential)),
+                        Err(error) => {
+                            self.course.on_unwritten(&credential, self.clock.boot());
+                            let error = error.to_string();
+                            if self.unwritten.get(&credential) != Some(&error) {
+                                say(&error);
+                                self.unwritten.insert(credential, error);
+                            }
+                        }
                     }
                 }
             }
             Act::Start => {
-                let environment = environment(&self.order.base, &self.parcels, self.files.as_ref());
+                let environment = self.environment();
                 if let Err(error) = self.program.start(&environment) {
                     say(&format!("nothing can be started: {error}"));
                     let mut acts = self.course.on_end(Ending::Code(126), self.clock.boot());
@@ -282,7 +271,7 @@ impl Watch {
             Act::Stop => self.program.ask(self.order.delivery.stop_signal.raw()),
             Act::Kill => self.program.kill(),
             Act::Run(path) => {
-                let environment = environment(&self.order.base, &self.parcels, self.files.as_ref());
+                let environment = self.environment();
                 if let Err(error) = self.program.run_beside(&path, &environment) {
                     say(&format!("{}: {error}", path.display()));
                 }
