@@ -13,11 +13,11 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use disk::Disk;
-use keybearer::{dev::Fault, jose::Unverified};
+use keybearer::{clock::SystemClock, dev::Fault, jose::Unverified};
 use serde_json::Value;
 use support::{BINARY, Issuer, Setup, TestAgent, demo_api, is_root, issuer, jwt_in, skip};
 
@@ -143,9 +143,10 @@ fn signal(pid: u32, name: &str) {
 
 /// Waits until something is so.
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let began = Instant::now();
+    let clock = SystemClock::shared();
+    let began = clock.boot();
     while !is_so() {
-        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        assert!(clock.boot().since(began) < PATIENCE, "never: {what}");
         std::thread::yield_now();
     }
 }
