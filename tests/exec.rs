@@ -763,6 +763,12 @@ async fn as_the_first_process_of_a_namespace_it_reaps_and_forwards() {
     assert_eq!(program.end().0.code(), Some(8));
     // The kernel ends no first process by a signal of its own: a shell's way to say it remains.
     assert_eq!(in_namespace("kill -KILL $$").end().0.code(), Some(128 + 9));
+    // Where /proc is another namespace's, it still ends what is left.
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", BINARY, "exec", "--stop-timeout", "200ms"]).args(ENV);
+    command.args(["--", "sh", "-c", "setsid sh -c 'trap \"\" TERM; sleep 1000' & exit 3"]);
+    let program = Running::start(command.env("KEYBEARER_SOCKET", agent.socket("agent.sock")));
+    assert_eq!(program.end().0.code(), Some(3));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -236,14 +236,11 @@ impl Course {
     pub fn on_time(&mut self, now: Boot, dice: &dyn Dice) -> Vec<Act> {
         match self.state {
             State::Running => {
-                let mut acts = vec![];
                 if self.settle_at.is_some_and(|at| at <= now) {
-                    acts.extend(self.settle(now, dice));
+                    // What follows from it comes the next time, when it is known whether the files could be written.
+                    return self.settle(now, dice);
                 }
-                if self.act_at.is_some_and(|at| at <= now) {
-                    acts.extend(self.act(now));
-                }
-                acts
+                if self.act_at.is_some_and(|at| at <= now) { self.act(now) } else { vec![] }
             }
             State::Ending { again, deadline, killed } if deadline <= now => {
                 self.state = State::Ending { again, deadline: now + GIVE_UP, killed: true };

@@ -27,7 +27,7 @@ use rustix::{
     io::Errno,
     process::{
         Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process, kill_process_group,
-        pidfd_open, pidfd_send_signal, set_child_subreaper, wait,
+        pidfd_open, pidfd_send_signal, set_child_subreaper, test_kill_process_group, wait,
     },
 };
 
@@ -143,9 +143,10 @@ impl Program {
             self.forward(Signal::CONT); // one that is stopped would not hear it
             return;
         }
+        let Some(left) = self.left() else { return self.signal_unseen(signal) };
         let group = self.group.map(|group| group.as_raw_nonzero().get());
         let asked_group = group.filter(|group| self.asked.contains(group));
-        for pid in self.left() {
+        for pid in left {
             let with_group = asked_group.is_some() && asked_group == group_of(pid);
             if self.asked.insert(pid.as_raw_nonzero().get()) && !with_group {
                 let _ = kill_process(pid, signal);
@@ -162,8 +163,11 @@ impl Program {
                 let _ = kill_process_group(group, Signal::KILL);
             }
         }
-        for pid in self.left() {
-            let _ = kill_process(pid, Signal::KILL);
+        match self.left() {
+            Some(left) => left.into_iter().for_each(|pid| {
+                let _ = kill_process(pid, Signal::KILL);
+            }),
+            None => self.signal_unseen(Signal::KILL),
         }
     }
 
@@ -194,19 +198,35 @@ impl Program {
         if self.main.is_some() {
             return false;
         }
-        match wait_without_taking() {
-            Err(Errno::CHILD) => true,
-            _ => self.left().is_empty(),
+        if wait_without_taking() == Err(Errno::CHILD) {
+            return true;
+        }
+        match self.left() {
+            Some(left) => left.is_empty(),
+            None if is_first() => false,
+            None => self.group.is_none_or(|group| test_kill_process_group(group).is_err()),
         }
     }
 
-    /// Our children, but for those that run beside the program.
-    fn left(&self) -> Vec<Pid> {
+    /// Our children, but for those that run beside the program; `None` where they cannot be seen.
+    fn left(&self) -> Option<Vec<Pid>> {
         let main = self.main.as_ref().map(|(pid, _)| *pid);
-        let children = children().unwrap_or_default().into_iter();
-        let left = children.filter(|pid| Some(*pid) != main);
-        left.filter(|pid| !self.beside.contains_key(&pid.as_raw_nonzero().get())).collect()
+        let mut children = children()?;
+        children.retain(|pid| Some(*pid) != main && !self.beside.contains_key(&pid.as_raw_nonzero().get()));
+        Some(children)
     }
+
+    /// For where there is no /proc of our own namespace: its first process can signal all the others, and anybody a group.
+    fn signal_unseen(&self, signal: Signal) {
+        let all = is_first().then_some(Pid::INIT).or(self.group);
+        if let Some(all) = all {
+            let _ = kill_process_group(all, signal); // with INIT: kill(-1, ...)
+        }
+    }
+}
+
+fn is_first() -> bool {
+    getpid() == Pid::INIT
 }
 
 /// Which process group this is in; 0 for one that has no id in our namespace.

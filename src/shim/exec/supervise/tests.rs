@@ -318,11 +318,6 @@ fn a_file_that_could_not_be_written_is_tried_again_and_nobody_is_told_before() {
     let mut stage = Stage::new();
     stage.value("s", "new");
     stage.now = stage.now + seconds(2);
-    let acts = stage.course.on_time(stage.now, &*stage.dice);
-    assert_eq!(acts[0], Act::Write(names(&["s"])));
-    let mut stage = Stage::with(seconds(5));
-    stage.value("s", "new");
-    stage.now = stage.now + seconds(2);
     assert_eq!(stage.course.on_time(stage.now, &*stage.dice), [Act::Write(names(&["s"]))]);
     stage.course.on_unwritten(&"s".into(), stage.now);
     let done = stage.pass(seconds(60));
