@@ -10,6 +10,7 @@ mod dev;
 mod docs;
 mod drop_in;
 mod doctor;
+mod exec;
 mod health;
 mod keys;
 mod migrate;
@@ -57,6 +58,10 @@ enum Command {
     DropIn(drop_in::DropIn),
     /// What is wrong with this host as a place for the agent, each with its remedy.
     Doctor(doctor::Doctor),
+    /// Run a program with credentials in its environment or in files.
+    Exec(exec::Exec),
+    #[command(hide = true)]
+    ExecStage(exec::Stage),
     /// Why a process gets a credential, or gets none.
     Explain(operator::Explain),
     /// Get one credential, as the program that runs this.
@@ -146,6 +151,10 @@ impl Exit {
     const CONFIG: u8 = 78;
     /// EX_USAGE.
     const USAGE: u8 = 64;
+    /// A program that cannot be run, as shells have it.
+    const CANNOT_RUN: u8 = 126;
+    /// A program that is not there, as shells have it.
+    const NOT_FOUND: u8 = 127;
 
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
@@ -249,6 +258,8 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::DevWorkload(command) => on_runtime(command.run()),
         Command::DropIn(command) => command.run(),
         Command::Doctor(command) => on_runtime(command.run()),
+        Command::Exec(command) => command.run(),
+        Command::ExecStage(command) => command.run(),
         Command::Explain(command) => on_runtime(command.run()),
         Command::Get(command) => on_runtime(command.run()),
         Command::Health(command) => on_runtime(command.run()),

@@ -2,6 +2,7 @@
 //! any other: the agent attests the process that runs this, and all it gets is what its own identity may have.
 
 pub mod drop_in;
+pub mod exec;
 mod fetch;
 pub mod tools;
 
