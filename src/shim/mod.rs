@@ -2,5 +2,6 @@
 //! any other: the agent attests the process that runs this, and all it gets is what its own identity may have.
 
 mod fetch;
+pub mod file;
 
 pub use fetch::{FetchError, Fetched, declared, fetch};
