@@ -5,13 +5,16 @@ mod agent;
 mod audit;
 mod check;
 mod credential;
+mod delivered;
 mod dev;
 mod docs;
+mod env_file;
 mod health;
 mod keys;
 mod operator;
 mod paint;
 mod registration;
+mod template;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf, process::ExitCode};
 
@@ -47,6 +50,8 @@ enum Command {
     Dev(dev::Dev),
     #[command(hide = true)]
     DevWorkload(dev::Workload),
+    /// Write the variables that a program gets into a file, as systemd, docker, dotenv, a shell or Kubernetes reads them.
+    EnvFile(env_file::EnvFile),
     /// Why a process gets a credential, or gets none.
     Explain(operator::Explain),
     /// Get one credential, as the program that runs this.
@@ -71,6 +76,8 @@ enum Command {
     Status(operator::StatusCommand),
     /// Print the two headers of one request with a bound credential: the credential, and a proof that is good once.
     Prove(credential::Prove),
+    /// Write a configuration file from a template, with credentials in it.
+    Template(template::TemplateCommand),
     /// Get a credential now and again at every rotation.
     Watch(credential::Watch),
     /// Who this program is to the agent, and what it may have.
@@ -111,6 +118,8 @@ pub struct Exit {
 impl Exit {
     /// EX_DATAERR: what was looked at is wrong.
     const DATA: u8 = 65;
+    /// EX_NOINPUT: what is to be read cannot be.
+    const NO_INPUT: u8 = 66;
     /// EX_UNAVAILABLE: no agent, or not now.
     const UNAVAILABLE: u8 = 69;
     /// EX_SOFTWARE: our fault.
@@ -214,6 +223,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Completions(command) => command.run(&mut Cli::command()),
         Command::Dev(command) => command.run(),
         Command::DevWorkload(command) => on_runtime(command.run()),
+        Command::EnvFile(command) => on_runtime(command.run()),
         Command::Explain(command) => on_runtime(command.run()),
         Command::Get(command) => on_runtime(command.run()),
         Command::Health(command) => on_runtime(command.run()),
@@ -226,6 +236,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Reload(socket) => on_runtime(operator::reload(socket.socket)),
         Command::Status(command) => on_runtime(command.run()),
         Command::Prove(command) => on_runtime(command.run()),
+        Command::Template(command) => on_runtime(command.run()),
         Command::Watch(command) => on_runtime(command.run()),
         Command::Whoami(command) => on_runtime(command.run()),
     }

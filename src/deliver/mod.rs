@@ -9,7 +9,7 @@ mod variable;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-pub use dialect::{CannotCarry, Dialect, Entry, Manifest, ObjectName, Trouble};
+pub use dialect::{CannotCarry, Dialect, Entry, Manifest, ObjectName, Trouble, shell_word};
 pub use rotation::{AtRotation, Signal};
 pub use source::{NoField, Source};
 pub use variable::Variable;

@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// Between two attempts where nobody says how long to wait: doubled each time, up to the longest.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(250);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Why there is not everything.
 #[derive(Debug, thiserror::Error)]
@@ -58,9 +58,26 @@ impl Fetched {
         Ok(source.value(&self.0[&source.credential])?)
     }
 
+    /// One of them. Panics if it was not among those fetched.
+    pub fn credential(&self, name: &Arc<str>) -> &Credential {
+        &self.0[name]
+    }
+
+    /// A newer one in its place.
+    pub(super) fn put(&mut self, credential: Credential) {
+        self.0.insert(credential.name.as_str().into(), credential);
+    }
+
     /// All of them.
     pub fn credentials(&self) -> impl Iterator<Item = &Credential> {
         self.0.values()
+    }
+}
+
+impl FromIterator<Credential> for Fetched {
+    fn from_iter<T: IntoIterator<Item = Credential>>(credentials: T) -> Self {
+        let named = |credential: Credential| (credential.name.as_str().into(), credential);
+        Self(credentials.into_iter().map(named).collect())
     }
 }
 
@@ -72,6 +89,16 @@ pub async fn declared(socket: &Path, within: Duration) -> Result<Delivery, Fetch
     let until = Instant::now() + within;
     let who = asked(socket, until, "describe", async |agent| agent.describe().await).await?;
     Delivery::heard(&who.delivery.unwrap_or_default()).map_err(FetchError::Declared)
+}
+
+/// The names of all credentials that this very process may have.
+///
+/// # Errors
+/// [`FetchError`].
+pub async fn offered(socket: &Path, within: Duration) -> Result<Vec<String>, FetchError> {
+    let until = Instant::now() + within;
+    let who = asked(socket, until, "describe", async |agent| agent.describe().await).await?;
+    Ok(who.credentials.into_iter().map(|offer| offer.name).collect())
 }
 
 /// Every one of these credentials, trying again `within` that time while the agent says that it may help.

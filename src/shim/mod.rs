@@ -3,5 +3,9 @@
 
 mod fetch;
 pub mod file;
+mod rotations;
+mod template;
 
-pub use fetch::{FetchError, Fetched, declared, fetch};
+pub use fetch::{FetchError, Fetched, declared, fetch, offered};
+pub use rotations::{Rotations, Turn};
+pub use template::{Cast, Template, TemplateError};

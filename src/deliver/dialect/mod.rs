@@ -226,6 +226,13 @@ fn settable(name: &str, value: &[u8]) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// `value` as one word of a POSIX shell, if an argument can be that.
+pub fn shell_word(value: &str) -> Option<String> {
+    let mut word = Vec::with_capacity(value.len() + 2);
+    sh::put_quoted(value.as_bytes(), &mut word);
+    String::from_utf8(word).ok().filter(|_| !value.contains('\0'))
+}
+
 /// Appends `value` with a `\` before each of `special`.
 fn put_escaped(value: &str, special: &[u8], out: &mut Vec<u8>) {
     for byte in value.bytes() {

@@ -164,11 +164,7 @@ impl Directory {
     ///
     /// # Errors
     /// Those of [`Directory::open`], and [`FileError::Place`] if that is no name of a file.
-    pub fn around<'a>(
-        file: &'a Path,
-        medium: Medium,
-        owner: Option<Uid>,
-    ) -> Result<(Self, &'a OsStr), FileError> {
+    pub fn around(file: &Path, medium: Medium, owner: Option<Uid>) -> Result<(Self, &OsStr), FileError> {
         let ends = file.as_os_str().as_bytes().last() == Some(&b'/');
         match (file.parent(), file.file_name()) {
             (Some(parent), Some(name)) if !ends => Ok((Self::open(parent, medium, owner)?, name)),
@@ -205,7 +201,7 @@ impl Directory {
             Err(error) => return Err(self.failed(name, "look at what is there", error)),
         }
         Unfinished::write(self.fd.as_fd(), bytes, access, dice)
-            .and_then(|new| Ok(new.becomes(name).map_err(|error| ("put the new file there", error))?))
+            .and_then(|new| new.becomes(name).map_err(|error| ("put the new file there", error)))
             .map_err(|(doing, error)| self.failed(name, doing, error))?;
         fsync(&self.fd).map_err(|error| self.failed(name, FLUSH, error))
     }
