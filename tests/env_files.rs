@@ -46,7 +46,7 @@ fn stage(values: &[(&str, &str)], seconds: u64, deliver: &str) -> Stage {
     let agent = setup.start(Some(&issuer.handle));
     // In memory where there is some: /dev/shm is a tmpfs nearly everywhere.
     let place = tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap());
-    Stage { agent, lessor, place, issuer: issuer }
+    Stage { agent, lessor, place, issuer }
 }
 
 impl Stage {
@@ -604,7 +604,11 @@ async fn a_template_is_checked_without_an_agent_and_its_mistakes_name_a_line() {
         65,
         &["bad:1: database.pasword is not there: it has expires_at, password"],
     );
-    refused(&render("{{ database.password | int }}"), 65, &["bad:1: ", "could quote a value"]);
+    refused(
+        &render("{{ database.password | int }}"),
+        65,
+        &["bad:1: ", "could quote a value", "it is in database.password"],
+    );
     refused(&stage.run("template", &["@none", "@out"]), 66, &["none"]);
     refused(&stage.run("template", &["@good"]), 64, &["FILE"]);
     assert!(!stage.names().contains(&"out".to_owned()));
@@ -622,9 +626,19 @@ async fn a_template_is_checked_without_an_agent_and_its_mistakes_name_a_line() {
 async fn a_watched_template_is_written_again_at_each_rotation() {
     let stage = stage(&[("password", "p1")], 5, "");
     fs::write(stage.path("t"), "password = {{ database.password | mycnf }}\n").unwrap();
-    let watcher = stage.watch("template", &["@t", "@my.cnf", "--watch"]);
-    assert_eq!(stage.read("my.cnf"), "password = \"p1\"\n");
-    stage.lessor.leases(300, &[("password", "p\"2")]);
-    until(|| stage.read("my.cnf") == "password = \"p\\\"2\"\n");
+    fs::create_dir(stage.path("etc")).unwrap();
+    let mut watcher = stage.watch("template", &["@t", "@etc/my.cnf", "--watch"]);
+    assert_eq!(stage.read("etc/my.cnf"), "password = \"p1\"\n");
+    stage.lessor.leases(5, &[("password", "p\"2")]);
+    until(|| stage.read("etc/my.cnf") == "password = \"p\\\"2\"\n");
+
+    // "Bad input": a vanished directory. It is told, and the file is there once the directory is.
+    fs::rename(stage.path("etc"), stage.path("away")).unwrap();
+    stage.lessor.leases(300, &[("password", "p3")]);
+    watcher.says("etc: cannot open the directory");
+    assert_eq!(stage.read("away/my.cnf"), "password = \"p\\\"2\"\n");
+    fs::create_dir(stage.path("etc")).unwrap();
+    watcher.says("fresh again");
+    assert_eq!(stage.read("etc/my.cnf"), "password = \"p3\"\n");
     assert_eq!(watcher.stop().0, Some(0));
 }

@@ -235,7 +235,7 @@ impl Trouble {
 
     fn over(&mut self) {
         if self.0.take().is_some() {
-            eprintln!("keybearer: written");
+            eprintln!("keybearer: what was in the way is gone, and all is fresh again");
             tell_manager(&[sd_notify::NotifyState::Status("")]);
         }
     }

@@ -286,7 +286,8 @@ fn by_chance(begins: &str, dice: &dyn Dice) -> String {
     format!("{begins}{}.{}", getpid().as_raw_nonzero(), hex(&chance))
 }
 
-/// Whether this is the name of something whose maker lives no more. A pid that lives again as somebody else's only delays it.
+/// Whether this is the name of something whose maker lives no more. A pid that lives again as somebody else's only delays it; a maker
+/// in another pid namespace seems dead, loses its new file, and fails with the old one in place.
 fn left_over(name: &[u8], begins: &str) -> bool {
     let maker = std::str::from_utf8(name)
         .ok()

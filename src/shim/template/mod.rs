@@ -130,29 +130,47 @@ impl Template {
     /// # Errors
     /// [`TemplateError`], without any value in it. Panics if one of the cast was not fetched.
     pub fn render(&self, cast: &Cast, fetched: &Fetched) -> Result<Secret, TemplateError> {
-        let of = |name: &str| Some(fetched.credential(&cast.0[name]).clone());
-        let (rendered, note) = self.run(of);
-        rendered
-            .map_err(|error| {
-                let what = match (error.kind(), error.detail()) {
-                    (ErrorKind::UndefinedError, _) => {
-                        // A field can be asked for by what another's value is.
-                        let said = note.missed.filter(|(field, _)| self.text.contains(field));
-                        said.map_or_else(
-                            || "something in this line is not defined".to_owned(),
-                            |(_, why)| why,
-                        )
-                    }
-                    (ErrorKind::OutOfFuel, _) => format!("it takes more than {STEPS} steps"),
-                    (ErrorKind::WriteFailure, _) => format!("what it makes is longer than {LONGEST} bytes"),
-                    (kind, Some(detail)) if of_the_template(kind) || filters::REFUSALS.contains(&detail) => {
-                        detail.to_owned()
-                    }
-                    (kind, _) => format!("{kind} (more is not told: it could quote a value)"),
+        let (rendered, note) = self.run(|name| Some(fetched.credential(&cast.0[name]).clone()));
+        match rendered {
+            Ok(out) => self.in_fields(note.whole).map(|()| out),
+            Err(error) => Err(self.wrong(error.line(), self.untelling(&error, note.missed))),
+        }
+    }
+
+    /// What went wrong with real values, in words that hold none of them.
+    fn untelling(&self, error: &minijinja::Error, missed: Option<(String, String)>) -> String {
+        let line =
+            error.line().and_then(|line| self.text.lines().nth(line.checked_sub(1)?)).unwrap_or_default();
+        let variables = || match self.fields_in(line).join(", ") {
+            none if none.is_empty() => String::new(),
+            fields => format!("; it is in {fields}"),
+        };
+        match (error.kind(), error.detail()) {
+            (ErrorKind::UndefinedError, _) => {
+                // A field can be asked for by what another's value is: told is one that the template names itself.
+                let named = |field: &str| {
+                    [format!(".{field}"), format!("'{field}'"), format!("\"{field}\"")]
+                        .iter()
+                        .any(|it| line.contains(it))
                 };
-                self.wrong(error.line(), what)
-            })
-            .and_then(|out| self.in_fields(note.whole).map(|()| out))
+                let said = missed.filter(|(field, _)| named(field));
+                said.map_or_else(
+                    || format!("something in this line is not defined{}", variables()),
+                    |(_, why)| why,
+                )
+            }
+            (ErrorKind::OutOfFuel, _) => format!("it takes more than {STEPS} steps"),
+            (ErrorKind::WriteFailure, _) => format!("what it makes is longer than {LONGEST} bytes"),
+            (kind, Some(detail)) if of_the_template(kind) => detail.to_owned(),
+            (_, Some(detail)) if filters::REFUSALS.contains(&detail) => format!("{detail}{}", variables()),
+            (kind, _) => format!("{kind} (more is not told: it could quote a value){}", variables()),
+        }
+    }
+
+    /// The fields of credentials that a line of the template names.
+    fn fields_in<'a>(&self, line: &'a str) -> Vec<&'a str> {
+        let words = line.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '.');
+        words.filter(|word| word.split_once('.').is_some_and(|(name, _)| self.names.contains(name))).collect()
     }
 
     /// Renders it with made-up values. Most of what goes wrong then may go well with real ones.

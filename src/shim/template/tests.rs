@@ -68,6 +68,7 @@ fn a_filter_refuses_what_its_file_cannot_carry_and_names_line_and_never_the_valu
         let text = format!("# one\n{{{{ ledger.token | {filter} }}}}");
         let told = render_with(&text, vec![token("ledger", value)]).unwrap_err();
         assert!(told.starts_with("app.conf.tmpl:2: the value has a "), "{told}");
+        assert!(told.ends_with("; it is in ledger.token"), "{told}");
         assert!(!told.contains("canary"), "{told}");
     }
     assert!(render("{{ 5 | json }}").unwrap_err().contains("takes a text"));
