@@ -365,6 +365,41 @@ async fn a_full_disk_leaves_the_old_file_and_nothing_beside_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_is_killed_at_any_moment_leaves_a_whole_file() {
+    let (old, new) = ("o".repeat(60_000), "n".repeat(50_000));
+    let stage = stage(&[("password", &old)], 300, "");
+    let arguments =
+        stage.arguments("env-file", &["--format", "sh", "--env", "P=database.password", "--out", "@env"]);
+    done(&stage.run("env-file", &["--format", "sh", "--env", "P=database.password", "--out", "@env"]));
+    let whole = |value: &str| format!("export P='{value}'\n");
+    let released = stage.agent.keybearer(&["revoke", "shop"]);
+    assert!(released.status.success(), "{released:?}");
+    stage.lessor.leases(300, &[("password", &new)]);
+    let mut killed = 0;
+    for attempt in 0..60 {
+        let mut writer = Command::new(BINARY)
+            .args(&arguments)
+            .env("KEYBEARER_SOCKET", stage.agent.socket("agent.sock"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Later each time, so that every moment of its short life is met.
+        std::thread::sleep(Duration::from_micros(500 * attempt));
+        writer.kill().unwrap();
+        killed += usize::from(!writer.wait().unwrap().success());
+        let read = stage.read("env");
+        assert!(read == whole(&old) || read == whole(&new), "{} bytes after {attempt}", read.len());
+    }
+    assert!(killed > 0);
+    done(&stage.run("env-file", &["--format", "sh", "--env", "P=database.password", "--out", "@env"]));
+    assert_eq!(
+        (stage.read("env"), stage.names()),
+        (whole(&new), vec!["env".to_owned()]),
+        "what they left is gone"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn standard_output_is_for_pipes() {
     let stage = stage(&[("password", "canary")], 300, "");
     let arguments = ["--format", "sh", "--env", "P=database.password", "--out", "-"];
