@@ -57,7 +57,7 @@ impl Rotations {
         &self.fetched
     }
 
-    /// What happens next.
+    /// What happens next. Whoever gives up waiting loses no credential: what has come is in [`Rotations::fetched`].
     ///
     /// # Errors
     /// [`FetchError`]: the right to one of them has ended, or this can never be had again. There is nothing more to wait for.
@@ -143,5 +143,73 @@ fn is_the_end(error: &FetchError) -> bool {
                 | Code::FailedPrecondition
         ),
         error => !error.may_pass(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    fn credential(name: &str, fingerprint: &str) -> Credential {
+        Credential { name: name.into(), fingerprint: fingerprint.into(), ..Credential::default() }
+    }
+
+    fn refused(code: Code) -> FetchError {
+        FetchError::Refused { credential: "a".into(), status: Status::new(code, "") }
+    }
+
+    fn stage() -> (Rotations, mpsc::Sender<Result<Credential, FetchError>>) {
+        let fetched = [credential("a", "a1"), credential("b", "b1")].into_iter().collect();
+        let (sender, arriving) = mpsc::channel(8);
+        (Rotations { fetched, arriving, _streams: JoinSet::new() }, sender)
+    }
+
+    async fn fresh(rotations: &mut Rotations) -> Vec<String> {
+        let Turn::Fresh(all) = rotations.next().await.unwrap() else { panic!("an interruption") };
+        all.credentials().map(|credential| credential.fingerprint.clone()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_within_two_seconds_is_one_change() {
+        let (mut rotations, sender) = stage();
+        let started = Instant::now();
+        tokio::spawn(async move {
+            for (after, name, fingerprint) in [(1, "a", "a2"), (1, "b", "b2"), (0, "a", "a3"), (2, "b", "b3")]
+            {
+                sleep(Duration::from_secs(after)).await;
+                sender.send(Ok(credential(name, fingerprint))).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        assert_eq!(fresh(&mut rotations).await, ["a3", "b2"]);
+        assert_eq!(
+            started.elapsed(),
+            Duration::from_secs(3),
+            "two seconds after the first, whatever comes then"
+        );
+        assert_eq!(fresh(&mut rotations).await, ["a3", "b3"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_no_is_the_end_and_a_broken_connection_is_not() {
+        for code in
+            [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled, Code::ResourceExhausted]
+        {
+            let (mut rotations, sender) = stage();
+            sender.send(Err(refused(code))).await.unwrap();
+            assert!(matches!(rotations.next().await, Ok(Turn::Interrupted(_))), "{code}");
+        }
+        for code in [Code::PermissionDenied, Code::Unauthenticated, Code::FailedPrecondition] {
+            let (mut rotations, sender) = stage();
+            sender.send(Err(refused(code))).await.unwrap();
+            assert!(rotations.next().await.is_err(), "{code}");
+            // Nor is it passed over when something else has just changed.
+            let (mut rotations, sender) = stage();
+            sender.send(Ok(credential("a", "a2"))).await.unwrap();
+            sender.send(Err(refused(code))).await.unwrap();
+            assert!(rotations.next().await.is_err(), "{code}");
+        }
     }
 }
