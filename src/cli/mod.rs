@@ -6,10 +6,12 @@ mod audit;
 mod check;
 mod credential;
 mod credential_helper;
+mod delivered;
 mod dev;
 mod docs;
-mod drop_in;
 mod doctor;
+mod drop_in;
+mod env_file;
 mod exec;
 mod health;
 mod keys;
@@ -17,8 +19,9 @@ mod migrate;
 mod operator;
 mod paint;
 mod registration;
-mod seal;
 mod scan;
+mod seal;
+mod template;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf, process::ExitCode};
 
@@ -62,6 +65,8 @@ enum Command {
     Exec(exec::Exec),
     #[command(hide = true)]
     ExecStage(exec::Stage),
+    /// Write the variables that a program gets into a file, as systemd, docker, dotenv, a shell or Kubernetes reads them.
+    EnvFile(env_file::EnvFile),
     /// Why a process gets a credential, or gets none.
     Explain(operator::Explain),
     /// Get one credential, as the program that runs this.
@@ -97,6 +102,8 @@ enum Command {
     Status(operator::StatusCommand),
     /// Print the two headers of one request with a bound credential: the credential, and a proof that is good once.
     Prove(credential::Prove),
+    /// Write a configuration file from a template, with credentials in it.
+    Template(template::TemplateCommand),
     /// Get a credential now and again at every rotation.
     Watch(credential::Watch),
     /// Who this program is to the agent, and what it may have.
@@ -137,6 +144,8 @@ pub struct Exit {
 impl Exit {
     /// EX_DATAERR: what was looked at is wrong.
     const DATA: u8 = 65;
+    /// EX_NOINPUT: what is to be read cannot be.
+    const NO_INPUT: u8 = 66;
     /// EX_UNAVAILABLE: no agent, or not now.
     const UNAVAILABLE: u8 = 69;
     /// EX_SOFTWARE: our fault.
@@ -260,6 +269,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Doctor(command) => on_runtime(command.run()),
         Command::Exec(command) => command.run(),
         Command::ExecStage(command) => command.run(),
+        Command::EnvFile(command) => on_runtime(command.run()),
         Command::Explain(command) => on_runtime(command.run()),
         Command::Get(command) => on_runtime(command.run()),
         Command::Health(command) => on_runtime(command.run()),
@@ -276,6 +286,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Scan(command) => command.run(),
         Command::Status(command) => on_runtime(command.run()),
         Command::Prove(command) => on_runtime(command.run()),
+        Command::Template(command) => on_runtime(command.run()),
         Command::Watch(command) => on_runtime(command.run()),
         Command::Whoami(command) => on_runtime(command.run()),
     }

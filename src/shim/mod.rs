@@ -4,6 +4,11 @@
 pub mod drop_in;
 pub mod exec;
 mod fetch;
+pub mod file;
+mod rotations;
+mod template;
 pub mod tools;
 
 pub use fetch::{FetchError, Fetched, declared, fetch, fetch_living, give_back, offers};
+pub use rotations::{Rotations, Turn};
+pub use template::{Cast, Template, TemplateError};
