@@ -3,25 +3,21 @@
 //! the next. All of it is gone when we end, but not when we are killed: what is left then lies in memory, readable to its user only.
 
 use std::{
-    io::Write as _,
-    os::fd::OwnedFd,
+    ffi::OsStr,
+    fs::{self, DirBuilder, Permissions},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use rustix::{
-    fs::{self, AtFlags, CWD, Mode, OFlags},
-    io::Errno,
-    process::geteuid,
-};
+use rustix::process::geteuid;
 
 use crate::{
     clock::Dice,
     deliver::Variable,
     secret::{Secret, hex},
+    shim::file::{Access, Directory, FileError, Medium},
 };
-
-/// File systems that never touch a disk, but to swap (statfs(2)).
-const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// Why there is no file.
 #[derive(Debug, thiserror::Error)]
@@ -38,12 +34,12 @@ pub enum FilesError {
         why: String,
     },
     /// A file could not be written. The one before it, if there was one, is still there.
-    #[error("the file of {variable} could not be written ({error}); what was there before is kept")]
+    #[error("the file of {variable} could not be written; what was there before is kept: {error}")]
     Write {
         /// Which.
         variable: Variable,
-        /// What the kernel said.
-        error: std::io::Error,
+        /// Why.
+        error: FileError,
     },
 }
 
@@ -61,9 +57,10 @@ pub struct Places {
 /// A directory of our own.
 #[derive(Debug)]
 pub struct Files {
-    directory: OwnedFd,
+    directory: Directory,
     path: PathBuf,
     names: Vec<Variable>,
+    dice: Arc<dyn Dice>,
 }
 
 impl Files {
@@ -71,9 +68,9 @@ impl Files {
     ///
     /// # Errors
     /// [`FilesError`].
-    pub fn make(places: &Places, dice: &dyn Dice) -> Result<Self, FilesError> {
+    pub fn make(places: &Places, dice: &Arc<dyn Dice>) -> Result<Self, FilesError> {
         if let Some(path) = places.named.clone() {
-            return Self::within(&path, dice).map_err(|why| FilesError::Directory { path, why });
+            return Self::within(&path, Medium::Any, dice).map_err(|why| FilesError::Directory { path, why });
         }
         let mut candidates = places.given.clone();
         if places.uncleaned {
@@ -82,7 +79,7 @@ impl Files {
         }
         let mut tried = vec![];
         for candidate in candidates {
-            match in_memory(&candidate).and_then(|()| Self::within(&candidate, dice)) {
+            match Self::within(&candidate, Medium::Memory, dice) {
                 Ok(files) => return Ok(files),
                 Err(why) => tried.push(format!("{}: {why}", candidate.display())),
             }
@@ -93,29 +90,24 @@ impl Files {
         Err(FilesError::NoPlace(tried.join("; ")))
     }
 
-    fn within(place: &Path, dice: &dyn Dice) -> Result<Self, String> {
-        let said = |error: Errno| std::io::Error::from(error).to_string();
-        let around =
-            fs::openat(CWD, place, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(said)?;
-        let status = fs::fstat(&around).map_err(said)?;
-        let open_to_others = status.st_mode & 0o022 != 0 && status.st_mode & 0o1000 == 0;
-        if open_to_others || ![0, geteuid().as_raw()].contains(&status.st_uid) {
-            return Err(format!(
-                "others could put something else in our place (uid {}, mode {:04o})",
-                status.st_uid,
-                status.st_mode & 0o7777
-            ));
-        }
+    fn within(place: &Path, medium: Medium, dice: &Arc<dyn Dice>) -> Result<Self, String> {
+        let said = |error: std::io::Error| error.to_string();
+        let unfit = |error: FileError| match error {
+            FileError::Disk { filesystem, .. } => format!("it is on a disk ({filesystem})"),
+            FileError::Place { why, .. } => why,
+            FileError::Failed { error, .. } => error.to_string(),
+        };
+        let place = place.canonicalize().map_err(said)?;
+        // Nobody else can put something in the place of what we make there.
+        Directory::open(&place, medium, None).map_err(unfit)?;
         let mut tail = [0; 8];
         dice.fill(&mut tail);
-        let name = format!("keybearer-exec-{}", hex(&tail));
+        let path = place.join(format!("keybearer-exec-{}", hex(&tail)));
         // It has to be new: what somebody else put there is not ours to write into.
-        fs::mkdirat(&around, &name, Mode::RWXU).map_err(said)?;
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = fs::openat(&around, &name, flags, Mode::empty()).map_err(said)?;
-        fs::fchmod(&directory, Mode::RWXU).map_err(said)?; // whatever the umask made of it
-        let place = place.canonicalize().unwrap_or_else(|_| place.to_owned());
-        Ok(Self { directory, path: place.join(name), names: vec![] })
+        DirBuilder::new().mode(0o700).create(&path).map_err(said)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(said)?; // whatever the umask made of it
+        let directory = Directory::open(&path, medium, None).map_err(unfit)?;
+        Ok(Self { directory, path, names: vec![], dice: Arc::clone(dice) })
     }
 
     /// Where the file of a variable is.
@@ -128,7 +120,8 @@ impl Files {
     /// # Errors
     /// [`FilesError::Write`].
     pub fn write(&mut self, variable: &Variable, value: &Secret) -> Result<(), FilesError> {
-        replace(&self.directory, variable.as_str(), value)
+        self.directory
+            .write(OsStr::new(variable.as_str()), value.expose(), Access::default(), &*self.dice)
             .map_err(|error| FilesError::Write { variable: variable.clone(), error })?;
         if !self.names.contains(variable) {
             self.names.push(variable.clone());
@@ -140,39 +133,10 @@ impl Files {
 impl Drop for Files {
     fn drop(&mut self) {
         for name in &self.names {
-            let _ = fs::unlinkat(&self.directory, name.as_str(), AtFlags::empty());
+            let _ = fs::remove_file(self.path(name));
         }
-        let _ = std::fs::remove_dir(&self.path); // only if it is empty
+        let _ = fs::remove_dir(&self.path); // only if it is empty
     }
-}
-
-/// Whether a place lies in memory.
-fn in_memory(place: &Path) -> Result<(), String> {
-    let place = fs::openat(CWD, place, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let status = place.and_then(fs::fstatfs).map_err(|error| std::io::Error::from(error).to_string())?;
-    // The field is signed on some machines and unsigned on others, and its values fit 32 bits.
-    let kind = u64::from(status.f_type as u32);
-    if IN_MEMORY.contains(&kind) { Ok(()) } else { Err("it is on a disk".into()) }
-}
-
-/// Writes a new file beside the old one and puts it in its place.
-fn replace(directory: &OwnedFd, name: &str, value: &Secret) -> std::io::Result<()> {
-    // Nobody else writes in here, and we do so one after another: a name of its own is enough.
-    let fresh = format!(".{name}.new");
-    let _ = fs::unlinkat(directory, &fresh, AtFlags::empty());
-    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let written =
-        fs::openat(directory, &fresh, flags, Mode::RUSR).map_err(std::io::Error::from).and_then(|file| {
-            fs::fchmod(&file, Mode::RUSR)?;
-            let mut file = std::fs::File::from(file);
-            file.write_all(value.expose())?;
-            file.sync_all()?;
-            Ok(fs::renameat(directory, &fresh, directory, name)?)
-        });
-    if written.is_err() {
-        let _ = fs::unlinkat(directory, &fresh, AtFlags::empty());
-    }
-    written
 }
 
 #[cfg(test)]
@@ -182,9 +146,13 @@ mod tests {
     use super::*;
     use crate::clock::SeededDice;
 
+    fn dice() -> Arc<dyn Dice> {
+        SeededDice::from_seed(3)
+    }
+
     fn made(named: &Path) -> Files {
         let places = Places { named: Some(named.to_owned()), ..Places::default() };
-        Files::make(&places, &*SeededDice::from_seed(3)).unwrap()
+        Files::make(&places, &dice()).unwrap()
     }
 
     #[test]
@@ -213,7 +181,7 @@ mod tests {
         let places = Places { named: Some(dir.path().to_owned()), ..Places::default() };
         for (mode, is_fit) in [(0o777, false), (0o775, false), (0o1777, true), (0o755, true)] {
             std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(Files::make(&places, &*SeededDice::from_seed(3)).is_ok(), is_fit, "{mode:o}");
+            assert_eq!(Files::make(&places, &dice()).is_ok(), is_fit, "{mode:o}");
         }
         let elsewhere = tempfile::tempdir().unwrap();
         let link = dir.path().join("link");
@@ -232,40 +200,31 @@ mod tests {
         let taken = made(dir.path()).path.clone();
         std::fs::create_dir(&taken).unwrap();
         let places = Places { named: Some(dir.path().to_owned()), ..Places::default() };
-        assert!(Files::make(&places, &*SeededDice::from_seed(3)).is_err());
+        assert!(Files::make(&places, &dice()).is_err());
         std::fs::remove_dir(&taken).unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), &taken).unwrap();
-        assert!(Files::make(&places, &*SeededDice::from_seed(3)).is_err());
+        assert!(Files::make(&places, &dice()).is_err());
         assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn a_write_that_fails_keeps_the_old_file_and_leaves_no_part() {
+    fn a_write_that_fails_names_its_variable_and_not_its_value() {
         let dir = tempfile::tempdir().unwrap();
         let mut files = made(dir.path());
-        let name: Variable = "A".parse().unwrap();
-        files.write(&name, &Secret::new("one")).unwrap();
-        let path = files.path(&name);
-        // A directory in the way of the new file: nothing can be made by that name, whoever we are.
-        let way = path.parent().unwrap().join(".A.new");
-        std::fs::create_dir(&way).unwrap();
-        let error = files.write(&name, &Secret::new("canary")).unwrap_err().to_string();
+        std::fs::remove_dir(&files.path).unwrap();
+        let error = files.write(&"A".parse().unwrap(), &Secret::new("canary")).unwrap_err().to_string();
         assert!(error.contains('A') && error.contains("kept") && !error.contains("canary"), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), b"one");
-        std::fs::remove_dir(way).unwrap();
-        files.write(&name, &Secret::new("two")).unwrap();
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 
     #[test]
     fn a_place_on_a_disk_is_passed_over_and_named() {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap_or_else(|_| tempfile::tempdir().unwrap());
         let places = Places { given: vec![dir.path().into(), "/nowhere".into()], ..Places::default() };
-        if in_memory(dir.path()).is_ok() {
+        if Directory::open(dir.path(), Medium::Memory, None).is_ok() {
             return; // this whole machine lies in memory
         }
-        let error = Files::make(&places, &*SeededDice::from_seed(3)).unwrap_err().to_string();
+        let error = Files::make(&places, &dice()).unwrap_err().to_string();
         assert!(error.contains("on a disk") && error.contains("/nowhere"), "{error}");
         assert!(error.contains("--file-directory"), "{error}");
     }

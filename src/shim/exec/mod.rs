@@ -189,12 +189,12 @@ pub async fn run(order: Order, clock: Arc<dyn Clock>, dice: Arc<dyn Dice>) -> Re
     }
     match order.way(std::process::id() == 1)? {
         Mode::Supervise => supervise::supervise(order, clock, dice).await,
-        Mode::HandOver => Err(hand_over(order, &*dice).await),
+        Mode::HandOver => Err(hand_over(order, &dice).await),
     }
 }
 
 /// Fetches everything and becomes the program.
-async fn hand_over(order: Order, dice: &dyn Dice) -> ExecError {
+async fn hand_over(order: Order, dice: &Arc<dyn Dice>) -> ExecError {
     match equipped(&order, dice).await {
         // The files are removed again if there is no program.
         Ok((environment, _files)) => handover::become_program(&order.program, &order.arguments, environment),
@@ -202,7 +202,7 @@ async fn hand_over(order: Order, dice: &dyn Dice) -> ExecError {
     }
 }
 
-async fn equipped(order: &Order, dice: &dyn Dice) -> Result<(Environment, Option<Files>), ExecError> {
+async fn equipped(order: &Order, dice: &Arc<dyn Dice>) -> Result<(Environment, Option<Files>), ExecError> {
     let fetched = fetch(&order.socket, &order.credentials().collect(), order.start_timeout).await?;
     let parcel = Parcel::gather(&order.delivery, None, |source| fetched.value(source))?;
     // Nobody will be there to remove files: they go only where somebody else does.

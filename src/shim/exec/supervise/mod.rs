@@ -69,7 +69,7 @@ pub async fn supervise(
     };
     let mut files = match order.delivery.files.is_empty() {
         true => None,
-        false => Some(Files::make(&order.places, &*dice)?),
+        false => Some(Files::make(&order.places, &dice)?),
     };
     for parcel in parcels.values() {
         super::write(files.as_mut(), &order.delivery, parcel)?;
