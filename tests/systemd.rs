@@ -39,9 +39,15 @@ async fn units_of_a_real_service_manager() {
     let setup = setup
         .also("loaded", "standard", &loaded("loaded.service"))
         .also("silent", "standard", "match = { unit = \"silent.service\" }")
-        .and("\n[identities.loaded.deliver]\nfile = { TOKEN_FILE = \"orders.token\" }\n");
+        .also("wrapped", "standard", &format!("match = {{ unit = \"wrapped.service\", uid = {USER} }}"))
+        .also("written", "standard", &format!("match = {{ unit = \"written.service\", uid = {USER} }}"))
+        .and("\n[identities.loaded.deliver]\nfile = { TOKEN_FILE = \"orders.token\" }\n")
+        .and("\n[identities.wrapped.deliver]\nenv = { TOKEN = \"orders.token\" }\nat_rotation = { orders = \"restart\" }\n")
+        .and("\n[identities.written.deliver]\nenv = { TOKEN = \"orders.token\" }\n");
     register(&issuer.handle, &setup.write());
-    register_as(&issuer.handle, &setup.write(), "loaded");
+    for client in ["loaded", "wrapped", "written"] {
+        register_as(&issuer.handle, &setup.write(), client);
+    }
     let other_issuer = support::issuer(300);
     let careless = careless(setup.dir.path(), other_issuer.handle.url());
     let disk = Disk::mount(&careless.dir.path().join("state")).expect("root can mount a small disk");
@@ -52,6 +58,8 @@ async fn units_of_a_real_service_manager() {
 
     the_unit_that_is_named_is_served(&host);
     an_unmodified_program_has_its_credential_by_load_credential(&host);
+    an_unmodified_program_has_its_credential_by_exec(&host);
+    an_unmodified_program_has_its_credential_by_an_environment_file(&host);
     whoever_the_service_manager_asks_for_is_the_unit_that_starts_and_nobody_else(&host);
     a_root_process_that_plays_the_service_manager_gets_no_other_units_credential(&host);
     without_an_agent_a_unit_fails_and_systemd_says_why(&host);
@@ -167,6 +175,43 @@ fn an_unmodified_program_has_its_credential_by_load_credential(host: &Host) {
     let second = seen(host, unit, &first);
     ended(host, "loaded");
     seen(host, unit, &second);
+    host.inside(&["systemctl", "stop", unit]);
+    host.remove(unit);
+}
+
+fn an_unmodified_program_has_its_credential_by_exec(host: &Host) {
+    // LEGACY 2.2: keybearer exec in ExecStart, which stays here, because a rotation is to start the program again.
+    let unit = "wrapped.service";
+    host.install(unit, &unmodified(unit, "echo -n \"$TOKEN\""));
+    host.moved_over(unit, "exec");
+    let first = seen(host, unit, "");
+    no_other_user_sees(host, unit, &first);
+    ended(host, "wrapped");
+    let second = seen(host, unit, &first);
+    no_other_user_sees(host, unit, &second);
+    let restarts = host.inside(&["systemctl", "show", "-P", "NRestarts", unit]);
+    assert_eq!(text(&restarts).trim(), "0", "the unit itself went on");
+    host.inside(&["systemctl", "stop", unit]);
+    assert!(
+        host.inside(&["systemctl", "is-failed", unit]).status.code() != Some(0),
+        "{}",
+        host.journal(unit)
+    );
+    host.remove(unit);
+}
+
+fn an_unmodified_program_has_its_credential_by_an_environment_file(host: &Host) {
+    // LEGACY 2.4: written in ExecStartPre by the unit's own user, read by systemd as root.
+    let unit = "written.service";
+    host.install(unit, &unmodified(unit, "echo -n \"$TOKEN\""));
+    host.moved_over(unit, "env-file");
+    let first = seen(host, unit, "");
+    no_other_user_sees(host, unit, &first);
+    let modes = host.inside(&["stat", "-c", "%a %u", "/run/keybearer-written/environment"]);
+    assert_eq!(text(&modes), format!("400 {USER}\n"));
+    ended(host, "written");
+    host.inside(&["systemctl", "restart", unit]);
+    seen(host, unit, &first);
     host.inside(&["systemctl", "stop", unit]);
     host.remove(unit);
 }
