@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Books, Failure, Fetched, Keeps, Live, News, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
+    Books, Failure, Fetched, Live, News, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
     revocations::{Cause, Revocation, Revocations, Revoked},
     shelf::{Action, Event, Shelf, WaiterId},
     stowed::{Found, StowFile, StowedLive},
@@ -176,7 +176,8 @@ impl Keeper {
             }
             Request::Keep { keeps, before } => {
                 self.before = Some(before);
-                self.settle(&keeps);
+                // What the settings do not grant any more dies.
+                self.end_unbound(|order| !keeps(order), Cause::Settings);
                 Event::Kept { keep: self.shelf.orders().filter(|order| keeps(order)).cloned().collect() }
             }
             Request::Leave(done) => {
@@ -195,7 +196,8 @@ impl Keeper {
                 Event::Rejected { order, credential: rejected, waiter: self.next_waiter, deadline }
             }
             Request::Retire { which, cause, done } => {
-                let count = self.shelf.count(&which);
+                let waited = self.end_unbound(|order| which.takes(order), cause);
+                let count = self.shelf.count(&which) + waited;
                 // Whoever asked may be gone again.
                 let _ = done.send(count);
                 Event::Retired { which, cause }
@@ -405,15 +407,17 @@ impl Keeper {
         }
     }
 
-    /// Of what was left and is not live again, that which the settings do not grant any more dies.
-    fn settle(&mut self, keeps: &Keeps) {
+    /// Of what was left and is not live again, that which `dies` has to: otherwise it would come back with its certificate. For how
+    /// many orders that was.
+    fn end_unbound(&mut self, dies: impl Fn(&Order) -> bool, cause: Cause) -> usize {
         let (now, wall) = (self.shared.clock.boot(), self.shared.clock.wall());
-        let dropped: Vec<_> = self.unbound.extract_if(.., |left| !keeps(&left.order)).collect();
-        for left in dropped {
+        let dropped: Vec<_> = self.unbound.extract_if(.., |left| dies(&left.order)).collect();
+        for left in &dropped {
             for credential in left.to_revoke(now, wall) {
-                self.revoke(left.order.clone(), Arc::new(credential), Cause::Settings, None);
+                self.revoke(left.order.clone(), Arc::new(credential), cause, None);
             }
         }
+        dropped.len()
     }
 
     /// What an agent before this one could not finish.
