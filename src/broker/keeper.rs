@@ -181,9 +181,10 @@ impl Keeper {
                 Event::Kept { keep: self.shelf.orders().filter(|order| keeps(order)).cloned().collect() }
             }
             Request::Leave(done) => {
-                let (now, stow) = (self.shared.clock.boot(), self.stow.as_ref());
+                let (now, books) = (self.shared.clock.boot(), self.shared.books.load());
+                let left = self.stow.as_ref().map(|stow| stow.leave(self.shelf.held(), &books, now));
                 // Whoever asked waits for it to end; how many there are is for the log.
-                let _ = done.send(stow.map_or(0, |stow| stow.leave(self.shelf.held(), now)));
+                let _ = done.send(left.unwrap_or_default());
                 return None;
             }
             Request::Release(order, credential) => {
@@ -377,7 +378,19 @@ impl Keeper {
 
     /// What an agent before this one left, and what it could not finish.
     fn take_up(&mut self) {
-        self.unbound = self.stow.as_ref().map(StowFile::take).unwrap_or_default();
+        let (left, books) = (self.stow.as_ref().map(StowFile::take), self.shared.books.load_full());
+        // Another issuer goes by that name now. It is not even told that there was something to revoke: that would be to tell it a secret.
+        let is_known = |left: &StowedLive| {
+            !books.who.contains_key(&left.order.issuer) || books.who(&left.order) == left.who
+        };
+        let (known, strange): (Vec<_>, Vec<_>) = left.unwrap_or_default().into_iter().partition(is_known);
+        for StowedLive { order, .. } in &strange {
+            tracing::warn!(
+                identity = %order.identity, credential = %order.credential, issuer = %order.issuer,
+                "what was live before is of another issuer of that name: it is fetched anew, and the old one ends by itself"
+            );
+        }
+        self.unbound = known;
         self.revive();
         self.publish_report();
         self.take_up_pending();

@@ -249,3 +249,23 @@ async fn what_waits_for_its_certificate_is_revoked_with_the_rest_and_does_not_co
         next.get(bound()).await.unwrap_err();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_an_issuer_made_is_not_shown_to_another_that_has_its_name_now() {
+    for (who, is_same) in [("https://a.example", true), ("https://b.example", false)] {
+        let stage = Stage::new();
+        let of = |agent: &Agent, who: &str| {
+            let who = HashMap::from([("corp".into(), who.to_owned())]);
+            agent.broker.shared.books.rcu(|books| Books { who: who.clone(), ..Books::clone(books) });
+        };
+        let first = stage.agent();
+        of(&first, "https://a.example");
+        first.get(order("corp", "a")).await.unwrap();
+        first.stops().await;
+        let next = stage.agent();
+        of(&next, who);
+        let fetched = next.get(order("corp", "a")).await.unwrap();
+        assert_eq!(fetched.source == Source::Cache, is_same);
+        assert_eq!(stage.corp.revoked.load(std::sync::atomic::Ordering::Relaxed), 0);
+    }
+}

@@ -522,6 +522,7 @@ fn books(
         certificates: certificates.clone(),
         shown: HashMap::new(),
         registrations: settings.registrations.clone(),
+        who: settings.issuers.iter().map(|(name, issuer)| (Arc::clone(name), issuer.who())).collect(),
     };
     let shows = |identity: &Identity| {
         let rule = identity.credentials.get(identity.shows.as_ref()?)?;
