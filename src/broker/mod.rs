@@ -57,12 +57,19 @@ pub struct Books {
     pub shown: HashMap<Arc<str>, Order>,
     /// The registrations that are kept true.
     pub registrations: Vec<Arc<RegistrationSettings>>,
+    /// Who each issuer is, by name: a name can be given to another, and what the one before made is nothing to that.
+    pub who: HashMap<Arc<str>, String>,
 }
 
 /// What is live, by order.
 type Shelves = HashMap<Order, Arc<Live>>;
 
 impl Books {
+    /// Who the issuer of `order` is.
+    fn who(&self, order: &Order) -> &str {
+        self.who.get(&order.issuer).map_or("", String::as_str)
+    }
+
     fn order(&self, grant: &Grant) -> Result<Order, Failure> {
         let order = self.order_for(grant.identity(), grant.rule(), Arc::clone(grant.scope()))?;
         Ok(Order { instance: grant.instance(), ..order })

@@ -194,8 +194,9 @@ impl Daemon {
             Some((home, known)) => home.settle(known, &sealing, &*dice)?,
             None => false,
         };
+        let boot = boot_id(&*clock, &*dice);
         let proofs =
-            ProofKeeper::taking_up(kept.proofs.clone(), sealing.clone(), boot_id(), Arc::clone(&dice));
+            ProofKeeper::taking_up(kept.proofs.clone(), sealing.clone(), boot.clone(), Arc::clone(&dice));
         let none = Keyring::within(vault.clone()).keeping_proofs(proofs);
         let keys = Keyring::open(&settings.keys, &none, Now::by(&*clock)).map_err(BuildError::Keys)?;
         let certificates =
@@ -212,7 +213,7 @@ impl Daemon {
         let (ledger, scribe) = audit::open(
             settings.audit.clone(),
             host(),
-            boot_id(),
+            boot.clone(),
             agent,
             &vault,
             Arc::clone(&clock),
@@ -222,7 +223,7 @@ impl Daemon {
         registrable(&settings).map_err(BuildError::Registrations)?;
         let registrar = Registrar::new(Rights::new(sealing.clone(), Arc::clone(&dice)), Arc::clone(&dice));
         let pending = PendingFile::new(settings.kept.revocations.clone(), sealing.clone(), Arc::clone(&dice));
-        let stow = StowFile::new(settings.kept.live.clone(), sealing, boot_id(), Arc::clone(&dice));
+        let stow = StowFile::new(settings.kept.live.clone(), sealing, boot, Arc::clone(&dice));
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let keeper = keeper.stowing(stow);
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
@@ -546,6 +547,7 @@ fn books(
         certificates: certificates.clone(),
         shown: HashMap::new(),
         registrations: settings.registrations.clone(),
+        who: settings.issuers.iter().map(|(name, issuer)| (Arc::clone(name), issuer.who())).collect(),
     };
     let shows = |identity: &Identity| {
         let rule = identity.credentials.get(identity.shows.as_ref()?)?;
@@ -619,9 +621,11 @@ fn host() -> Host {
     }
 }
 
-fn boot_id() -> String {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    text.trim().parse::<Uuid>().unwrap_or_default().to_string()
+/// Which boot this is. Where the kernel does not tell, it is like no other: what an agent before this one left counts for nothing then.
+fn boot_id(clock: &dyn Clock, dice: &dyn Dice) -> String {
+    let told = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    let told = told.and_then(|text| text.trim().parse::<Uuid>().ok());
+    told.unwrap_or_else(|| uuid_v7(clock.wall(), dice)).to_string()
 }
 
 async fn record(journey: &Journey, kind: EventType, detail: String) -> Result<(), LedgerError> {
