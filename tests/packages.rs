@@ -45,6 +45,7 @@ const FILES: &[&str] = &[
     "/usr/share/doc/keybearer/SECURITY.md",
     "/usr/share/doc/keybearer/agent.toml.example",
     "/usr/share/doc/keybearer/examples/client.conf",
+    "/usr/share/doc/keybearer/examples/templates/pgpass",
     "/usr/share/fish/vendor_completions.d/keybearer.fish",
     "/usr/share/man/man1/keybearer.1.gz",
     "/usr/share/man/man1/keybearer-agent.1.gz",
