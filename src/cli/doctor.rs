@@ -23,8 +23,8 @@ pub(super) struct Doctor {
 
 impl Doctor {
     pub(super) async fn run(self) -> Result<(), Exit> {
-        let clock = SystemClock::shared();
-        let mut found = examine(&self.file.config, &environment(), &*clock, SystemDice::shared()).await;
+        let mut found =
+            examine(&self.file.config, &environment(), SystemClock::shared(), SystemDice::shared()).await;
         // The worst first, and otherwise as they were found.
         found.sort_by_key(|finding| finding.verdict);
         let count = |verdict| found.iter().filter(|finding| finding.verdict == verdict).count();

@@ -4,7 +4,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use http::{Uri, header};
-use jiff::{Timestamp, fmt::rfc2822::DateTimeParser};
+use jiff::fmt::rfc2822::DateTimeParser;
 use tokio::{net::lookup_host, task::JoinSet, time::timeout};
 
 use super::{Finding, fail, ok, warn};
@@ -44,12 +44,12 @@ struct Answer {
     body: Vec<u8>,
 }
 
-pub(super) async fn examine(settings: &Settings, clock: &dyn Clock) -> Vec<Finding> {
+pub(super) async fn examine(settings: &Settings, clock: &Arc<dyn Clock>) -> Vec<Finding> {
     let mut looking = JoinSet::new();
     for (name, issuer) in &settings.issuers {
         let way = Way::of(issuer);
-        let (name, wall) = (Arc::clone(name), clock.wall());
-        looking.spawn(async move { look(name, way, wall).await });
+        let (name, clock) = (Arc::clone(name), Arc::clone(clock));
+        looking.spawn(async move { look(name, way, &*clock).await });
     }
     let mut all = looking.join_all().await;
     all.sort_by(|one, other| one.name.cmp(&other.name));
@@ -99,7 +99,7 @@ impl Way {
     }
 }
 
-async fn look(name: Arc<str>, way: Way, wall: Timestamp) -> Facts {
+async fn look(name: Arc<str>, way: Way, clock: &dyn Clock) -> Facts {
     let first = way.urls.first().cloned().unwrap_or_default();
     let uri: Option<Uri> = first.parse().ok();
     let host = uri.as_ref().and_then(Uri::host).unwrap_or_default().to_owned();
@@ -119,14 +119,14 @@ async fn look(name: Arc<str>, way: Way, wall: Timestamp) -> Facts {
     };
     let reachable = dns.as_ref().is_none_or(|dns| dns.as_ref().is_ok_and(|count| *count > 0));
     let asked = match reachable && !way.unknown_root {
-        true => ask(&way, wall).await,
+        true => ask(&way, clock).await,
         false => None,
     };
     Facts { name, host, dns, asked }
 }
 
 /// Asks one after the other until one is there; the last answer, or the first that is good.
-async fn ask(way: &Way, wall: Timestamp) -> Option<(String, Result<Answer, HttpError>)> {
+async fn ask(way: &Way, clock: &dyn Clock) -> Option<(String, Result<Answer, HttpError>)> {
     let http = Http::new(HttpSettings {
         ca_file: way.ca_file.clone(),
         allow_plain_loopback: way.dev,
@@ -141,6 +141,8 @@ async fn ask(way: &Way, wall: Timestamp) -> Option<(String, Result<Answer, HttpE
     let mut told = None;
     for url in &way.urls {
         let answered = http.send(Request::get(url.clone())).await.map(|response| {
+            // Now: a resolver that took its time is no drift.
+            let wall = clock.wall();
             let date = response
                 .header(header::DATE)
                 .and_then(|date| DateTimeParser::new().parse_timestamp(date).ok());

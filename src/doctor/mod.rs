@@ -67,7 +67,7 @@ fn fail(about: impl Into<String>, what: impl Into<String>, remedy: impl Into<Str
 pub async fn examine(
     path: &Path,
     environment: &BTreeMap<String, String>,
-    clock: &dyn Clock,
+    clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
 ) -> Vec<Finding> {
     let settings = load(path, environment, clock.wall());
@@ -91,7 +91,7 @@ pub async fn examine(
     found.extend(exceptions(&settings, clock.wall()));
     found.extend(agent::sockets(&settings));
     found.extend(agent::running(&settings).await);
-    found.extend(issuers::examine(&settings, clock).await);
+    found.extend(issuers::examine(&settings, &clock).await);
     found
 }
 
