@@ -635,9 +635,7 @@ async fn what_was_given_to_one_process_lives_as_long_as_the_program() {
     // ATT-09: with hand-over the program is the process it was given to; under supervision the supervisor is.
     let issuer = issuer(300);
     let api = demo_api(&issuer);
-    let scope = "scope = [\"orders:read\", \"orders:write\"]";
-    let setup =
-        Setup::new(issuer.handle.url()).bound(&api.url).with(scope, &format!("{scope}\nper = \"process\""));
+    let setup = Setup::new(issuer.handle.url()).bound(&api.url).per_process();
     let agent = setup.start(Some(&issuer.handle));
     let is_revoked = |token: &str| {
         let claims: Value = Unverified::parse(token).unwrap().claims().unwrap();

@@ -22,8 +22,7 @@ use tonic::Code;
 
 /// Settings with bound tokens, each for one process alone.
 fn per_process(issuer: &Issuer, api: &Api) -> Setup {
-    let scope = "scope = [\"orders:read\", \"orders:write\"]";
-    Setup::new(issuer.handle.url()).bound(&api.url).with(scope, &format!("{scope}\nper = \"process\""))
+    Setup::new(issuer.handle.url()).bound(&api.url).per_process()
 }
 
 /// Whether the issuer ended this token.

@@ -83,9 +83,7 @@ async fn what_was_one_process_alone_dies_with_it_though_the_agent_is_another_by_
     // S37, ATT-09
     let issuer = issuer(300);
     let api = demo_api(&issuer);
-    let scope = "scope = [\"orders:read\", \"orders:write\"]";
-    let setup =
-        Setup::new(issuer.handle.url()).bound(&api.url).with(scope, &format!("{scope}\nper = \"process\""));
+    let setup = Setup::new(issuer.handle.url()).bound(&api.url).per_process();
     let agent = setup.start(Some(&issuer.handle));
     let (mut stays, mut goes, mut gone) =
         (Puppet::start(&agent), Puppet::start(&agent), Puppet::start(&agent));

@@ -194,6 +194,12 @@ exception = {{ owner = "{name}@example.com", reason = "a test", until = "{until:
         self
     }
 
+    /// The credential is for each process alone.
+    pub fn per_process(self) -> Self {
+        let scope = "scope = [\"orders:read\", \"orders:write\"]";
+        self.with(scope, &format!("{scope}\nper = \"process\""))
+    }
+
     /// With one text for another in the settings.
     pub fn with(mut self, from: &str, to: &str) -> Self {
         assert!(self.config.contains(from), "{from}");
