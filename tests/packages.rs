@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use container::{Container, can_boot, text};
+use container::{Container, can_boot, text, until};
 use keybearer::audit::{EventType, read};
 use serde_json::Value;
 use support::{BINARY, RESOURCE, built, install, issuer, register_keys, skip};
@@ -146,7 +146,7 @@ async fn a_host_from_installation_to_purge() {
     let dir = tempfile::Builder::new().prefix("packages").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (first, second) = (build("deb", "1", dir.path()), build("deb", "2", dir.path()));
     install(&built("crowd"), &dir.path().join("crowd"));
-    let Some(mut host) = Container::boot(dir.path()) else {
+    let Some(host) = Container::boot(dir.path()) else {
         return skip(name, "there can be no overlay over / here");
     };
 
@@ -157,7 +157,7 @@ async fn a_host_from_installation_to_purge() {
     a_program_can_be_named_by_its_path(&host);
     a_broken_file_is_refused_at_reload_and_the_old_one_goes_on(&host);
     nobody_notices_that_it_is_started_anew_or_upgraded(&host, dir.path(), &second);
-    what_hangs_is_started_anew(&mut host);
+    what_hangs_is_started_anew(&host);
     a_socket_that_lets_in_more_than_the_settings_is_refused(&host);
     removed_and_purged_it_leaves_the_ledger(&host);
 }
@@ -391,7 +391,7 @@ fn nobody_notices_that_it_is_started_anew_or_upgraded(host: &Container, dir: &Pa
     assert!(host.must(&["cat", "/etc/keybearer/agent.toml"]).contains("identities.shop"));
 }
 
-fn what_hangs_is_started_anew(host: &mut Container) {
+fn what_hangs_is_started_anew(host: &Container) {
     host.write("/run/systemd/system/keybearer.service.d/soon.conf", "[Service]\nWatchdogSec=2s\n");
     host.must(&["systemctl", "daemon-reload"]);
     host.must(&["systemctl", "restart", "keybearer.service"]);
@@ -403,11 +403,11 @@ fn what_hangs_is_started_anew(host: &mut Container) {
     let pid = show(host, "MainPID");
     // Well: it beats.
     let first = show(host, "WatchdogTimestampMonotonic");
-    let beat = host.until(Duration::from_secs(10), |host| show(host, "WatchdogTimestampMonotonic") != first);
+    let beat = until(Duration::from_secs(10), || show(host, "WatchdogTimestampMonotonic") != first);
     assert!(beat && show(host, "MainPID") == pid, "{}", show(host, "NRestarts"));
     let restarts = show(host, "NRestarts");
     host.must(&["kill", "-STOP", &pid]);
-    let anew = host.until(Duration::from_secs(30), |host| {
+    let anew = until(Duration::from_secs(30), || {
         show(host, "NRestarts") != restarts && show(host, "ActiveState") == "active"
     });
     let journal =

@@ -2,17 +2,15 @@
 //! agent as a unit in it. In goes the real binary; out comes who is served and who is not, and what an operator is told.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "support/container.rs"]
+mod container;
 #[path = "support/disk.rs"]
 mod disk;
 mod support;
 
-use std::{
-    fs,
-    path::Path,
-    process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, process::Output, time::Duration};
 
+use container::{Booted, can_boot, text};
 use disk::Disk;
 use keybearer::{
     audit::EventType,
@@ -20,7 +18,7 @@ use keybearer::{
     secret::Secret,
 };
 use serde_json::Value;
-use support::{BINARY, Setup, built, is_root, issuer, jwt_in, register, register_as, skip};
+use support::{BINARY, Setup, built, issuer, jwt_in, register, register_as, skip};
 
 /// A user that the container knows and that owns nothing there: games, by tradition.
 const USER: u32 = 5;
@@ -692,28 +690,9 @@ fn where_the_operator_chose_so_it_goes_on_without_a_record_and_tells_later(
     host.inside(&["systemctl", "stop", "careless.service"]);
 }
 
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn can_boot() -> Result<(), &'static str> {
-    if !is_root() {
-        return Err("only root can boot a container");
-    }
-    let found = Command::new("systemd-nspawn").arg("--version").stdout(Stdio::null()).status();
-    if !found.is_ok_and(|status| status.success()) {
-        return Err("systemd-nspawn is not here; the package is called systemd-container");
-    }
-    if !Path::new("/lib/systemd/systemd").exists() {
-        return Err("systemd is not installed here");
-    }
-    Ok(())
-}
-
 /// A booted container, which ends with the test.
 struct Host {
-    nspawn: Child,
-    leader: u32,
+    booted: Booted,
     dir: String,
 }
 
@@ -721,24 +700,9 @@ impl Host {
     fn boot(dir: &Path) -> Self {
         let binaries = Path::new(BINARY).parent().unwrap().display().to_string();
         let dir = dir.display().to_string();
-        let log = fs::File::create(format!("{dir}/boot.log")).unwrap();
-        let nspawn = Command::new("systemd-nspawn")
-            .args(["--boot", "--directory=/", "--volatile=yes", "--register=no", "--keep-unit", "--quiet"])
-            .args(["--console=pipe", &format!("--bind-ro={binaries}"), &format!("--bind={dir}")])
-            .args(["systemd.unit=basic.target", "systemd.firstboot=off"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut host = Self { nspawn, leader: 0, dir };
-        let booted = until(|| {
-            host.leader = child_of(host.nspawn.id()).unwrap_or(0);
-            let state = host.inside(&["systemctl", "is-system-running"]);
-            ["running", "degraded"].contains(&text(&state).trim())
-        });
-        assert!(booted, "systemd did not come up: {}", fs::read_to_string(host.path("boot.log")).unwrap());
-        host
+        let system =
+            ["--directory=/", "--volatile=yes", &format!("--bind-ro={binaries}"), &format!("--bind={dir}")];
+        Self { booted: Booted::start(&system.map(str::to_owned), Path::new(&dir)), dir }
     }
 
     /// Starts an agent as a unit, which is up once it has said so.
@@ -784,13 +748,7 @@ impl Host {
 
     /// Runs a command in the container, outside every unit.
     fn inside(&self, command: &[&str]) -> Output {
-        Command::new("nsenter")
-            .args(["--target", &self.leader.to_string(), "--all", "--wdns=/"])
-            .args(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"])
-            .args(command)
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        self.booted.run(command)
     }
 
     /// Puts a unit file or a drop-in into place.
@@ -863,28 +821,6 @@ impl Host {
     }
 }
 
-fn until(mut done: impl FnMut() -> bool) -> bool {
-    #[allow(clippy::disallowed_methods, reason = "what another init does is waited for in real time")]
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(60) {
-        if done() {
-            return true;
-        }
-        // There is no event to wait for: the container has no way to tell us.
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    false
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // The end of its init is the end of the container.
-        let _ = Command::new("kill").args(["-KILL", &self.leader.to_string()]).status();
-        let _ = self.nspawn.wait();
-    }
-}
-
-fn child_of(parent: u32) -> Option<u32> {
-    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
+fn until(done: impl FnMut() -> bool) -> bool {
+    container::until(Duration::from_secs(60), done)
 }

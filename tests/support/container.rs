@@ -1,5 +1,6 @@
 //! This machine's own system, booted in a container over a layer that is thrown away: packages can be installed there, units
 //! enabled and users made, and nothing of it is left. In go commands; out comes what they say.
+#![allow(dead_code, reason = "each test program uses its part")]
 
 use std::{
     fs,
@@ -23,10 +24,72 @@ pub fn can_boot() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// A booted container, which ends with the test.
-pub struct Container {
+/// A system that runs in a container, which ends with the test.
+pub struct Booted {
     nspawn: Child,
     leader: u32,
+}
+
+impl Booted {
+    /// Boots the system that systemd-nspawn makes of `arguments`; what it says goes to a file in `dir`.
+    pub fn start(arguments: &[String], dir: &Path) -> Self {
+        let log = dir.join("boot.log");
+        let out = fs::File::create(&log).unwrap();
+        let nspawn = Command::new("systemd-nspawn")
+            .args(["--boot", "--register=no", "--keep-unit", "--quiet", "--console=pipe"])
+            .args(arguments)
+            .args(["systemd.unit=basic.target", "systemd.firstboot=off"])
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap();
+        let mut booted = Self { nspawn, leader: 0 };
+        let is_up = until(Duration::from_secs(60), || {
+            booted.leader = child_of(booted.nspawn.id()).unwrap_or(0);
+            let state = booted.run(&["systemctl", "is-system-running"]);
+            ["running", "degraded"].contains(&text(&state).trim())
+        });
+        assert!(is_up, "systemd did not come up: {}", fs::read_to_string(log).unwrap());
+        booted
+    }
+
+    /// A command in it, outside every unit, to be run.
+    pub fn command(&self, command: &[&str]) -> Command {
+        let mut line = Command::new("nsenter");
+        line.args(["--target", &self.leader.to_string(), "--all", "--wdns=/"])
+            .args([
+                "env",
+                "-i",
+                "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+                "LANG=C",
+                "DEBIAN_FRONTEND=noninteractive",
+            ])
+            .args(command)
+            .stdin(Stdio::null());
+        line
+    }
+
+    /// Runs a command in it, outside every unit.
+    pub fn run(&self, command: &[&str]) -> Output {
+        self.command(command).output().unwrap()
+    }
+}
+
+impl Drop for Booted {
+    fn drop(&mut self) {
+        // The end of its init is the end of the container, and then what it ran on can go. 0 would be ourselves.
+        match self.leader {
+            0 => drop(self.nspawn.kill()),
+            leader => drop(Command::new("kill").args(["-KILL", &leader.to_string()]).status()),
+        }
+        let _ = self.nspawn.wait();
+    }
+}
+
+/// This machine's system, over a layer.
+pub struct Container {
+    booted: Booted,
     /// Dropped last.
     _layer: Layer,
 }
@@ -74,45 +137,19 @@ impl Container {
             let path = root.join(forbids);
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         }
-        let log = fs::File::create(dir.join("boot.log")).unwrap();
-        let nspawn = Command::new("systemd-nspawn")
-            .args(["--boot", "--register=no", "--keep-unit", "--quiet", "--console=pipe"])
-            .args([format!("--directory={}", root.display()), format!("--bind={}", dir.display())])
-            .args(["systemd.unit=basic.target", "systemd.firstboot=off"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut container = Self { nspawn, leader: 0, _layer: layer };
-        let booted = container.until(Duration::from_secs(60), |container| {
-            container.leader = child_of(container.nspawn.id()).unwrap_or(0);
-            let state = container.run(&["systemctl", "is-system-running"]);
-            ["running", "degraded"].contains(&text(&state).trim())
-        });
-        assert!(booted, "systemd did not come up: {}", fs::read_to_string(dir.join("boot.log")).unwrap());
-        Some(container)
+        let over = format!("--directory={}", root.display());
+        let booted = Booted::start(&[over, format!("--bind={}", dir.display())], dir);
+        Some(Self { booted, _layer: layer })
     }
 
     /// A command in the container, outside every unit, to be run.
     pub fn command(&self, command: &[&str]) -> Command {
-        let mut line = Command::new("nsenter");
-        line.args(["--target", &self.leader.to_string(), "--all", "--wdns=/"])
-            .args([
-                "env",
-                "-i",
-                "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
-                "LANG=C",
-                "DEBIAN_FRONTEND=noninteractive",
-            ])
-            .args(command)
-            .stdin(Stdio::null());
-        line
+        self.booted.command(command)
     }
 
     /// Runs a command in the container, outside every unit.
     pub fn run(&self, command: &[&str]) -> Output {
-        self.command(command).output().unwrap()
+        self.booted.run(command)
     }
 
     /// The same for a command that has to succeed; what it says.
@@ -134,43 +171,29 @@ impl Container {
     /// Writes a file in the container.
     pub fn write(&self, path: &str, text: &str) {
         // Through its own mounts: /run and others are not of the layer.
-        let path = format!("/proc/{}/root{path}", self.leader);
+        let path = format!("/proc/{}/root{path}", self.booted.leader);
         fs::create_dir_all(Path::new(&path).parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
     /// What is at a path there, to be looked at from outside.
     pub fn at(&self, path: &str) -> PathBuf {
-        format!("/proc/{}/root{path}", self.leader).into()
-    }
-
-    /// Waits until something is so, for as long as `limit`.
-    pub fn until(&mut self, limit: Duration, mut done: impl FnMut(&mut Self) -> bool) -> bool {
-        #[allow(
-            clippy::disallowed_methods,
-            reason = "what a service manager does is waited for in real time"
-        )]
-        let start = Instant::now();
-        while start.elapsed() < limit {
-            if done(self) {
-                return true;
-            }
-            // There is no event to wait for: the container has no way to tell us.
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        false
+        format!("/proc/{}/root{path}", self.booted.leader).into()
     }
 }
 
-impl Drop for Container {
-    fn drop(&mut self) {
-        // The end of its init is the end of the container, and then its layer can go. 0 would be ourselves.
-        match self.leader {
-            0 => drop(self.nspawn.kill()),
-            leader => drop(Command::new("kill").args(["-KILL", &leader.to_string()]).status()),
+/// Waits until something is so, for as long as `limit`.
+pub fn until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    #[allow(clippy::disallowed_methods, reason = "what a service manager does is waited for in real time")]
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        if done() {
+            return true;
         }
-        let _ = self.nspawn.wait();
+        // There is no event to wait for: the container has no way to tell us.
+        std::thread::sleep(Duration::from_millis(50));
     }
+    false
 }
 
 /// All that a command said.
@@ -178,6 +201,7 @@ pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
+/// The first child of a process: of systemd-nspawn, the first process of its container.
 fn child_of(parent: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
