@@ -3,7 +3,7 @@
 //! and right for its reader, or the variable that is in the way.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry as Slot},
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,6 +12,7 @@ use clap::Args;
 
 use super::{
     Exit, WorkloadSocket,
+    assigned::{assigned, assignment},
     delivered::{Freshness, Last, Output, Place, warn_of_disk},
 };
 use crate::{
@@ -31,10 +32,10 @@ pub(super) struct EnvFile {
     #[arg(long, value_name = "FORMAT")]
     format: Dialect,
     /// A variable, and the field that is its value; may be repeated.
-    #[arg(long = "env", value_name = "NAME=CREDENTIAL.FIELD", value_parser = pair)]
+    #[arg(long = "env", value_name = "NAME=CREDENTIAL.FIELD", value_parser = assignment)]
     env: Vec<(Variable, Source)>,
     /// A variable that is the path of a file with the field's value, in the directory that --files-in names; may be repeated.
-    #[arg(long = "file", value_name = "NAME=CREDENTIAL.FIELD", value_parser = pair, requires = "files_in")]
+    #[arg(long = "file", value_name = "NAME=CREDENTIAL.FIELD", value_parser = assignment, requires = "files_in")]
     file: Vec<(Variable, Source)>,
     /// Where those files are: a directory of their own, in which they switch together.
     #[arg(long, value_name = "DIRECTORY")]
@@ -57,12 +58,6 @@ pub(super) struct EnvFile {
     freshness: Freshness,
     #[command(flatten)]
     socket: WorkloadSocket,
-}
-
-fn pair(text: &str) -> Result<(Variable, Source), String> {
-    let (name, source) =
-        text.split_once('=').ok_or("write NAME=CREDENTIAL.FIELD, as in TOKEN=ledger.token")?;
-    Ok((name.parse()?, source.parse()?))
 }
 
 impl EnvFile {
@@ -122,8 +117,8 @@ impl EnvFile {
             return Ok(delivery);
         }
         let delivery = Delivery {
-            env: once("--env", &self.env)?,
-            files: once("--file", &self.file)?,
+            env: assigned("--env", &self.env)?,
+            files: assigned("--file", &self.file)?,
             loader_variables: self.allow_loader_variables,
             ..Delivery::default()
         };
@@ -135,22 +130,6 @@ impl EnvFile {
             }
         }
     }
-}
-
-fn once(flag: &str, pairs: &[(Variable, Source)]) -> Result<BTreeMap<Variable, Source>, Exit> {
-    let mut named = BTreeMap::new();
-    for (name, source) in pairs {
-        match named.entry(name.clone()) {
-            Slot::Vacant(slot) => drop(slot.insert(source.clone())),
-            Slot::Occupied(_) => {
-                return Err(Exit::new(
-                    Exit::USAGE,
-                    format!("{flag} {name} is there twice: a variable has one meaning"),
-                ));
-            }
-        }
-    }
-    Ok(named)
 }
 
 struct Writer {

@@ -1,11 +1,15 @@
 //! `keybearer exec`: becomes, or supervises, an unmodified program with what its identity may have. In go flags, or what agent.toml
 //! declares for whoever runs this; out comes the program's own exit status.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::Args;
 
-use super::{Exit, WorkloadSocket, on_runtime};
+use super::{
+    Exit, WorkloadSocket,
+    assigned::{assigned, assignment},
+    on_runtime,
+};
 use crate::{
     clock::{SystemClock, SystemDice},
     deliver::{AtRotation, Delivery, Signal, Source, Variable},
@@ -110,8 +114,8 @@ impl Exec {
         let mut delivery = match self.env.is_empty() && self.file.is_empty() {
             true => declared(&self.socket.socket, self.start_timeout).await?,
             false => Delivery {
-                env: once("--env", &self.env)?,
-                files: once("--file", &self.file)?,
+                env: assigned("--env", &self.env)?,
+                files: assigned("--file", &self.file)?,
                 ..Delivery::default()
             },
         };
@@ -171,23 +175,6 @@ fn given_places() -> Vec<PathBuf> {
     let runtime = std::env::var_os("RUNTIME_DIRECTORY").and_then(first);
     let login = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     runtime.into_iter().chain(login).filter(|place| place.is_absolute()).collect()
-}
-
-/// One meaning a name.
-fn once(flag: &str, values: &[(Variable, Source)]) -> Result<BTreeMap<Variable, Source>, Exit> {
-    let mut all = BTreeMap::new();
-    for (variable, source) in values {
-        if all.insert(variable.clone(), source.clone()).is_some() {
-            return Err(Exit::new(Exit::USAGE, format!("{flag} {variable} is said twice")));
-        }
-    }
-    Ok(all)
-}
-
-fn assignment(text: &str) -> Result<(Variable, Source), String> {
-    let (variable, source) =
-        text.split_once('=').ok_or("write NAME=CREDENTIAL.FIELD, as in TOKEN=ledger.token")?;
-    Ok((variable.parse()?, source.parse()?))
 }
 
 fn rotation(text: &str) -> Result<(String, AtRotation), String> {

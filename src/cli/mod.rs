@@ -2,6 +2,7 @@
 //! every command that talks to an agent is a client like any other.
 
 mod agent;
+mod assigned;
 mod audit;
 mod check;
 mod credential;
