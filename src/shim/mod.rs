@@ -6,6 +6,7 @@ pub mod exec;
 mod fetch;
 pub mod file;
 mod rotations;
+mod stream;
 mod template;
 pub mod tools;
 

@@ -16,8 +16,11 @@ use tokio::{
 };
 use tonic::Code;
 
-use super::fetch::{FIRST_WAIT, FetchError, Fetched, LONGEST_WAIT};
-use crate::{client::Agent, proto::v1::Credential};
+use super::{
+    fetch::{FIRST_WAIT, FetchError, Fetched, LONGEST_WAIT},
+    stream::Stream,
+};
+use crate::proto::v1::Credential;
 
 /// How long changes are waited for that come with the first.
 const TOGETHER: Duration = Duration::from_secs(2);
@@ -108,25 +111,17 @@ async fn listen(
     sender: &mpsc::Sender<Result<Credential, FetchError>>,
     wait: &mut Duration,
 ) -> Option<FetchError> {
-    let refused = |status| FetchError::Refused { credential: Arc::clone(name), status };
-    let mut agent = match Agent::connect(socket).await {
-        Ok(agent) => agent,
-        Err(error) => return Some(error.into()),
-    };
-    let mut stream = match agent.watch(name, &[]).await {
+    let mut stream = match Stream::open(socket, name).await {
         Ok(stream) => stream,
-        Err(status) => return Some(refused(status)),
+        Err(error) => return Some(error),
     };
     loop {
-        match stream.message().await {
-            Ok(Some(message)) => {
+        match stream.next().await {
+            Ok(credential) => {
                 *wait = FIRST_WAIT;
-                if let Some(credential) = message.credential {
-                    sender.send(Ok(credential)).await.ok()?;
-                }
+                sender.send(Ok(*credential)).await.ok()?;
             }
-            Ok(None) => return Some(refused(tonic::Status::unavailable("the agent ended the stream"))),
-            Err(status) => return Some(refused(status)),
+            Err(error) => return Some(error),
         }
     }
 }

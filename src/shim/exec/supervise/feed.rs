@@ -5,13 +5,11 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::sync::mpsc::UnboundedSender;
-use tonic::{Status, Streaming};
 
 use crate::{
-    client::Agent,
     clock::{Dice, fraction},
-    proto::v1::{Credential, WatchResponse},
-    shim::FetchError,
+    proto::v1::Credential,
+    shim::{FetchError, stream::Stream},
 };
 
 /// Between two attempts: a while of chance, up to this at first, doubled each time, up to the longest.
@@ -37,9 +35,9 @@ pub async fn follow(
     let tell = |what| listener.send(News { credential: Arc::clone(&credential), what }).is_ok();
     let mut longest = FIRST_WAIT;
     loop {
-        let trouble = match watch(&socket, &credential).await {
+        let trouble = match Stream::open(&socket, &credential).await {
             Ok(mut stream) => loop {
-                match next(&mut stream, &credential).await {
+                match stream.next().await {
                     Ok(fresh) => {
                         longest = FIRST_WAIT;
                         if !tell(Ok(fresh)) {
@@ -58,26 +56,4 @@ pub async fn follow(
         tokio::time::sleep(wait).await;
         longest = (longest * 2).min(LONGEST_WAIT);
     }
-}
-
-async fn watch(socket: &Path, credential: &Arc<str>) -> Result<Streaming<WatchResponse>, FetchError> {
-    let mut agent = Agent::connect(socket).await?;
-    agent.watch(credential, &[]).await.map_err(|status| refused(credential, status))
-}
-
-async fn next(
-    stream: &mut Streaming<WatchResponse>,
-    credential: &Arc<str>,
-) -> Result<Box<Credential>, FetchError> {
-    loop {
-        match stream.message().await.map_err(|status| refused(credential, status))? {
-            Some(WatchResponse { credential: Some(fresh) }) => return Ok(Box::new(fresh)),
-            Some(_) => {}
-            None => return Err(refused(credential, Status::unavailable("the agent has ended"))),
-        }
-    }
-}
-
-fn refused(credential: &Arc<str>, status: Status) -> FetchError {
-    FetchError::Refused { credential: Arc::clone(credential), status }
 }
