@@ -15,7 +15,7 @@ use super::{
     LedgerError,
     tree::{Frontier, Hash, leaf},
 };
-use crate::keys::{CheckpointKey, Vault, Verifier};
+use crate::keys::{CheckpointKey, Vault, Verifier, put_whole};
 
 /// The names in the directory.
 pub(super) const LINES: &str = "ledger.jsonl";
@@ -151,12 +151,7 @@ pub(super) fn keep_checkpoint(directory: &Path, note: &str) -> io::Result<()> {
     let history = OpenOptions::new().append(true).create(true).mode(0o600).open(directory.join(HISTORY))?;
     (&history).write_all(note.as_bytes())?;
     history.sync_data()?;
-    let beside = directory.join("checkpoint.new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(note.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&beside, directory.join(LATEST))?;
-    File::open(directory)?.sync_all()
+    put_whole(&directory.join(LATEST), note.as_bytes())
 }
 
 fn last_checkpoint(directory: &Path, verifier: &Verifier) -> Result<Option<(u64, Hash)>, LedgerError> {

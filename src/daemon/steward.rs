@@ -4,9 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    fs,
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    fs, io,
     path::Path,
     sync::Arc,
     time::Duration,
@@ -23,7 +21,7 @@ use crate::{
     config::{Mistake, Settings, load},
     issuer::{Order, sealed::Sealed},
     journey::Journey,
-    keys::{Certificates, Ending, Keyring, Now, Urgency, rotation::settled},
+    keys::{Certificates, Ending, Keyring, Now, Urgency, put_whole},
     policy::{Per, Policy},
     serve::operator::{Act, Facts},
 };
@@ -491,14 +489,8 @@ pub(super) fn disabled_before(path: &Path) -> io::Result<BTreeMap<Arc<str>, Stri
 fn keep_disabled(path: &Path, disabled: &BTreeMap<Arc<str>, String>) -> io::Result<()> {
     let plain: BTreeMap<&str, &str> =
         disabled.iter().map(|(identity, reason)| (&**identity, reason.as_str())).collect();
-    let beside = path.with_extension("new");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(serde_json::to_string_pretty(&plain)?.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    // Without this a power cut could bring the old file back, and with it somebody who is switched off.
-    settled(path)
+    // To stay: a power cut that brought the old file back would bring back somebody who is switched off.
+    put_whole(path, serde_json::to_string_pretty(&plain)?.as_bytes())
 }
 
 /// The names of those switched off.
@@ -562,6 +554,7 @@ mod tests {
         audit::{Record, read},
         clock::SeededDice,
         daemon::Daemon,
+        keys::settled,
     };
 
     const BEGAN: &str = "2026-01-01T00:00:00Z";

@@ -14,8 +14,8 @@ use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 use super::{
+    durable::settled,
     memory::{Key, PublicHalf},
-    rotation::settled,
     vault::{Found, Slot},
 };
 use crate::{
@@ -200,11 +200,7 @@ pub(super) fn pem(label: &str, der: &[u8]) -> Zeroizing<String> {
 /// Puts `pem` into a new file that is ours alone. A file that is there is never overwritten.
 pub(super) fn write_private(path: &Path, pem: &str) -> Result<(), FileError> {
     let io = |error| FileError::Io { path: path.into(), error };
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    if !directory.exists() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
-    }
-    check_directory(directory)?;
+    private_directory(path)?;
 
     // Written beside and linked into place: nobody ever reads half a key, and a file that appeared
     // meanwhile is left alone.
@@ -223,7 +219,7 @@ pub(super) fn write_private(path: &Path, pem: &str) -> Result<(), FileError> {
                 "another agent or command made it at the same moment: start again",
             ));
         }
-        File::open(directory)?.sync_all()
+        settled(path)
     })();
     let swept = unlink(&beside);
     written.map_err(io).and(swept)
@@ -255,11 +251,7 @@ fn put_in_place_of(path: &Path, was: &fs::Metadata, text: &str) -> io::Result<()
 /// Puts `text` at `path`, whatever is there: one of the two is there whole at any moment, and on disk when this returns.
 pub(super) fn replace_private(path: &Path, text: &str) -> Result<(), FileError> {
     let io = |error| FileError::Io { path: path.into(), error };
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    if !directory.exists() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(io)?;
-    }
-    check_directory(directory)?;
+    private_directory(path)?;
     let beside = unfinished(path);
     // Half of one, of whoever was killed while he wrote it.
     unlink(&beside)?;
@@ -274,6 +266,16 @@ pub(super) fn replace_private(path: &Path, text: &str) -> Result<(), FileError> 
         unlink(&beside)?;
     }
     written.map_err(io)
+}
+
+/// Makes the directory that `path` is to be in, ours alone, or sees that it is.
+fn private_directory(path: &Path) -> Result<(), FileError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    if !directory.exists() {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.map_err(|error| FileError::Io { path: path.into(), error })?;
+    }
+    check_directory(directory)
 }
 
 /// Where a file is written before it is at `path`.

@@ -10,16 +10,11 @@
 //! A machine that has no id proves nothing: a directory that belongs to nobody yet is taken as it is, which is told; one that
 //! belongs to a machine is refused. The boot id is not looked at, for it changes with each boot.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
 
 use ring::hmac;
 
-use super::{SealingKey, rotation::settled};
+use super::{SealingKey, durable::put_whole};
 use crate::{
     clock::Dice,
     secret::{Secret, hex},
@@ -183,16 +178,7 @@ impl Home {
     }
 
     fn write(&self, id: &str, tag: &str) -> Result<(), HomeError> {
-        let (path, beside) = (self.path(), self.state.join("machine.new"));
-        let write = |beside: &Path| {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(beside)?;
-            file.write_all(format!("{id} {tag}\n").as_bytes())?;
-            file.sync_all()?;
-            fs::rename(beside, &path)?;
-            settled(&path)
-        };
-        write(&beside).map_err(|error| self.io(error))
+        put_whole(&self.path(), format!("{id} {tag}\n").as_bytes()).map_err(|error| self.io(error))
     }
 }
 

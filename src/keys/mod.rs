@@ -3,6 +3,7 @@
 
 pub mod bootstrap;
 mod certificate;
+mod durable;
 mod file;
 mod look;
 mod machine;
@@ -27,6 +28,7 @@ pub use certificate::{
     CertificateError, CertificateSettings, Certificates, ClientCertificate, Ending, Enrolment, KeyKind, Name,
     NotShown, PairFile, Place, Rotated, Showing, SignedBy, Subject, Urgency, certificate_pem, endings,
 };
+pub use durable::{put_whole, settled};
 pub use file::{FileError, read_secret};
 pub use look::{Looked, looked};
 pub use machine::{Home, HomeError, MACHINE_ID};

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 
 use super::{
     Custody, FileError, Key, KeySettings,
+    durable::settled,
     file::{self, destroy},
     vault::Slot,
 };
@@ -265,15 +266,4 @@ fn dated(path: &Path, now: Now) -> io::Result<()> {
     let seconds = u64::try_from(now.wall.as_second()).unwrap_or(0);
     let date = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     File::options().write(true).open(path)?.set_modified(date)
-}
-
-/// The directory of `path` forgets nothing of what was done in it, whatever happens to the power.
-///
-/// # Errors
-/// What the file system says.
-pub fn settled(path: &Path) -> io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    // A name alone lies in the directory we are in.
-    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-    File::open(directory)?.sync_all()
 }

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{FileError, Home, Vault, file, rotation::settled, vault::Slot};
+use super::{FileError, Home, Vault, durable::settled, file, vault::Slot};
 use crate::{
     clock::Dice,
     secret::{Fingerprint, Secret},

@@ -4,9 +4,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -18,7 +18,7 @@ use super::RegistrationSettings;
 use crate::{
     clock::Dice,
     issuer::{IssueError, Reason, registration::Access},
-    keys::{FileError, SealingKey, read_secret, rotation::settled},
+    keys::{FileError, SealingKey, put_whole, read_secret},
     secret::Secret,
 };
 
@@ -203,17 +203,11 @@ fn purpose(of: &RegistrationSettings) -> String {
     format!("{PURPOSE} {} {} {}", of.identity, of.issuer, of.client_id)
 }
 
-/// Written beside and renamed: there is always the old one or the new one, whole.
 fn write(path: &Path, sealed: &[u8]) -> io::Result<()> {
     if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    let beside = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(sealed)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    settled(path)
+    put_whole(path, sealed)
 }
 
 fn no_right(detail: String) -> IssueError {
@@ -222,7 +216,11 @@ fn no_right(detail: String) -> IssueError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::{
+        fs::OpenOptions,
+        io::Write as _,
+        os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    };
 
     use super::*;
     use crate::{broker::registrar::tests::settings, clock::SeededDice};

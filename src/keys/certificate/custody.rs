@@ -24,9 +24,7 @@ use super::{
 };
 use crate::{
     clock::Boot,
-    keys::{
-        CLIENT_CERTIFICATE, Custody, FileError, Keyring, Now, Vault, file, rotation::settled, vault::Slot,
-    },
+    keys::{CLIENT_CERTIFICATE, Custody, FileError, Keyring, Now, Vault, file, settled, vault::Slot},
 };
 
 /// A switch has to be due for so long. Much shorter than the sixth of a life that there is for it.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ClientCertificate, made::Made};
 use crate::{
-    keys::{CREDENTIAL_CERTIFICATE, FileError, Vault, file, vault::Slot},
+    keys::{CREDENTIAL_CERTIFICATE, FileError, Vault, file, settled, vault::Slot},
     secret::Secret,
 };
 
@@ -171,8 +171,7 @@ impl<'a> PairFile<'a> {
                 file::destroy(&file::beside(self.path, ".next"))?;
                 file::destroy(self.path)?;
                 // A power cut does not bring it back.
-                sync_directory(self.path)?;
-                Ok(true)
+                self.settle().map(|()| true)
             }
             _ => Ok(false),
         }
@@ -185,18 +184,16 @@ impl<'a> PairFile<'a> {
         file::destroy(&next)?;
         made.write(&next, self.slot())?;
         fs::rename(&next, self.path).map_err(|error| FileError::Io { path: self.path.into(), error })?;
-        sync_directory(self.path)
+        self.settle()
+    }
+
+    fn settle(&self) -> Result<(), FileError> {
+        settled(self.path).map_err(|error| FileError::Io { path: self.path.into(), error })
     }
 
     fn slot(&self) -> Slot<'_> {
         Slot::of(self.vault, CREDENTIAL_CERTIFICATE, &self.whose)
     }
-}
-
-fn sync_directory(of: &Path) -> Result<(), FileError> {
-    let directory = of.parent().unwrap_or(Path::new("/"));
-    let synced = fs::File::open(directory).and_then(|directory| directory.sync_all());
-    synced.map_err(|error| FileError::Io { path: of.into(), error })
 }
 
 fn request(subject: &Subject, pair: &KeyPair) -> Result<Vec<u8>, FileError> {
