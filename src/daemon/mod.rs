@@ -1,6 +1,7 @@
 //! The composition root. In go settings; out comes a daemon that is whole and inert, and then, once told to run, one that
 //! runs until it is told to stop. Reload builds everything new before it lets go of anything old.
 
+mod books;
 mod facts;
 mod lockdown;
 mod pulse;
@@ -8,7 +9,7 @@ mod seal;
 mod steward;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     future::Future,
     path::PathBuf,
     sync::Arc,
@@ -26,27 +27,19 @@ use uuid::Uuid;
 pub use lockdown::{LockdownError, give_up};
 
 use crate::{
-    api::{ApiError, Reach},
+    api::ApiError,
     attest::{Attestor, Hold, Interests, Proc, Sources},
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
-    broker::{self, Books, Broker, Keeper, News, PendingFile, Registrar, Rights, Rotor, StowFile},
+    broker::{self, Keeper, News, PendingFile, Registrar, Rights, Rotor, StowFile},
     clock::{Boot, Clock, Dice, uuid_v7},
-    config::{IssuerSettings, Listen, Settings},
-    issuer::{
-        Issuer, Order, Scope,
-        http::HttpError,
-        oauth::OAuth,
-        openbao::OpenBao,
-        sealed::{self, Sealed},
-        terms::{SealedBy, Wants},
-        x509::{Unbuilt, acme, est, step},
-    },
-    journey::{Journey, Rules},
+    config::{Listen, Settings},
+    issuer::{http::HttpError, sealed::Sealed, x509::Unbuilt},
+    journey::Journey,
     keys::{
         CertificateError, Certificates, FileError, HomeError, KeyError, Keyring, Now, ProofKeeper, Safe,
         SealingKey, Vault,
     },
-    policy::{Door, Identity, Per},
+    policy::Door,
     serve::{
         Speaks,
         grpc::Workloads,
@@ -58,6 +51,7 @@ use crate::{
     },
     wire::{Inherited, Listener, WireError},
 };
+use books::{books, can_be_had, registrable, rules};
 use facts::facts;
 use pulse::Pulse;
 use steward::{Steward, disabled_before};
@@ -489,122 +483,6 @@ async fn hung_up(hangup: &mut Option<tokio::signal::unix::Signal>) {
     if heard.is_none() {
         std::future::pending::<()>().await;
     }
-}
-
-fn books(
-    settings: &Settings,
-    keys: &Keyring,
-    certificates: &Certificates,
-    sealed: &Arc<Sealed>,
-    clock: &Arc<dyn Clock>,
-    dice: &Arc<dyn Dice>,
-) -> Result<Books, BuildError> {
-    let mut issuers: HashMap<Arc<str>, Arc<dyn Issuer>> = HashMap::new();
-    issuers.insert(sealed::NAME.into(), Arc::<Sealed>::clone(sealed) as Arc<dyn Issuer>);
-    for (name, issuer) in &settings.issuers {
-        match issuer {
-            IssuerSettings::Acme(acme) => {
-                let made = acme::open(acme.clone(), keys.vault().clone(), Arc::clone(clock))
-                    .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
-                issuers.insert(Arc::clone(name), made);
-            }
-            IssuerSettings::Est(est) => {
-                let made = est::open(est.clone(), keys.vault().clone(), Arc::clone(clock))
-                    .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
-                issuers.insert(Arc::clone(name), made);
-            }
-            IssuerSettings::OAuth(oauth) => {
-                let made = OAuth::new(oauth.clone(), Arc::clone(clock), Arc::clone(dice))
-                    .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
-                issuers.insert(Arc::clone(name), Arc::new(made));
-            }
-            IssuerSettings::StepCa(ca) => {
-                let made =
-                    step::issuer(ca.clone(), keys.vault().clone(), Arc::clone(clock), Arc::clone(dice))
-                        .map_err(|error| BuildError::Authority(name.to_string(), error))?;
-                issuers.insert(Arc::clone(name), made);
-            }
-            IssuerSettings::OpenBao(server) => {
-                let made =
-                    OpenBao::new(server.clone(), keys.vault().clone(), Arc::clone(clock), Arc::clone(dice))
-                        .map_err(|error| BuildError::Issuer(name.to_string(), error))?;
-                issuers.insert(Arc::clone(name), Arc::new(made));
-            }
-        }
-    }
-    for identity in settings.policy.identities() {
-        for rule in identity.credentials.values() {
-            let Some(forward) = &rule.forward else { continue };
-            let reach = Reach { ca_file: forward.ca_file.clone(), plain: rule.proofs.plain };
-            reach.check().map_err(|error| {
-                BuildError::Api(format!("identities.{}.credentials.{}", identity.name, rule.name), error)
-            })?;
-        }
-    }
-    let mut books = Books {
-        issuers,
-        keys: keys.clone(),
-        certificates: certificates.clone(),
-        shown: HashMap::new(),
-        registrations: settings.registrations.clone(),
-        who: settings.issuers.iter().map(|(name, issuer)| (Arc::clone(name), issuer.who())).collect(),
-    };
-    let shows = |identity: &Identity| {
-        let rule = identity.credentials.get(identity.shows.as_ref()?)?;
-        Some((Arc::clone(&identity.name), books.order_for(&identity.name, rule, Scope::default()).ok()?))
-    };
-    books.shown = settings.policy.identities().filter_map(shows).collect();
-    Ok(books)
-}
-
-/// Whether what the settings say lies sealed can lie sealed, or is given by the service manager (S1). That nobody has put it in yet
-/// is no error: the agent has to run for that.
-fn can_be_had(settings: &Settings, safe: &Safe) -> Result<(), Vec<String>> {
-    let mut wrong = Vec::new();
-    for identity in settings.policy.identities() {
-        for rule in identity.credentials.values() {
-            let Wants::Sealed(terms) = &rule.terms.wants else { continue };
-            let had = match &terms.keeper {
-                SealedBy::Agent => safe.can_seal(&identity.name, &rule.name),
-                SealedBy::ServiceManager(name) => safe.given(&identity.name, &rule.name, name).map(drop),
-            };
-            wrong.extend(had.err().map(|error| error.to_string()));
-        }
-    }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
-}
-
-/// Whether the right to each registration is where only we can read it (KEY-09, KEY-11).
-fn registrable(settings: &Settings) -> Result<(), Vec<String>> {
-    let wrong: Vec<String> = settings
-        .registrations
-        .iter()
-        .filter_map(|one| Some(format!("identities.{}.registrations: {}", one.identity, one.check().err()?)))
-        .collect();
-    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
-}
-
-/// The certificates that are had and kept fresh without being asked for: what proves who asks must not have ended when it is
-/// asked for, and some can only be renewed while it has not.
-fn tended(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>, broker: &Broker) -> Vec<Order> {
-    let mut orders = Vec::new();
-    for identity in settings.policy.identities().filter(|identity| !disabled.contains_key(&identity.name)) {
-        let certificates = identity
-            .credentials
-            .values()
-            .filter(|rule| matches!(rule.terms.wants, Wants::Certificate(_)) && rule.per == Per::Identity);
-        orders.extend(certificates.filter_map(|rule| broker.order_for(&identity.name, rule)));
-    }
-    orders
-}
-
-fn rules(settings: &Settings, disabled: &BTreeMap<Arc<str>, String>) -> Rules {
-    let policy = if disabled.is_empty() {
-        Arc::clone(&settings.policy)
-    } else {
-        Arc::new(settings.policy.without(steward::names(disabled)))
-    };
-    Rules::new(policy, settings.environment.clone(), settings.digest.clone())
 }
 
 /// An exported socket, and what it is to policy.

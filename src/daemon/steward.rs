@@ -13,7 +13,12 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::time::sleep;
 
-use super::{Origin, books, can_be_had, facts::facts, registrable, rules, tell_manager, tended};
+use super::{
+    Origin,
+    books::{books, can_be_had, registrable, rules, tended},
+    facts::facts,
+    tell_manager,
+};
 use crate::{
     audit::{Entry, EventType, Outcome},
     broker::{Books, Cause, Rotor, Turn, Turned, Which},
