@@ -677,7 +677,8 @@ async fn a_key_on_the_terminal_reaches_the_program_once() {
         format!("trap 'n=$((n+1)); echo int $n' INT; trap 'echo total $n; exit 4' TERM; echo up $PPID; {FOREVER}\n"),
     )
     .unwrap();
-    let command = format!("{BINARY} exec --supervise --env T=orders.token -- sh {}", script.display());
+    // In place of the shell that script(1) starts: dash would wait in the same group, and end by the keys that are for the program.
+    let command = format!("exec {BINARY} exec --supervise --env T=orders.token -- sh {}", script.display());
     let test = "a_key_on_the_terminal_reaches_the_program_once";
     let Some(mut program) = on_a_terminal(test, &agent, &command) else { return };
     let wrapper: u32 = program.skip_to("up ").trim().parse().unwrap();
