@@ -70,8 +70,16 @@ impl Journey {
         [self.alarms.of_late(now), self.signals.of_late(now)].concat()
     }
 
+    /// Writes down what issuers have said of reuse so far. When this returns, all of it is on record, whoever did it.
+    pub(super) async fn tell_of_reuse(&self) {
+        let _raising = self.noticing.lock().await;
+        while let Some(reused) = self.broker.reused() {
+            self.seen_before(&reused).await;
+        }
+    }
+
     /// ER-10: nobody but this agent has our keys, and it uses no value twice. So somebody else has them, or it has a fault.
-    pub(super) async fn seen_before(&self, reused: &Reused) {
+    async fn seen_before(&self, reused: &Reused) {
         let outcome = if reused.was_issued { Outcome::Success } else { Outcome::Failed };
         let entry = self.entry(EventType::ReuseDetected, outcome);
         let entry = account::seen_before(entry, reused, &self.rules.load().environment);

@@ -251,7 +251,10 @@ impl Journey {
             let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
                 Ok(fetched) => fetched,
                 Err(_) if !self.in_force(&rules) => continue,
-                Err(failure) => return Err(self.failed(account, &workload, &grant, failure).await?),
+                Err(failure) => {
+                    self.tell_of_reuse().await;
+                    return Err(self.failed(account, &workload, &grant, failure).await?);
+                }
             };
             if let Err(error) = session.confirm(&workload).await {
                 return Err(self.unattested(account, &error).await?);
@@ -263,6 +266,8 @@ impl Journey {
             let (line, anew) = account.released(&workload, &grant, &credential, &source);
             if anew {
                 self.give(session, &grant, &credential);
+                // What its issuer has said of it comes first (S17).
+                self.tell_of_reuse().await;
             }
             let receipt = match call.is_alone() {
                 true => self.ledger.record_alone(line).await?,
@@ -517,8 +522,8 @@ impl Journey {
         loop {
             let news = tokio::select! {
                 news = told.recv() => news,
-                Some(reused) = self.broker.reused() => {
-                    self.seen_before(&reused).await;
+                () = self.broker.hears_of_reuse() => {
+                    self.tell_of_reuse().await;
                     continue;
                 }
             };
