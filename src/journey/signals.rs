@@ -48,17 +48,13 @@ impl Journey {
         let place = Place::of(workload.evidence(), self.clock.wall());
         let life = grant.rule().max_ttl;
         let human = grant.explanation().human;
-        let nothing_new = |journey: &Self| {
-            let known = human.is_none() || journey.people.knows(workload, identity);
-            let news = |places: &mut super::places::Places| {
-                places
-                    .news(identity, &place, now)
-                    .is_empty()
-                    .then(|| places.note(identity, &place, life, now))
-            };
-            if known { journey.places.with(news) } else { None }
-        };
-        let is_to_keep = match nothing_new(self) {
+        let is_known = human.is_none() || self.people.knows(workload, identity);
+        // In one step, so that of two first places at once one is the measure and the other new.
+        let noted = self.places.with(|places| {
+            let nothing_new = is_known && places.news(identity, &place, now).is_empty();
+            nothing_new.then(|| places.note(identity, &place, life, now))
+        });
+        let is_to_keep = match noted {
             Some(is_to_keep) => is_to_keep,
             None => {
                 // Whoever raises the same meanwhile has raised it when this is held.
