@@ -131,7 +131,7 @@ key_export = "allowed"
     assert_eq!(by_http("open")["client_certificate"]["key_pem"], key);
     // Each time it went out is on record, and no other time.
     let reasons = |name: &str| -> BTreeSet<Option<String>> {
-        let records = agent.records().into_iter().filter(|record| {
+        let records = agent.records_but_of_people().into_iter().filter(|record| {
             // Had before anybody asked, it went out to nobody.
             record.entry.event.kind != EventType::CredentialRenew
                 && record.entry.credential.as_ref().is_some_and(|what| what.name.as_deref() == Some(name))

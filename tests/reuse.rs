@@ -17,7 +17,7 @@ use keybearer::{
 };
 use puppet::Puppet;
 use ring::digest;
-use scripted::{Says, Scripted, json};
+use scripted::{Says, Scripted, json, token};
 use serde_json::Value;
 use support::{Api, BINARY, Issuer, Setup, TestAgent, demo_api, install, issuer, register_as};
 
@@ -223,4 +223,21 @@ async fn an_issuer_that_has_seen_our_value_before_raises_an_alarm() {
     assert!(alarm.issuer_response.as_ref().unwrap().one_time_reuse);
     assert!(warnings(&agent)[0].contains("keybearer revoke shop --keys"));
     assert_eq!(alarms(&agent).len(), 1, "one asking, one alarm");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_issuer_has_seen_before_is_on_record_before_what_it_issues_to_another_value() {
+    // S10, S17, ER-10
+    let said = r#"{"error":"jti_known","error_description":"The jti was already used."}"#;
+    let issuer = Scripted::start(Says::InTurn(vec![json(400, said), token()]));
+    let agent = Setup::new(&issuer.url).start(None);
+    for _ in 0..3 {
+        agent.client().await.get("orders", &[]).await.unwrap();
+    }
+    let [alarm] = &alarms(&agent)[..] else { panic!("{:?}", alarms(&agent)) };
+    let event = &alarm.entry.event;
+    assert_eq!((event.outcome, event.reason.as_deref()), (Outcome::Success, Some("ONE_TIME_REUSE")));
+    let mut issued = agent.records().into_iter();
+    let issued = issued.find(|record| record.entry.event.kind == EventType::CredentialIssue).unwrap();
+    assert!(alarm.seq < issued.seq, "{} {}", alarm.seq, issued.seq);
 }

@@ -23,6 +23,9 @@ use support::{BINARY, Setup, built, issuer, jwt_in, register, register_as, skip}
 /// A user that the container knows and that owns nothing there: games, by tradition.
 const USER: u32 = 5;
 
+/// Another: sys. Whoever runs as it is a service, by its identity.
+const PERSON: u32 = 3;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn units_of_a_real_service_manager() {
     if let Err(why) = can_boot() {
@@ -35,6 +38,7 @@ async fn units_of_a_real_service_manager() {
         .also("team", "standard", r#"match = { unit = "tool.service", slice = "team.slice" }"#)
         .also("desk", "interim", &format!(r#"match = {{ user_unit = "shop.service", uid = {USER} }}"#));
     let setup = setup
+        .also("twins", "standard", "match = [{ unit = \"one.service\" }, { unit = \"two.service\" }]")
         .also("loaded", "standard", &loaded("loaded.service"))
         .also("silent", "standard", "match = { unit = \"silent.service\" }")
         .also("wrapped", "standard", &format!("match = {{ unit = \"wrapped.service\", uid = {USER} }}"))
@@ -43,7 +47,7 @@ async fn units_of_a_real_service_manager() {
         .and("\n[identities.wrapped.deliver]\nenv = { TOKEN = \"orders.token\" }\nat_rotation = { orders = \"restart\" }\n")
         .and("\n[identities.written.deliver]\nenv = { TOKEN = \"orders.token\" }\n");
     register(&issuer.handle, &setup.write());
-    for client in ["loaded", "wrapped", "written"] {
+    for client in ["loaded", "wrapped", "written", "twins"] {
         register_as(&issuer.handle, &setup.write(), client);
     }
     let other_issuer = support::issuer(300);
@@ -51,6 +55,8 @@ async fn units_of_a_real_service_manager() {
     let disk = Disk::mount(&careless.dir.path().join("state")).expect("root can mount a small disk");
     register(&other_issuer.handle, &careless.write());
     let kept = kept(setup.dir.path(), issuer.handle.url());
+    let people = people(setup.dir.path(), issuer.handle.url());
+    register_as(&issuer.handle, &people.write(), "hands");
     let host = Host::boot(setup.dir.path());
     host.agent("keybearer.service", setup.dir.path(), &[]);
 
@@ -65,6 +71,8 @@ async fn units_of_a_real_service_manager() {
     a_slice_is_matched_and_a_unit_outside_it_is_not(&host);
     a_delegated_subtree_proves_nothing(&host);
     what_a_users_own_manager_says_is_only_that_users_word(&host);
+    a_person_below_user_slice_is_told_of(&host, people);
+    a_new_unit_and_two_units_at_once_are_told_of(&host);
     a_process_outside_every_unit_is_nobody(&host);
     where_the_operator_chose_so_it_goes_on_without_a_record_and_tells_later(
         &host,
@@ -370,20 +378,86 @@ fn a_delegated_subtree_proves_nothing(host: &Host) {
     assert!(record["policy"]["missing"].to_string().contains("delegated"), "{record}");
 }
 
-fn what_a_users_own_manager_says_is_only_that_users_word(host: &Host) {
+/// What a unit of a user's own manager says that runs this binary.
+fn in_users_manager(host: &Host, (user, unit): (u32, &str), socket: &str, command: &str) -> Output {
     // A real user manager. It needs no PAM here, and no login.
     let script = format!(
-        "set -e; own=/run/systemd/system/user@{USER}.service.d; home=/run/user/{USER}; mkdir -p $own $home; chown {USER} $home; \
+        "set -e; own=/run/systemd/system/user@{user}.service.d; home=/run/user/{user}; mkdir -p $own $home; chown {user} $home; \
          printf '[Unit]\\nRequires=\\n[Service]\\nPAMName=\\nEnvironment=XDG_RUNTIME_DIR=%s HOME=%s\\n' $home $home > $own/test.conf; \
-         systemctl daemon-reload; systemctl start user@{USER}.service; \
-         exec setpriv --reuid {USER} --regid {USER} --clear-groups env XDG_RUNTIME_DIR=$home \
-         systemd-run --user --quiet --wait --pipe --unit=shop.service {BINARY} whoami --json --socket {}",
-        host.path("run/agent.sock")
+         systemctl daemon-reload; systemctl start user@{user}.service; \
+         exec setpriv --reuid {user} --regid {user} --clear-groups env XDG_RUNTIME_DIR=$home \
+         systemd-run --user --quiet --wait --pipe --unit={unit} {BINARY} {command} --socket {socket}"
     );
-    let answer = host.inside(&["sh", &host.script(&script)]);
+    host.inside(&["sh", &host.script(&script)])
+}
+
+fn what_a_users_own_manager_says_is_only_that_users_word(host: &Host) {
+    let answer =
+        in_users_manager(host, (USER, "shop.service"), &host.path("run/agent.sock"), "whoami --json");
     let who: Value = serde_json::from_slice(&answer.stdout).unwrap_or_else(|_| panic!("{}", text(&answer)));
     assert_eq!(who["identity"], "desk", "a user-unit, never the system's shop.service: {who}");
     assert_eq!(who["level"], "L2", "{who}");
+}
+
+/// A fourth agent, to whom whoever is a user is a service.
+fn people(within: &Path, issuer: &str) -> Setup {
+    let dir = tempfile::Builder::new().prefix("people").tempdir_in(within).unwrap();
+    Setup::within(dir, issuer, &format!("match = {{ uid = {PERSON} }}")).with("shop", "hands")
+}
+
+/// What signals of an identity are on record, and the last thing that is.
+fn signals_of(records: &[Value], identity: &str) -> (Vec<Value>, Value) {
+    let of: Vec<&Value> = records.iter().filter(|record| record["workload"]["id"] == identity).collect();
+    let is_signal = |record: &&&Value| {
+        let kind = record["event"]["type"].as_str().unwrap();
+        ["human_session", "new_place", "two_places"].contains(&kind)
+    };
+    (of.iter().filter(is_signal).copied().cloned().collect(), of.last().copied().cloned().unwrap_or_default())
+}
+
+fn a_person_below_user_slice_is_told_of(host: &Host, people: Setup) {
+    // NHI-10, S17: what a login starts, and what a user's own manager is meant to run.
+    host.agent("people.service", people.dir.path(), &[]);
+    let socket = people.dir.path().join("run/agent.sock").display().to_string();
+    for _ in 0..2 {
+        let answer = in_users_manager(host, (PERSON, "terminal.service"), &socket, "get orders");
+        assert!(answer.status.success(), "{}", text(&answer));
+    }
+    let ledger = people.dir.path().join("state/audit");
+    let records = keybearer::audit::read(&ledger, 0).unwrap();
+    let records: Vec<Value> = records.map(|record| serde_json::to_value(record).unwrap()).collect();
+    let (signals, last) = signals_of(&records, "hands");
+    let kinds: Vec<_> = signals.iter().map(|signal| &signal["event"]["type"]).collect();
+    assert_eq!(kinds, ["human_session", "human_session"], "one for each process: {signals:?}");
+    let (event, seq) = (&signals[1]["event"], |record: &Value| record["seq"].as_u64().unwrap());
+    // Where a login started this test, all that it started has that.
+    assert!([Value::from("USER_SLICE"), "LOGIN_UID".into()].contains(&event["reason"]), "{event}");
+    assert_eq!(last["event"]["type"], "credential_release", "{last}");
+    assert!(seq(&signals[1]) < seq(&last), "before the credential");
+
+    in_users_manager(host, (USER, "shop.service"), &host.path("run/agent.sock"), "get orders");
+    let (signals, last) = signals_of(&host.records(), "desk");
+    assert_eq!(last["event"]["type"], "issue_failure", "it is no client of the issuer: {last}");
+    assert_eq!(signals, [Value::Null; 0], "its identity says that a user's manager runs it");
+}
+
+fn a_new_unit_and_two_units_at_once_are_told_of(host: &Host) {
+    // S17, NHI-9
+    for unit in ["one.service", "one.service", "two.service", "two.service", "one.service"] {
+        let answer = host.unit(unit, &[], &["get", "orders"]);
+        assert!(answer.status.success(), "{}", text(&answer));
+    }
+    let (signals, _) = signals_of(&host.records(), "twins");
+    let said: Vec<_> = signals.iter().map(|signal| &signal["event"]["type"]).collect();
+    assert_eq!(said, ["new_place", "two_places"], "once each: {signals:?}");
+    for signal in &signals {
+        assert_eq!(signal["peer"]["unit"]["name"], "two.service");
+        let after = host.records().into_iter().rfind(|other| other["exchange_id"] == signal["exchange_id"]);
+        let (after, seq) = (after.unwrap(), |record: &Value| record["seq"].as_u64().unwrap());
+        assert_eq!(after["event"]["type"], "credential_release", "{after}");
+        assert!(seq(signal) < seq(&after), "before the credential");
+    }
+    assert!(signals[1]["detail"].as_str().unwrap().contains("while unit one.service uses it too"));
 }
 
 fn a_process_outside_every_unit_is_nobody(host: &Host) {

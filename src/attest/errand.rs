@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use rustix::net::{SocketAddrUnix, getpeername};
 
 use super::{
-    AttestError, Evidence, Hold, Manager, Missing, Peer, Unit,
+    AttestError, Evidence, Hold, Login, Manager, Missing, Peer, Unit,
     unit::{plausible, slices_down_to},
 };
 
@@ -71,7 +71,8 @@ impl Errand {
             uids: [0; 4],
             gids: [0; 4],
             status: Err(nothing),
-            login_uid: None,
+            // Its process is the service manager's, which nobody logged in to.
+            login: Login::NONE,
             exe: Err(nothing),
             exe_paths: Err(nothing),
             sha256: Err(nothing),
@@ -81,6 +82,7 @@ impl Errand {
             unit: Ok(unit),
             same_user_namespace: Ok(true),
             mount_namespace: Err(nothing),
+            hosts_files: Err(nothing),
             cgroup: String::new(),
             hold: Hold::Socket,
         }

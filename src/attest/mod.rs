@@ -9,6 +9,7 @@ pub mod kernel;
 mod peer;
 mod challenge;
 mod errand;
+mod login;
 mod process;
 mod executable;
 #[cfg(any(test, fuzzing))]
@@ -21,6 +22,7 @@ use std::{fmt, io, os::fd::AsFd, path::PathBuf, sync::Arc};
 pub use challenge::Challenge;
 pub use errand::Errand;
 pub use executable::{Digests, Executable};
+pub use login::{Login, Sign};
 pub use peer::{Hold, Peer, outlived};
 pub use process::{Proc, Status};
 pub use turns::Turns;
@@ -82,6 +84,9 @@ pub enum Missing {
         "its program counts only if it answers the challenge, which HTTP/1.1 cannot carry: ask on the gRPC socket"
     )]
     NotChallenged,
+    /// The kernel knows of no logins.
+    #[error("this kernel keeps no login uids (it is built without audit)")]
+    NoAudit,
     /// systemd does not run here.
     #[error("no service manager runs here to vouch for a unit")]
     NoServiceManager,
@@ -129,8 +134,8 @@ pub struct Evidence {
     pub gids: [u32; 4],
     /// Its groups and hardening, now, if an identity can rest on them.
     pub status: Result<Status, Missing>,
-    /// The uid that logged in, for records only.
-    pub login_uid: Option<u32>,
+    /// Whether a person is behind it.
+    pub login: Login,
     /// Its program.
     pub exe: Result<Executable, Missing>,
     /// Which of the paths that identities name are its program.
@@ -149,6 +154,8 @@ pub struct Evidence {
     pub same_user_namespace: Result<bool, Missing>,
     /// Its mount namespace.
     pub mount_namespace: Result<u64, Missing>,
+    /// Whether paths are the host's files there, or the agent's own.
+    pub hosts_files: Result<bool, Missing>,
     /// The cgroup text it was read from.
     pub cgroup: String,
     /// How it is held.
@@ -306,6 +313,7 @@ struct Known {
     pid: u32,
     start: u64,
     ids: Option<Ids>,
+    terminal: bool,
     hold: Hold,
 }
 
@@ -361,7 +369,13 @@ impl Attestor {
         let process = peer.process();
         let image = process.image();
         let ids = peer.ids()?;
-        let known = Known { pid: peer.pid(), start: peer.start(), ids, hold: peer.hold() };
+        let known = Known {
+            pid: peer.pid(),
+            start: peer.start(),
+            ids,
+            terminal: peer.has_terminal(),
+            hold: peer.hold(),
+        };
         let mut evidence = self.read(process, known, interests)?;
         evidence.exec = image.held();
         if !peer.alive() {
@@ -388,8 +402,9 @@ impl Attestor {
     /// [`AttestError`] if the process is gone or /proc cannot be read.
     pub fn evidence(&self, pid: u32, hold: Hold, interests: &Interests) -> Result<Evidence, AttestError> {
         let process = self.proc.open(pid)?;
-        let evidence =
-            self.read(&process, Known { pid, start: process.start_time()?, ids: None, hold }, interests)?;
+        let process::Origin { start, terminal, .. } = process.origin()?;
+        let known = Known { pid, start, ids: None, terminal, hold };
+        let evidence = self.read(&process, known, interests)?;
         Ok(Evidence { exec: process.image().held(), answered: Ok(()), ..evidence })
     }
 
@@ -430,7 +445,7 @@ impl Attestor {
             start: known.start,
             uids,
             gids,
-            login_uid: process.login_uid(),
+            login: Login::of(process.login_uid(), Ok(known.terminal), &cgroup),
             path_hint: process.path_hint(),
             exec: Err(Missing::NotAsked),
             answered: Err(Missing::NotAsked),
@@ -440,6 +455,7 @@ impl Attestor {
             exe,
             exe_paths,
             sha256,
+            hosts_files: mount_namespace.map(|theirs| self.own_namespaces.shows_the_hosts_files(theirs)),
             mount_namespace,
             cgroup,
             hold: known.hold,

@@ -36,6 +36,7 @@ pub struct Peer {
     gid: u32,
     start: u64,
     session: Option<u32>,
+    terminal: bool,
     process: Process,
     pidfd: OwnedFd,
     hold: Hold,
@@ -61,8 +62,9 @@ impl Peer {
         };
         // Opened under the hold: if the pinned process lives afterwards, this directory is its own.
         let process = Proc::at("/proc").open(cred.pid)?;
-        let Origin { start, session } = process.origin()?;
-        let peer = Self { pid: cred.pid, uid: cred.uid, gid: cred.gid, start, session, process, pidfd, hold };
+        let Origin { start, session, terminal } = process.origin()?;
+        let (pid, uid, gid) = (cred.pid, cred.uid, cred.gid);
+        let peer = Self { pid, uid, gid, start, session, terminal, process, pidfd, hold };
         if peer.alive() { Ok(peer) } else { Err(AttestError::PeerExited) }
     }
 
@@ -90,6 +92,11 @@ impl Peer {
     /// join another. Tells who is of one family; never evidence of who somebody is. None where it cannot be seen.
     pub fn session(&self) -> Option<u32> {
         self.session
+    }
+
+    /// Whether it had a controlling terminal when it connected.
+    pub fn has_terminal(&self) -> bool {
+        self.terminal
     }
 
     /// How it is held.

@@ -76,10 +76,17 @@ impl Process {
             .map_err(|_| AttestError::Proc { file: "cgroup", what: "it is not UTF-8".into() })
     }
 
-    /// The uid that logged in, if any: who started it all, for records only.
-    pub(super) fn login_uid(&self) -> Option<u32> {
-        let uid = String::from_utf8(self.text("loginuid").ok()?).ok()?.trim().parse().ok()?;
-        (uid != u32::MAX).then_some(uid)
+    /// The uid that logged in, if any: who started it all (proc_pid_loginuid(5)).
+    pub(super) fn login_uid(&self) -> Result<Option<u32>, Missing> {
+        let text = match self.text("loginuid") {
+            Ok(text) => text,
+            // The directory is held, so the process had one if this kernel keeps any; a process that is gone says so otherwise.
+            Err(Errno::NOENT) => return Err(Missing::NoAudit),
+            Err(error) => return Err(missing(error)),
+        };
+        let uid = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
+        let uid: u32 = uid.ok_or(Missing::Unreadable(io::ErrorKind::InvalidData))?;
+        Ok((uid != u32::MAX).then_some(uid))
     }
 
     /// A namespace of it, as the inode number of its handle.
@@ -260,6 +267,8 @@ pub(super) struct Origin {
     pub(super) start: u64,
     /// The session it was born in or made (field 6; setsid(2)). None where its leader is out of this namespace's sight.
     pub(super) session: Option<u32>,
+    /// Whether it has a controlling terminal (field 7).
+    pub(super) terminal: bool,
 }
 
 pub(super) fn parse_origin(stat: &[u8]) -> Option<Origin> {
@@ -268,7 +277,8 @@ pub(super) fn parse_origin(stat: &[u8]) -> Option<Origin> {
     let fields = std::str::from_utf8(stat.get(after..)?).ok()?;
     let mut fields = fields.split_ascii_whitespace();
     let session = fields.nth(3)?.parse().ok().filter(|session| *session != 0);
-    Some(Origin { start: fields.nth(15)?.parse().ok()?, session })
+    let terminal = fields.next()?.parse::<i64>().ok()? != 0;
+    Some(Origin { start: fields.nth(14)?.parse().ok()?, session, terminal })
 }
 
 #[cfg(test)]
@@ -305,14 +315,22 @@ mod tests {
     fn a_start_time_survives_a_hostile_name() {
         let fields = (3..=52).map(|field| (field * 10).to_string()).collect::<Vec<_>>().join(" ");
         let stat = format!("42 (a) R 1 (b\n) {fields}");
-        assert_eq!(parse_origin(stat.as_bytes()), Some(Origin { start: 220, session: Some(60) }));
+        assert_eq!(
+            parse_origin(stat.as_bytes()),
+            Some(Origin { start: 220, session: Some(60), terminal: true })
+        );
         for broken in [&b""[..], b"42 (a", b"42 (a) R 1 2", b"42 (a) \xff"] {
             assert_eq!(parse_origin(broken), None);
         }
+        let apart = stat.replacen(" 70 ", " 0 ", 1);
+        assert!(!parse_origin(apart.as_bytes()).unwrap().terminal);
         // A session whose leader cannot be seen, and what a process has that is going.
         for unseen in ["0", "-1"] {
             let stat = stat.replacen(" 60 ", &format!(" {unseen} "), 1);
-            assert_eq!(parse_origin(stat.as_bytes()), Some(Origin { start: 220, session: None }));
+            assert_eq!(
+                parse_origin(stat.as_bytes()),
+                Some(Origin { start: 220, session: None, terminal: true })
+            );
         }
     }
 

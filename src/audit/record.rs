@@ -209,6 +209,8 @@ pub enum EventType {
     ForwardAnswer,
     /// A request is about to leave for an API, made for a program with a credential of its own.
     ForwardSend,
+    /// A person came as an identity that is a service's (NHI-10).
+    HumanSession,
     /// An identity was switched off.
     IdentityDisable,
     /// An identity was switched on again.
@@ -225,6 +227,8 @@ pub enum EventType {
     LedgerGap,
     /// A torn end was cut off at start.
     LedgerRepaired,
+    /// An identity was used from a place that it was never used from (S17).
+    NewPlace,
     /// An operator had credentials or keys ended before their time.
     OperatorRevoke,
     /// A proof of possession was made, or refused.
@@ -235,6 +239,8 @@ pub enum EventType {
     ReuseDetected,
     /// An operator put in a secret that cannot be dynamic yet, or took it away, or could not (S1).
     SecretSeal,
+    /// An identity is used from two places at once (NHI-9).
+    TwoPlaces,
 }
 
 /// How it ended.
@@ -250,6 +256,11 @@ pub enum Outcome {
 }
 
 impl EventType {
+    /// Whether it tells of something beside what became of an exchange: that has a record of its own (S17).
+    pub fn is_signal(self) -> bool {
+        matches!(self, Self::HumanSession | Self::NewPlace | Self::ReuseDetected | Self::TwoPlaces)
+    }
+
     /// As records write it.
     pub fn word(self) -> String {
         snake(&self)

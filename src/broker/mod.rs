@@ -11,9 +11,9 @@ mod stowed;
 mod timing;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -21,7 +21,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use keeper::Keeper;
 pub use pending::PendingFile;
@@ -162,14 +162,13 @@ pub fn new(
 ) -> (Broker, Keeper) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let own_way = sender.downgrade();
-    let (reuse, reused) = mpsc::channel(MOST_REUSED);
     let shared = Arc::new(Shared {
         live: ArcSwap::default(),
         books: ArcSwap::from_pointee(books),
         remembered: ArcSwap::default(),
         report: RwLock::default(),
-        reuse,
-        reused: tokio::sync::Mutex::new(reused),
+        reused: Mutex::default(),
+        heard_of_reuse: Notify::new(),
         revoking: AtomicUsize::new(0),
         clock,
     });
@@ -203,8 +202,12 @@ impl Shared {
     fn look_out(&self, order: &Order, issued: &Issued) {
         if issued.facts.one_time_reuse {
             let (was_issued, facts) = (issued.result.is_ok(), issued.facts.clone());
+            let mut reused = self.reused.lock().unwrap_or_else(PoisonError::into_inner);
             // Whoever hears of it has enough to hear already.
-            let _ = self.reuse.try_send(Reused { order: order.clone(), was_issued, facts });
+            if reused.len() < MOST_REUSED {
+                reused.push_back(Reused { order: order.clone(), was_issued, facts });
+            }
+            self.heard_of_reuse.notify_one();
         }
     }
 }
@@ -216,8 +219,8 @@ struct Shared {
     /// What issuers told of their endpoints before the settings were read again: those of now may not have been asked yet.
     remembered: ArcSwap<HashMap<Arc<str>, Arc<Vec<Target>>>>,
     report: RwLock<Report>,
-    reuse: mpsc::Sender<Reused>,
-    reused: tokio::sync::Mutex<mpsc::Receiver<Reused>>,
+    reused: Mutex<VecDeque<Reused>>,
+    heard_of_reuse: Notify,
     /// How many revocations wait.
     revoking: AtomicUsize,
     clock: Arc<dyn Clock>,
@@ -548,9 +551,15 @@ impl Broker {
         Ok(())
     }
 
-    /// The next time that an issuer says that it has seen a one-time value of ours before (ER-10). For one listener.
-    pub async fn reused(&self) -> Option<Reused> {
-        self.shared.reused.lock().await.recv().await
+    /// Waits until an issuer says that it has seen a one-time value of ours before (ER-10). For one listener.
+    pub async fn hears_of_reuse(&self) {
+        self.shared.heard_of_reuse.notified().await;
+    }
+
+    /// The first of what issuers have said of that, and that nobody has taken yet: it is there before anybody is answered with what
+    /// came of the asking.
+    pub fn reused(&self) -> Option<Reused> {
+        self.shared.reused.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     /// How things are.

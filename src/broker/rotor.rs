@@ -589,7 +589,7 @@ pub(super) mod tests {
             CertificateSettings, Custody, KeySettings, RotationSettings, SealingKey, SignedBy,
             rotation::PROPAGATION,
         },
-        policy::{Assurance, Identity, Per, Proofs, Selectors},
+        policy::{Assurance, Humans, Identity, Per, Proofs, Selectors},
         proof::Target,
         secret::Secret,
     };
@@ -720,6 +720,7 @@ pub(super) mod tests {
             selectors: vec![Selectors { slice: Some("a.slice".into()), ..Selectors::default() }],
             credentials: [(Arc::clone(&rule.name), Arc::new(rule))].into(),
             shows: None,
+            humans: Humans::Told,
             service_manager: false,
             delivery: Arc::default(),
         };

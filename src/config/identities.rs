@@ -26,7 +26,9 @@ use crate::{
         CLIENT_AUTH, CertificateSettings, Custody, KeySettings, RotationSettings, default_path,
         rotation::MAX_AGE,
     },
-    policy::{self, Assurance, CredentialRule, Exception, Forward, Identity, Named, Per, Proofs, Selectors},
+    policy::{
+        self, Assurance, CredentialRule, Exception, Forward, Humans, Identity, Named, Per, Proofs, Selectors,
+    },
     proof::Target,
 };
 
@@ -49,6 +51,8 @@ pub(super) fn identities(
         }
         let assurance = reader.word("assurance", Assurance::Standard, &words);
         let selectors = reader.table_or_tables("match").into_iter().map(selectors).collect();
+        let words = [("allowed", Humans::Allowed), ("refused", Humans::Refused), ("told", Humans::Told)];
+        let humans = reader.word("humans", assurance.humans(), &words);
         let service_manager = reader.word("service_manager", false, &[("refused", false), ("allowed", true)]);
         let mut settings = key(&mut reader, &name, state);
         let (certificate, shows) = certificate::certificate(&mut reader, &name, state);
@@ -85,6 +89,7 @@ pub(super) fn identities(
             selectors,
             credentials,
             shows,
+            humans,
             service_manager,
             delivery,
         });

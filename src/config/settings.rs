@@ -75,6 +75,8 @@ pub struct Kept {
     pub home: Option<Home>,
     /// The identities that an operator has switched off.
     pub disabled: PathBuf,
+    /// From where identities were used.
+    pub places: PathBuf,
     /// Where secrets lie that cannot be dynamic yet.
     pub sealed: PathBuf,
     /// Where keys are made that the settings name no other place for.
@@ -188,6 +190,7 @@ pub(super) fn mean(
                 sealing,
                 home,
                 disabled: state.join("disabled.json"),
+                places: state.join("places.json"),
                 sealed: state.join("sealed"),
                 keys: workshop,
             },

@@ -34,7 +34,7 @@ use crate::{
     clock::{Boot, Clock, Dice, uuid_v7},
     config::{Listen, Settings},
     issuer::{http::HttpError, sealed::Sealed, x509::Unbuilt},
-    journey::Journey,
+    journey::{Journey, Remembered},
     keys::{
         CertificateError, Certificates, FileError, HomeError, KeyError, Keyring, Now, ProofKeeper, Safe,
         SealingKey, Vault,
@@ -137,6 +137,8 @@ pub struct Daemon {
     facts: Arc<ArcSwap<Facts>>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
+    /// What was known of from where identities are used, and is lost.
+    forgot: Option<String>,
     /// Whether an operator made the state directory this machine's since the last start.
     adopted: bool,
     started: Boot,
@@ -225,7 +227,18 @@ impl Daemon {
         let disabled = disabled_before(&settings.kept.disabled)
             .map_err(|error| BuildError::Disabled(settings.kept.disabled.clone(), error))?;
         let rules = rules(&settings, &disabled);
-        let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
+        let (places, lost) = Remembered::open(kept.places.clone());
+        let forgot = lost.map(|error| {
+            format!(
+                "{}: {error}: from where identities were used is forgotten, and what comes next counts as usual (S17)",
+                kept.places.display()
+            )
+        });
+        if let Some(forgot) = &forgot {
+            tracing::error!("{forgot}");
+        }
+        let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice))
+            .remembering(places);
         let mut facts = facts(&settings, &keys, &certificates, sealed.safe(), probed.as_ref(), clock.boot());
         facts.disabled = disabled.iter().map(|(name, why)| (name.to_string(), why.clone())).collect();
         let mut open = |socket| Listener::open(socket, &mut inherited);
@@ -256,6 +269,7 @@ impl Daemon {
             origin,
             clock,
             dice,
+            forgot,
             adopted,
         })
     }
@@ -295,6 +309,7 @@ impl Daemon {
             facts,
             clock,
             dice,
+            forgot,
             adopted,
             started,
         } = self;
@@ -313,6 +328,9 @@ impl Daemon {
         }
         if adopted {
             what.push_str("; an operator adopted the state directory for this machine");
+        }
+        if let Some(forgot) = forgot {
+            what.push_str(&format!("; {forgot}"));
         }
         record(&journey, EventType::AgentStart, what).await?;
         for (identity, purpose, key) in keys.iter() {

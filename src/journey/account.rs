@@ -153,6 +153,21 @@ impl<'a> Account<'a> {
         ))
     }
 
+    /// A signal: something about who uses an identity, or from where, that somebody should know before it goes on.
+    pub(super) fn signal(
+        &self,
+        (kind, outcome): (EventType, Outcome),
+        workload: &Workload,
+        identity: &str,
+        (reason, detail): (&str, &str),
+    ) -> Entry {
+        let mut entry = self.entry(kind, outcome);
+        entry.workload = Some(self.workload(identity, None, None));
+        entry.peer = Some(peer(workload));
+        entry.credential = Some(self.wished());
+        entry.because(reason).detail(detail)
+    }
+
     /// A credential was handed out, and whether that is told anew: what was said last on this connection is said again without
     /// being spelled out, if nothing of it has changed.
     pub(super) fn released(
@@ -473,7 +488,7 @@ fn peer(workload: &Workload) -> PeerPart {
         start: seen.start,
         uid: seen.uid(),
         gid: seen.gid(),
-        loginuid: seen.login_uid,
+        loginuid: seen.login.uid.ok().flatten(),
         exe: seen.exe.as_ref().ok().map(|exe| ExePart {
             dev: exe.dev,
             ino: exe.ino,
@@ -521,6 +536,14 @@ pub(super) fn facts(seen: &Evidence) -> Vec<Fact> {
             seen.same_user_namespace
                 .map(|same| if same { "no" } else { "yes" }.into())
                 .map_err(|why| why.to_string()),
+        ),
+        (
+            "a person behind it",
+            match seen.login.sign() {
+                Ok(None) => Ok("no sign of one".into()),
+                Ok(Some(sign)) => Ok(format!("yes: {}", sign.words())),
+                Err(why) => Err(why.to_string()),
+            },
         ),
         ("no new privileges", status(|status| if status.no_new_privs { "yes" } else { "no" }.into())),
         ("seccomp", status(|status| status.seccomp.to_string())),

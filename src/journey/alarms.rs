@@ -60,16 +60,26 @@ impl Journey {
 
     fn alarm(&self, words: &str) {
         tracing::error!("reuse detected: {words}");
-        self.alarms.raise(format!("{:.0} reuse detected: {words}", self.clock.wall()), self.clock.boot());
+        let shown = format!("{:.0} reuse detected: {words}", self.clock.wall());
+        self.alarms.raise(shown.clone(), shown, self.clock.boot());
     }
 
-    /// Alarms of the last day, newest first, for status.
+    /// Alarms of the last day, and then the signals, newest first, for status: so many signals take the place of no alarm.
     pub fn alarms(&self) -> Vec<String> {
-        self.alarms.of_late(self.clock.boot())
+        let now = self.clock.boot();
+        [self.alarms.of_late(now), self.signals.of_late(now)].concat()
+    }
+
+    /// Writes down what issuers have said of reuse so far. When this returns, all of it is on record, whoever did it.
+    pub(super) async fn tell_of_reuse(&self) {
+        let _raising = self.noticing.lock().await;
+        while let Some(reused) = self.broker.reused() {
+            self.seen_before(&reused).await;
+        }
     }
 
     /// ER-10: nobody but this agent has our keys, and it uses no value twice. So somebody else has them, or it has a fault.
-    pub(super) async fn seen_before(&self, reused: &Reused) {
+    async fn seen_before(&self, reused: &Reused) {
         let outcome = if reused.was_issued { Outcome::Success } else { Outcome::Failed };
         let entry = self.entry(EventType::ReuseDetected, outcome);
         let entry = account::seen_before(entry, reused, &self.rules.load().environment);
@@ -82,21 +92,29 @@ impl Journey {
 
 /// Alarms that operators have not had the time to see: shown for a day, the last few in words.
 #[derive(Debug, Default)]
-pub(super) struct Alarms(Mutex<VecDeque<(Boot, String)>>);
+pub(super) struct Alarms(Mutex<VecDeque<Alarm>>);
+
+#[derive(Debug)]
+struct Alarm {
+    at: Boot,
+    about: String,
+    words: String,
+}
 
 impl Alarms {
-    /// One more.
-    pub(super) fn raise(&self, words: String, now: Boot) {
+    /// One more, in place of one about the same.
+    pub(super) fn raise(&self, about: String, words: String, now: Boot) {
         let mut alarms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        alarms.push_front((now, words));
+        alarms.retain(|alarm| alarm.about != about);
+        alarms.push_front(Alarm { at: now, about, words });
         alarms.truncate(MOST_SHOWN);
     }
 
     /// Those of the last day, newest first.
     pub(super) fn of_late(&self, now: Boot) -> Vec<String> {
         let alarms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let late = alarms.iter().take_while(|(then, _)| now.since(*then) < SHOWN_FOR);
-        late.map(|(_, words)| words.clone()).collect()
+        let late = alarms.iter().take_while(|alarm| now.since(alarm.at) < SHOWN_FOR);
+        late.map(|alarm| alarm.words.clone()).collect()
     }
 }
 
@@ -113,11 +131,15 @@ mod tests {
         // S10
         let alarms = Alarms::default();
         for n in 0..20 {
-            alarms.raise(n.to_string(), at(n * 3600));
+            alarms.raise(n.to_string(), n.to_string(), at(n * 3600));
         }
         assert_eq!(alarms.of_late(at(19 * 3600))[..2], ["19", "18"]);
         assert_eq!(alarms.of_late(at(19 * 3600)).len(), MOST_SHOWN);
         assert_eq!(alarms.of_late(at(41 * 3600)), ["19", "18"]);
         assert_eq!(alarms.of_late(at(43 * 3600)), [""; 0]);
+        for words in ["once", "twice"] {
+            alarms.raise("the same".into(), words.into(), at(50 * 3600));
+        }
+        assert_eq!(alarms.of_late(at(50 * 3600)), ["twice"]);
     }
 }

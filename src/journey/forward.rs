@@ -101,6 +101,8 @@ impl Journey {
                 Err(_) if !self.in_force(&rules) => continue,
                 Err(failure) => return Err(self.failed(account, &workload, &grant, failure).await?),
             };
+            // What its issuer has said of it comes first (S17).
+            self.tell_of_reuse().await;
             // Its endpoints are known once it was asked. A certificate or a proof that is shown there could fetch tokens.
             if self.broker.is_issuers(target) {
                 let why = (Reason::HtuNotAllowed, "the URL is an endpoint of an issuer (DPOP-20)");

@@ -7,9 +7,12 @@ mod alarms;
 mod forward;
 mod lives;
 mod pace;
+mod places;
 mod prove;
+mod remembered;
 mod reuse;
 mod session;
+mod signals;
 
 use std::{
     sync::{Arc, Mutex, atomic::AtomicUsize},
@@ -40,8 +43,10 @@ pub use forward::{Forwarded, Forwarding};
 use lives::Lives;
 use pace::Pace;
 pub use prove::{Proved, Proving};
+pub use remembered::Remembered;
 use reuse::{Handles, Owner, Party};
 pub use session::{Call, Session};
+use signals::People;
 
 /// How long a process may take to answer the challenge: clients do it on their own, in a fraction of a millisecond.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -62,6 +67,14 @@ pub struct Journey {
     /// Who was given which credential.
     handles: Handles,
     alarms: Alarms,
+    /// From where identities are used.
+    places: Remembered,
+    /// The people who came as a service, and were told of.
+    people: People,
+    /// What was noticed of who uses identities and from where, for status.
+    signals: Alarms,
+    /// Held by whoever raises a signal, so that none is raised twice.
+    noticing: tokio::sync::Mutex<()>,
     calls: Arc<AtomicUsize>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
@@ -178,10 +191,20 @@ impl Journey {
             lives: Lives::default(),
             handles: Handles::default(),
             alarms: Alarms::default(),
+            places: Remembered::default(),
+            people: People::default(),
+            signals: Alarms::default(),
+            noticing: tokio::sync::Mutex::default(),
             calls: Arc::default(),
             clock,
             dice,
         }
+    }
+
+    /// The same, knowing from where identities were used before.
+    #[must_use]
+    pub fn remembering(self, places: Remembered) -> Self {
+        Self { places, ..self }
     }
 
     /// From now on, these rules decide: for open connections too.
@@ -228,7 +251,10 @@ impl Journey {
             let fetched = match self.broker.fetch(&grant, request.min_ttl, request.patience).await {
                 Ok(fetched) => fetched,
                 Err(_) if !self.in_force(&rules) => continue,
-                Err(failure) => return Err(self.failed(account, &workload, &grant, failure).await?),
+                Err(failure) => {
+                    self.tell_of_reuse().await;
+                    return Err(self.failed(account, &workload, &grant, failure).await?);
+                }
             };
             if let Err(error) = session.confirm(&workload).await {
                 return Err(self.unattested(account, &error).await?);
@@ -240,6 +266,8 @@ impl Journey {
             let (line, anew) = account.released(&workload, &grant, &credential, &source);
             if anew {
                 self.give(session, &grant, &credential);
+                // What its issuer has said of it comes first (S17).
+                self.tell_of_reuse().await;
             }
             let receipt = match call.is_alone() {
                 true => self.ledger.record_alone(line).await?,
@@ -278,10 +306,12 @@ impl Journey {
             Ok(grant) => grant,
             Err(denial) => {
                 self.look_out(&account, Some(&workload), denial.explanation.identity.as_ref()).await?;
+                self.turn_away(&account, &workload, &denial).await?;
                 return Err(self.denied(account, &workload, &denial).await?);
             }
         };
         self.look_out(&account, Some(&workload), Some(grant.identity())).await?;
+        self.notice(&account, session, &workload, &grant).await?;
         if let Some(instance) = grant.instance()
             && let Err(error) = self.lives.watch(instance, session.peer(), &self.broker)
         {
@@ -504,8 +534,8 @@ impl Journey {
         loop {
             let news = tokio::select! {
                 news = told.recv() => news,
-                Some(reused) = self.broker.reused() => {
-                    self.seen_before(&reused).await;
+                () = self.broker.hears_of_reuse() => {
+                    self.tell_of_reuse().await;
                     continue;
                 }
             };

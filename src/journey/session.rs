@@ -18,6 +18,7 @@ use super::Rules;
 use crate::{
     attest::{AttestError, Challenge, Errand, Interests, Peer, Workload},
     audit::Told,
+    clock::Boot,
     credential::Credential,
     policy::Door,
 };
@@ -34,6 +35,15 @@ pub struct Session {
     calls: AtomicUsize,
     all_calls: Arc<AtomicUsize>,
     last: Mutex<Option<(Release, Told)>>,
+    noticed: Mutex<Option<Noticed>>,
+}
+
+/// For whom use was looked at, and when it is again.
+#[derive(Debug)]
+struct Noticed {
+    workload: Weak<Workload>,
+    identity: Arc<str>,
+    again: Boot,
 }
 
 /// All that a record of a cached release says, beside the exchange. Nothing here keeps a secret alive.
@@ -84,6 +94,7 @@ impl Session {
             calls: AtomicUsize::new(0),
             all_calls,
             last: Mutex::default(),
+            noticed: Mutex::default(),
         }
     }
 
@@ -108,6 +119,20 @@ impl Session {
 
     pub(super) fn keep(&self, attested: Attested) {
         *lock(&self.attested) = Some(attested);
+    }
+
+    /// Whether use of `identity` by `workload` was looked at of late: one comparison, for nearly every call.
+    pub(super) fn is_noticed(&self, workload: &Arc<Workload>, identity: &Arc<str>, now: Boot) -> bool {
+        lock(&self.noticed).as_ref().is_some_and(|noticed| {
+            now < noticed.again
+                && noticed.identity == *identity
+                && std::ptr::eq(noticed.workload.as_ptr(), Arc::as_ptr(workload))
+        })
+    }
+
+    pub(super) fn notice(&self, workload: &Arc<Workload>, identity: &Arc<str>, again: Boot) {
+        let (workload, identity) = (Arc::downgrade(workload), Arc::clone(identity));
+        *lock(&self.noticed) = Some(Noticed { workload, identity, again });
     }
 
     /// What was told of the last release, if it was this very one.

@@ -40,10 +40,34 @@ pub struct Identity {
     pub credentials: BTreeMap<Arc<str>, Arc<CredentialRule>>,
     /// The one of them whose certificate it shows to issuers and APIs.
     pub shows: Option<Arc<str>>,
+    /// What becomes of a person who comes as this identity (NHI-10).
+    pub humans: Humans,
     /// Whether the host's service manager may ask for it before its program runs, by the unit alone.
     pub service_manager: bool,
     /// What its programs get that know no gRPC.
     pub delivery: Arc<Delivery>,
+}
+
+/// What becomes of a person's session that is, by its evidence, a service (NHI-10).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Humans {
+    /// It is served, and that is on record: the identity is one for people, such as for an emergency.
+    Allowed,
+    /// It is not served, nor is one of which it cannot be told.
+    Refused,
+    /// It is served, on record, and operators are told.
+    Told,
+}
+
+impl Humans {
+    /// As config writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Refused => "refused",
+            Self::Told => "told",
+        }
+    }
 }
 
 /// One credential an identity may have.
@@ -274,6 +298,15 @@ impl Assurance {
             Self::Interim => Level::L2,
             Self::Standard => Level::L3,
             Self::High => Level::L4,
+        }
+    }
+
+    /// What becomes of people, unless the identity says otherwise: a developer's machine has to work, and what matters most is no
+    /// place for them (NHI-10).
+    pub fn humans(self) -> Humans {
+        match self {
+            Self::Interim | Self::Standard => Humans::Told,
+            Self::High => Humans::Refused,
         }
     }
 

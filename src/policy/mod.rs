@@ -20,8 +20,8 @@ use jiff::Timestamp;
 
 pub use door::{Door, Export, Exports};
 pub use identity::{
-    Assurance, CERTIFICATE_TTL, CredentialRule, Exception, Forward, Forwarding, Identity, OWNER_FORM, Per,
-    Proofs, Proving, name_is_sound,
+    Assurance, CERTIFICATE_TTL, CredentialRule, Exception, Forward, Forwarding, Humans, Identity, OWNER_FORM,
+    Per, Proofs, Proving, name_is_sound,
 };
 use index::Index;
 pub use lint::Problem;
@@ -29,7 +29,7 @@ pub use reason::Reason;
 pub use selector::{Named, Selectors};
 
 use crate::{
-    attest::{Evidence, Interests, Level, Workload},
+    attest::{Evidence, Interests, Level, Missing, Sign, Workload},
     deliver::Delivery,
     issuer::{Instance, Scope},
     proof::Target,
@@ -262,6 +262,14 @@ impl Policy {
             }
             explanation.promised = selectors.beyond_the_unit();
         }
+        let human = human(evidence, selectors);
+        explanation.human = human.ok().flatten();
+        if identity.humans == Humans::Refused
+            && let Some(missed) = refused(human)
+        {
+            explanation.missed.push(missed);
+            return Err(Reason::HumanSession);
+        }
         Ok(identity)
     }
 
@@ -282,6 +290,28 @@ impl Policy {
             })
         });
         all.collect()
+    }
+}
+
+/// The sign of a person in a process that these selectors match (NHI-10). One whose user's own manager is meant to run it has that
+/// user's login, which tells nothing; and where the identity names a unit of the host's, what this kernel cannot tell of logins is made
+/// up for by the unit, which is nobody's session.
+fn human(evidence: &Evidence, selectors: &Selectors) -> Result<Option<Sign>, Missing> {
+    if selectors.user_unit.is_some() {
+        return evidence.login.sign_in_users_manager();
+    }
+    match evidence.login.sign() {
+        Err(_) if selectors.unit.is_some() => Ok(None),
+        sign => sign,
+    }
+}
+
+/// Why it is not served where people are refused.
+fn refused(human: Result<Option<Sign>, Missing>) -> Option<String> {
+    match human {
+        Ok(None) => None,
+        Ok(Some(sign)) => Some(format!("a person is behind it: {}", sign.words())),
+        Err(why) => Some(format!("whether a person is behind it: {why}")),
     }
 }
 
@@ -342,6 +372,11 @@ impl Grant {
     /// Who answers for it.
     pub fn owner(&self) -> &str {
         &self.identity.owner
+    }
+
+    /// What becomes of people who come as it.
+    pub fn humans(&self) -> Humans {
+        self.identity.humans
     }
 
     /// What it demands.
@@ -421,6 +456,8 @@ pub struct Explanation {
     pub near: Vec<Near>,
     /// The keys of selectors that the service manager will have to bring about, where it is the one who asks: nobody can look yet.
     pub promised: Vec<&'static str>,
+    /// What gives a person away, if anything does.
+    pub human: Option<Sign>,
     /// When the exception that was used ends.
     pub exception_until: Option<Timestamp>,
 }
@@ -434,6 +471,7 @@ impl Explanation {
             missed: vec![],
             near: vec![],
             promised: vec![],
+            human: None,
             exception_until: None,
         }
     }

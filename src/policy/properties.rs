@@ -10,11 +10,11 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Assurance, CredentialRule, Door, Export, Exports, Identity, Named, Per, Policy, Proofs, Reason,
+    Assurance, CredentialRule, Door, Export, Exports, Humans, Identity, Named, Per, Policy, Proofs, Reason,
     Selectors, Wish, index::Index,
 };
 use crate::{
-    attest::{Errand, Evidence, Executable, Hold, Manager, Missing, Status, Unit},
+    attest::{Errand, Evidence, Executable, Hold, Login, Manager, Missing, Status, Unit},
     credential::Binding,
 };
 
@@ -149,6 +149,7 @@ fn identity(name: &str, chance: &mut Chance<'_>) -> Identity {
         selectors: (0..=chance.below(2)).map(|_| selectors(chance)).collect(),
         credentials: BTreeMap::from([(Arc::clone(&rule.name), Arc::new(rule))]),
         shows: None,
+        humans: Humans::Told,
         service_manager: chance.below(4) == 1,
         delivery: Arc::default(),
     }
@@ -192,7 +193,7 @@ fn evidence(chance: &mut Chance<'_>) -> Evidence {
             no_new_privs: false,
             seccomp: 0,
         }),
-        login_uid: None,
+        login: Login::NONE,
         exe: Err::<Executable, _>(Missing::NotPermitted),
         exe_paths: chance
             .maybe(|drawn| vec![format!("/usr/bin/p{drawn}").into()])
@@ -204,6 +205,7 @@ fn evidence(chance: &mut Chance<'_>) -> Evidence {
         unit: chance.maybe(|_| unit).ok_or(Missing::NoUnit),
         same_user_namespace: Ok(true),
         mount_namespace: Ok(1),
+        hosts_files: Ok(true),
         cgroup: String::new(),
         hold: Hold::Socket,
     }

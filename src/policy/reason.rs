@@ -19,6 +19,8 @@ pub enum Reason {
     HtmNotAllowed,
     /// The URL is none that a proof is made for (DPOP-19, DPOP-20).
     HtuNotAllowed,
+    /// A person is behind the process, and the identity is a service's; or it cannot be told whether one is (NHI-10).
+    HumanSession,
     /// The evidence is weaker than the identity demands.
     Level,
     /// The identity has no credential of that name.
@@ -52,6 +54,7 @@ impl Reason {
             Self::ForwardOnly => "FORWARD_ONLY",
             Self::HtmNotAllowed => "HTM_NOT_ALLOWED",
             Self::HtuNotAllowed => "HTU_NOT_ALLOWED",
+            Self::HumanSession => "HUMAN_SESSION",
             Self::Level => "LEVEL",
             Self::NoCredential => "NO_CREDENTIAL",
             Self::NoIdentity => "NO_IDENTITY",
@@ -92,6 +95,9 @@ impl Reason {
             Self::HtmNotAllowed => "use one of the credential's methods, or add this one to them",
             Self::HtuNotAllowed => {
                 "send the request to an origin of the credential, or add this one to its origins; never an issuer's endpoint"
+            }
+            Self::HumanSession => {
+                "have the service manager run it; for an emergency, give people an identity of their own with humans = \"allowed\""
             }
             Self::Level => "run it as a systemd unit, or lower the identity's assurance on purpose",
             Self::NoCredential => {

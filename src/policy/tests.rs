@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     api::Path,
-    attest::{Errand, Executable, Hold, Manager, Missing, Status, Unit},
+    attest::{Errand, Executable, Hold, Login, Manager, Missing, Status, Unit},
     credential::Binding,
     issuer::terms::{ClientAuth, SealedBy, SealedTerms, Terms, Wants},
     proof::Target,
@@ -31,7 +31,7 @@ fn evidence(uid: u32, unit: Option<&str>) -> Evidence {
             no_new_privs: false,
             seccomp: 0,
         }),
-        login_uid: None,
+        login: Login::NONE,
         exe: Err::<Executable, _>(Missing::NotPermitted),
         exe_paths: Ok(vec!["/usr/bin/payments".into()]),
         sha256: Ok([9; 32]),
@@ -48,6 +48,7 @@ fn evidence(uid: u32, unit: Option<&str>) -> Evidence {
             .ok_or(Missing::NoUnit),
         same_user_namespace: Ok(true),
         mount_namespace: Ok(1),
+        hosts_files: Ok(true),
         cgroup: String::new(),
         hold: Hold::Socket,
     }
@@ -91,6 +92,7 @@ fn identity(name: &str, selectors: Selectors) -> Identity {
         selectors: vec![selectors],
         credentials: BTreeMap::from([(Arc::clone(&rule.name), Arc::new(rule))]),
         shows: None,
+        humans: Humans::Told,
         service_manager: false,
         delivery: Arc::default(),
     }
@@ -420,6 +422,56 @@ fn two_identities_that_one_process_could_be_are_refused() {
 }
 
 #[test]
+fn people_are_refused_where_the_identity_says_so_and_what_cannot_be_told_is_refused_too() {
+    // NHI-10
+    use crate::attest::Sign;
+    let by_login = Login { uid: Ok(Some(1000)), ..Login::NONE };
+    let at_terminal = Login { terminal: Ok(true), ..Login::NONE };
+    let below = Login { user_slice: Ok(true), ..Login::NONE };
+    let no_audit = Login { uid: Err(Missing::NoAudit), ..Login::NONE };
+    let by_user = || user(1000);
+    let by_unit = || Selectors { unit: Some("payments.service".into()), ..user(1000) };
+    let by_user_unit = || Selectors { user_unit: Some("payments.service".into()), ..user(1000) };
+    let seen = |selectors: &Selectors, login| {
+        let mut seen = evidence(
+            1000,
+            selectors.unit.as_ref().or(selectors.user_unit.as_ref()).map(|_| "payments.service"),
+        );
+        if let (Ok(unit), true) = (&mut seen.unit, selectors.user_unit.is_some()) {
+            unit.manager = Manager::User(1000);
+        }
+        Evidence { login, ..seen }
+    };
+    type Case = (fn() -> Selectors, Login, Option<Sign>, Option<&'static str>);
+    let cases: [Case; 11] = [
+        (by_user, Login::NONE, None, None),
+        (by_user, by_login, Some(Sign::LoginUid(1000)), Some("a login of uid 1000")),
+        (by_user, at_terminal, Some(Sign::Terminal), Some("a controlling terminal")),
+        (by_user, below, Some(Sign::UserSlice), Some("below user.slice")),
+        (by_user, no_audit, None, Some("built without audit")),
+        (by_unit, Login::NONE, None, None),
+        (by_unit, by_login, Some(Sign::LoginUid(1000)), Some("a login of uid 1000")),
+        // The unit says what the kernel cannot.
+        (by_unit, no_audit, None, None),
+        // That user's own manager has that user's login.
+        (by_user_unit, Login { user_slice: Ok(true), ..by_login }, None, None),
+        (by_user_unit, no_audit, None, None),
+        (by_user_unit, at_terminal, Some(Sign::Terminal), Some("a controlling terminal")),
+    ];
+    for (selectors, login, sign, refused) in cases {
+        let (seen, selectors) = (seen(&selectors(), login), selectors());
+        for humans in [Humans::Allowed, Humans::Refused, Humans::Told] {
+            let policy = policy(vec![Identity { humans, ..identity("payments", selectors.clone()) }]);
+            let (reason, why) = policy.explain(&seen, &LEDGER, now());
+            let no = refused.filter(|_| humans == Humans::Refused);
+            assert_eq!(reason, no.map(|_| Reason::HumanSession), "{humans:?} {login:?}");
+            assert_eq!(why.human, sign, "{humans:?} {login:?}");
+            assert!(no.is_none_or(|words| why.missed[0].contains(words)), "{:?}", why.missed);
+        }
+    }
+}
+
+#[test]
 fn the_lint_names_the_key_and_the_row() {
     let base = || identity("payments", user(1000));
     let with_rule = |change: fn(&mut CredentialRule)| {
@@ -710,7 +762,7 @@ proptest! {
             let mut more = seen.clone();
             more.status.as_mut().unwrap().groups.push(4711);
             more.exe_paths = Ok(vec!["/nobody/asks".into()]);
-            more.login_uid = Some(4711);
+            more.login.uid = Ok(Some(4711));
             more.path_hint = Some("/nobody/asks".into());
             prop_assert_eq!(policy.explain(&seen, &LEDGER, now()).0, policy.explain(&more, &LEDGER, now()).0);
         }

@@ -208,15 +208,20 @@ impl Metrics {
             exchanges,
         )?;
         let denials = summed(&counts, |sort| {
-            let denied = sort.outcome == Outcome::Denied && sort.kind != EventType::ReuseDetected;
+            let denied = sort.outcome == Outcome::Denied && !sort.kind.is_signal();
             denied.then(|| [("reason", reason(sort)), ("face", self.face(sort.socket.as_ref()))])
         });
         page.counters("denials", "What was refused to callers, by reason", denials)?;
         let failures = summed(&counts, |sort| {
-            let failed = sort.outcome == Outcome::Failed && sort.kind != EventType::ReuseDetected;
+            let failed = sort.outcome == Outcome::Failed && !sort.kind.is_signal();
             failed.then(|| [("event", sort.kind.word()), ("reason", reason(sort))])
         });
         page.counters("failures", "What was tried in vain, by reason", failures)?;
+        let signals = summed(&counts, |sort| {
+            let signal = sort.kind.is_signal() && sort.kind != EventType::ReuseDetected;
+            signal.then(|| [("event", sort.kind.word()), ("reason", reason(sort))])
+        });
+        page.counters("signals", "What is new of who uses an identity, and from where", signals)?;
         let alarms = summed(&counts, |sort| {
             (sort.kind == EventType::ReuseDetected).then(|| [("reason", reason(sort))])
         });

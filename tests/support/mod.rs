@@ -15,7 +15,7 @@ use std::{
 };
 
 use keybearer::{
-    audit::{Record, Report, VerifyError, read, verify},
+    audit::{EventType, Record, Report, VerifyError, read, verify},
     client::Agent,
     clock::{SystemClock, SystemDice},
     dev::{Client, DemoApi, DemoApiSettings, DevIssuer, DevIssuerSettings, Handle},
@@ -328,6 +328,12 @@ impl TestAgent {
 
     pub fn records(&self) -> Vec<Record> {
         read(&self.ledger(), 0).unwrap().collect()
+    }
+
+    /// The same, but for what is told of whoever runs this test: a developer's login is a person's.
+    pub fn records_but_of_people(&self) -> Vec<Record> {
+        let is_of_people = |record: &Record| record.entry.event.kind == EventType::HumanSession;
+        self.records().into_iter().filter(|record| !is_of_people(record)).collect()
     }
 
     pub fn verify(&self) -> Result<Report, VerifyError> {

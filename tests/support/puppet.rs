@@ -35,6 +35,11 @@ impl Puppet {
         Self::by(Command::new("setsid").arg(BINARY), agent)
     }
 
+    /// Started by another program, which gets its command line behind its own arguments.
+    pub fn under(wrapper: &[&str], agent: &TestAgent) -> Self {
+        Self::by(Command::new(wrapper[0]).args(&wrapper[1..]).arg(BINARY), agent)
+    }
+
     fn by(command: &mut Command, agent: &TestAgent) -> Self {
         let mut child = command
             .args(["dev-workload", "--socket"])

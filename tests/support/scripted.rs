@@ -19,6 +19,8 @@ use keybearer::clock::SystemClock;
 pub enum Says {
     /// These bytes, and hangs up.
     Bytes(Vec<u8>),
+    /// One after another, and the last for ever.
+    InTurn(Vec<Vec<u8>>),
     /// Nothing, and keeps the connection until the other side ends it.
     Nothing,
 }
@@ -96,8 +98,11 @@ impl Shared {
         let says = if path.starts_with("/.well-known/") {
             self.metadata.lock().unwrap().clone()
         } else {
-            self.asked.fetch_add(1, Ordering::SeqCst);
-            self.token.clone()
+            let before = self.asked.fetch_add(1, Ordering::SeqCst);
+            match &self.token {
+                Says::InTurn(all) => Says::Bytes(all[before.min(all.len() - 1)].clone()),
+                says => says.clone(),
+            }
         };
         match says {
             Says::Bytes(bytes) => {
@@ -114,6 +119,7 @@ impl Shared {
                 let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
                 let _ = stream.read(&mut [0; 64]);
             }
+            Says::InTurn(_) => unreachable!("only tokens come in turn"),
             Says::Nothing => {
                 self.waiting.fetch_add(1, Ordering::SeqCst);
                 let _ = stream.read(&mut [0; 64]);

@@ -21,7 +21,7 @@ pub(super) fn event(view: &View<'_>) -> Value {
         "@timestamp": record.time,
         "ecs.version": VERSION,
         "message": view.message(),
-        "event.kind": if entry.event.kind == EventType::ReuseDetected { "alert" } else { "event" },
+        "event.kind": if entry.event.kind.is_signal() { "alert" } else { "event" },
         "event.category": [category(view.matter)],
         "event.type": types(view),
         "event.action": view.kind,

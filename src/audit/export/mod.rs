@@ -77,8 +77,11 @@ fn matter(kind: EventType) -> Matter {
         | EventType::CredentialReturn
         | EventType::CredentialRevoke
         | EventType::Denial
+        | EventType::HumanSession
         | EventType::IssueFailure
-        | EventType::ReuseDetected => Matter::Access,
+        | EventType::NewPlace
+        | EventType::ReuseDetected
+        | EventType::TwoPlaces => Matter::Access,
         EventType::AgentStart
         | EventType::AgentStop
         | EventType::ConfigLoad
@@ -114,7 +117,14 @@ fn severity(kind: EventType, outcome: Outcome) -> Severity {
     match (kind, outcome) {
         (EventType::LedgerGap, _) => Severity::Critical,
         (EventType::ReuseDetected, _) => Severity::High,
-        (EventType::CertificateEnding | EventType::ExceptionEnding, _) => Severity::Medium,
+        (
+            EventType::CertificateEnding
+            | EventType::ExceptionEnding
+            | EventType::HumanSession
+            | EventType::NewPlace
+            | EventType::TwoPlaces,
+            _,
+        ) => Severity::Medium,
         (_, Outcome::Success) => Severity::Informational,
         (_, Outcome::Denied | Outcome::Failed) => Severity::Medium,
     }

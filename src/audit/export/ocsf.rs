@@ -16,8 +16,7 @@ const METHODS: [&str; 9] = ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATC
 pub(super) fn event(view: &View<'_>) -> Value {
     let (record, entry) = (view.record, &view.record.entry);
     let (class, activity) = class(view);
-    let (allowed, alarm) =
-        (entry.event.outcome != Outcome::Denied, entry.event.kind == EventType::ReuseDetected);
+    let (allowed, alarm) = (entry.event.outcome != Outcome::Denied, entry.event.kind.is_signal());
     let mut event = json!({
         "activity_id": activity,
         "activity_name": view.kind,
@@ -119,8 +118,11 @@ fn class(view: &View<'_>) -> (u32, u32) {
         | EventType::Denial
         | EventType::Describe
         | EventType::Explain
+        | EventType::HumanSession
         | EventType::IssueFailure
-        | EventType::ReuseDetected => 1,
+        | EventType::NewPlace
+        | EventType::ReuseDetected
+        | EventType::TwoPlaces => 1,
     };
     let class = match view.matter {
         Matter::Access => 3002,

@@ -55,6 +55,9 @@ const KINDS: [EventType; 29] = [
     EventType::SecretSeal,
 ];
 
+const SIGNALS: [EventType; 4] =
+    [EventType::HumanSession, EventType::NewPlace, EventType::ReuseDetected, EventType::TwoPlaces];
+
 fn record(kind: EventType, outcome: Outcome) -> Record {
     Record {
         v: 1,
@@ -166,7 +169,7 @@ fn extension(line: &str) -> std::collections::BTreeMap<String, String> {
 #[test]
 fn whatever_strangers_call_things_it_is_one_line_and_says_what_the_record_says() {
     // AUD-07
-    for kind in KINDS.into_iter().chain([EventType::ReuseDetected]) {
+    for kind in KINDS.into_iter().chain(SIGNALS) {
         for name in HOSTILE {
             let record = full(kind, Outcome::Denied, name);
             for format in [Format::Cef, Format::Ecs, Format::Ocsf] {
