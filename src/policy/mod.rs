@@ -6,6 +6,7 @@ mod door;
 mod identity;
 mod index;
 mod lint;
+mod near;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod selector;
@@ -25,6 +26,7 @@ pub use identity::{
 };
 use index::Index;
 pub use lint::Problem;
+pub use near::{Miss, Near};
 pub use selector::{Named, Selectors};
 
 use crate::{
@@ -127,7 +129,7 @@ impl Policy {
     /// A [`Denial`] if it is nobody.
     pub fn describe(&self, workload: &Workload, door: &Door, now: Timestamp) -> Result<Entitlement, Denial> {
         let mut explanation = Explanation::of(workload.evidence());
-        match self.identify(workload.evidence(), door, &mut explanation) {
+        match self.identify(workload.evidence(), &Wish::at(door), &mut explanation) {
             Ok(identity) => {
                 let usable = |rule: &&Arc<CredentialRule>| {
                     let wish = Wish { credential: &rule.name, purpose: Purpose::Nothing, ..Wish::at(door) };
@@ -165,8 +167,12 @@ impl Policy {
         now: Timestamp,
     ) -> (Judged<'a>, Explanation) {
         let mut explanation = Explanation::of(evidence);
-        let judged = self.identify(evidence, wish.door, &mut explanation).and_then(|identity| {
-            let rule = identity.credentials.get(wish.credential).ok_or(Reason::NoCredential)?;
+        let judged = self.identify(evidence, wish, &mut explanation).and_then(|identity| {
+            let Some(rule) = identity.credentials.get(wish.credential) else {
+                let has: Vec<&str> = identity.credentials.keys().map(|name| &**name).collect();
+                explanation.missed.push(format!("{} has {}", identity.name, Listed(&has)));
+                return Err(Reason::NoCredential);
+            };
             explanation.credential = Some(Arc::clone(&rule.name));
             let needs = identity.assurance.level();
             if wish.door.errand().is_some() && rule.per == Per::Process {
@@ -175,9 +181,10 @@ impl Policy {
             }
             if evidence.level() < needs {
                 let has = evidence.level();
+                let why = evidence.weakness().map(|why| format!(": {why}")).unwrap_or_default();
                 explanation
                     .missed
-                    .push(format!("assurance {} needs level {needs}, this is {has}", identity.assurance));
+                    .push(format!("assurance {} needs level {needs}, this is {has}{why}", identity.assurance));
                 return Err(Reason::Level);
             }
             if identity.assurance == Assurance::High {
@@ -199,7 +206,10 @@ impl Policy {
                 }
             }
             let scope = rule.narrowed(wish.scope).map_err(|wider| {
-                explanation.missed.push(format!("scope {wider:?} is not among those granted"));
+                let granted: Vec<&str> = rule.scope.iter().map(|scope| &**scope).collect();
+                explanation
+                    .missed
+                    .push(format!("scope {wider:?} is not among those granted: {}", Listed(&granted)));
                 Reason::Scope
             })?;
             match rule.purpose(&wish.purpose) {
@@ -216,9 +226,10 @@ impl Policy {
     fn identify(
         &self,
         evidence: &Evidence,
-        door: &Door,
+        wish: &Wish<'_>,
         explanation: &mut Explanation,
     ) -> Result<&Arc<Identity>, Reason> {
+        let door = wish.door;
         let errand = door.errand();
         if let Some(missed) = errand.and_then(|errand| door::contradicted(errand, evidence)) {
             explanation.missed.push(missed);
@@ -240,7 +251,7 @@ impl Policy {
             }
         }
         let Some((identity, selectors)) = found else {
-            explanation.near = self.near(evidence, errand.is_some());
+            explanation.near = self.near(evidence, wish);
             return Err(Reason::NoIdentity);
         };
         explanation.identity = Some(Arc::clone(&identity.name));
@@ -264,13 +275,15 @@ impl Policy {
         Ok(identity)
     }
 
-    /// By what each identity does not match.
-    fn near(&self, evidence: &Evidence, by_unit: bool) -> Vec<Near> {
+    /// By what each identity does not match, the nearest first.
+    fn near(&self, evidence: &Evidence, wish: &Wish<'_>) -> Vec<Near> {
+        let by_unit = wish.door.errand().is_some();
         let missed = |selectors: &Selectors| match selectors.of_the_unit() {
-            _ if !by_unit => selectors.missed(evidence),
-            Some(unit) => unit.missed(evidence),
+            _ if !by_unit => selectors.misses(evidence),
+            Some(unit) => unit.misses(evidence),
             None => {
-                vec!["it names no unit, and nothing else is known of a program that does not run yet".into()]
+                let words = "it names no unit, and nothing else is known of a program that does not run yet";
+                vec![Miss { key: "", wanted: String::new(), why: None, words: words.into() }]
             }
         };
         let all = self.identities.values().flat_map(|identity| {
@@ -278,9 +291,12 @@ impl Policy {
                 identity: Arc::clone(&identity.name),
                 of: selectors.len(),
                 missed: missed(selectors),
+                has_it: identity.credentials.contains_key(wish.credential),
             })
         });
-        all.collect()
+        let mut all: Vec<Near> = all.collect();
+        Near::sort(&mut all);
+        all
     }
 }
 
@@ -480,25 +496,27 @@ impl Reason {
         )
     }
 
-    /// What an operator can do about it.
+    /// What an operator can do about it, whoever IDENTITY and whatever CREDENTIAL is.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Ambiguous => "make the selectors of these identities exclude each other",
             Self::Disabled => "keybearer enable IDENTITY, once it may have credentials again",
-            Self::ExceptionExpired => "bind the credential, or have its owner renew the exception",
+            Self::ExceptionExpired => {
+                "bind the credential, or have its owner renew the exception: until in [identities.IDENTITY.credentials.CREDENTIAL]"
+            }
             Self::ForwardNotAllowed => {
-                "set forward = \"allowed\" for the credential, or have the program call its API itself"
+                "set forward = \"allowed\" for CREDENTIAL, or have the program call its API itself"
             }
             Self::ForwardOnly => {
-                "have the program call its API through /v1/forward, or set forward = \"allowed\""
+                "have the program call its API through /v1/forward, or set forward = \"allowed\" for CREDENTIAL"
             }
             Self::HtmNotAllowed => "use one of the credential's methods, or add this one to them",
             Self::HtuNotAllowed => {
                 "send the request to an origin of the credential, or add this one to its origins; never an issuer's endpoint"
             }
-            Self::Level => "run it as a systemd unit, or lower the identity's assurance on purpose",
+            Self::Level => "run it as a systemd unit, or lower the assurance of IDENTITY on purpose",
             Self::NoCredential => {
-                "add [identities.NAME.credentials.CREDENTIAL] to agent.toml, or correct the name"
+                "ask for one that it has, or add [identities.IDENTITY.credentials.CREDENTIAL] to agent.toml"
             }
             Self::NoIdentity => {
                 "add an identity that matches this evidence, or mend the one that nearly does"
@@ -508,12 +526,12 @@ impl Reason {
             }
             Self::NotBound => "set binding = \"dpop\" for the credential, or send it without a proof",
             Self::NotAtThisSocket => {
-                "have it ask at a socket that is for it, or add it to [exports.NAME] identities on purpose"
+                "have it ask at a socket that is for it, or add IDENTITY to the identities of this export on purpose"
             }
             Self::NotForServiceManager => {
-                "set service_manager = \"allowed\" for the identity, or start its program with keybearer exec"
+                "set service_manager = \"allowed\" for IDENTITY, or start its program with keybearer exec"
             }
-            Self::Scope => "ask for less, or add the scope to the credential",
+            Self::Scope => "have it ask for less, or add the scope to CREDENTIAL",
             Self::Traced => "detach the debugger",
             Self::UnitConflict => {
                 "find out who asks: no service manager names another unit than the one that its process is in"
@@ -539,7 +557,7 @@ pub struct Explanation {
     pub level: Level,
     /// What was missing, in words.
     pub missed: Vec<String>,
-    /// If none matched: by what each did not.
+    /// If none matched: by what each did not, the nearest first.
     pub near: Vec<Near>,
     /// The keys of selectors that the service manager will have to bring about, where it is the one who asks: nobody can look yet.
     pub promised: Vec<&'static str>,
@@ -567,8 +585,7 @@ impl Explanation {
 
     /// What was missing, the nearest identity's misses included when none matched; for a record.
     pub fn missing(&self) -> Vec<String> {
-        let nearest = self.near.iter().min_by_key(|near| (near.missed.len(), usize::MAX - near.of));
-        match (nearest, &self.identity) {
+        match (self.near.first(), &self.identity) {
             (Some(near), None) => {
                 let misses = near.missed.iter().map(|miss| format!("{}: {miss}", near.identity));
                 self.missed.iter().cloned().chain(misses).collect()
@@ -578,15 +595,13 @@ impl Explanation {
     }
 }
 
-/// An identity that did not match.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Near {
-    /// Which.
-    pub identity: Arc<str>,
-    /// How many selectors it has.
-    pub of: usize,
-    /// Which of them missed, and by what.
-    pub missed: Vec<String>,
+/// Names as an operator reads them.
+struct Listed<'a>(&'a [&'a str]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { f.write_str("none") } else { f.write_str(&self.0.join(", ")) }
+    }
 }
 
 #[cfg(test)]
