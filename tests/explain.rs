@@ -84,7 +84,8 @@ async fn whoever_is_nobody_learns_by_what_and_what_to_change() {
     let groups = fs::read_to_string("/etc/group").unwrap();
     let mine = rustix::process::getgroups().unwrap();
     let is_mine = |gid: &str| mine.iter().any(|mine| mine.as_raw().to_string() == gid);
-    let not_mine = groups.lines().find(|line| line.split(':').nth(2).is_some_and(|gid| gid != "0" && !is_mine(gid)));
+    let not_mine =
+        groups.lines().find(|line| line.split(':').nth(2).is_some_and(|gid| gid != "0" && !is_mine(gid)));
     let group = not_mine.unwrap().split(':').next().unwrap();
     let cases: [(&str, &[&str]); 6] = [
         (
@@ -108,8 +109,11 @@ async fn whoever_is_nobody_learns_by_what_and_what_to_change() {
             &["1 of 2 selectors missed", "  unit should be shop.service: ", "what to do: ", "shop.service"],
         ),
         (
-            "match = { uid = ME, exe = \"/usr/bin/env\" }",
-            &["  exe should be /usr/bin/env, is /", "what to do: if it is shop: start /usr/bin/env itself"],
+            "match = { uid = ME, exe = \"/usr/bin/sleep\" }",
+            &[
+                "  exe should be /usr/bin/sleep, is /",
+                "what to do: if it is shop: start /usr/bin/sleep itself",
+            ],
         ),
         (
             "match = { uid = ME, sha256 = \"4242424242424242424242424242424242424242424242424242424242424242\" }",
@@ -126,7 +130,8 @@ async fn whoever_is_nobody_learns_by_what_and_what_to_change() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_nearest_comes_first_and_those_far_off_are_only_counted() {
     let near = format!("match = {{ uid = {}, gid = 54321 }}", me());
-    let mut setup = Setup::matching(ISSUER, "match = { uid = 54321, gid = 54321 }").also("zebra", "interim", &near);
+    let mut setup =
+        Setup::matching(ISSUER, "match = { uid = 54321, gid = 54321 }").also("zebra", "interim", &near);
     for far in 0..3 {
         let selectors = format!("match = {{ uid = {}, gid = 54321 }}", 60_000 + far);
         setup = setup.also(&format!("far{far}"), "interim", &selectors);
@@ -170,7 +175,11 @@ async fn a_program_that_was_replaced_under_itself_is_to_be_restarted() {
     install(Path::new("/usr/bin/sleep"), &program);
     in_order(
         &ask(),
-        &["no, NO_IDENTITY", "its program file was deleted, replaced or changed", "restart it, so that it runs"],
+        &[
+            "no, NO_IDENTITY",
+            "its program file was deleted, replaced or changed",
+            "restart it, so that it runs",
+        ],
     );
 }
 
@@ -185,7 +194,12 @@ async fn whoever_is_known_and_gets_nothing_learns_what_its_identity_lacks() {
     let agent = export(Setup::matching(ISSUER, &mine())).start(None);
     in_order(
         &explained(&agent, &["orderz"]),
-        &["is shop at", "no, NO_CREDENTIAL", "missing: shop has orders", "[identities.shop.credentials.orderz]"],
+        &[
+            "is shop at",
+            "no, NO_CREDENTIAL",
+            "missing: shop has orders",
+            "[identities.shop.credentials.orderz]",
+        ],
     );
     in_order(
         &explained(&agent, &["orders", "--scope", "orders:read", "orders:destroy"]),
@@ -197,7 +211,11 @@ async fn whoever_is_known_and_gets_nothing_learns_what_its_identity_lacks() {
     );
     in_order(
         &explained(&agent, &["orders", "--at", "web"]),
-        &["no, NOT_AT_THIS_SOCKET", "shop is not served at this socket", "add shop to the identities of this export"],
+        &[
+            "no, NOT_AT_THIS_SOCKET",
+            "shop is not served at this socket",
+            "add shop to the identities of this export",
+        ],
     );
     in_order(&explained(&agent, &[]), &["an identity: yes", "shop has orders"]);
     let (no, other) = (agent.keybearer(&["explain", "--pid", "1", "--at", "wep"]), "there are web");
@@ -205,7 +223,11 @@ async fn whoever_is_known_and_gets_nothing_learns_what_its_identity_lacks() {
     assert!(agent.keybearer(&["disable", "shop", "--reason", "its host was broken into"]).status.success());
     in_order(
         &explained(&agent, &["orders"]),
-        &["no, DISABLED", "missing: the reason given: its host was broken into", "keybearer enable shop, once"],
+        &[
+            "no, DISABLED",
+            "missing: the reason given: its host was broken into",
+            "keybearer enable shop, once",
+        ],
     );
     // Whoever asks learns none of it.
     let told = agent.keybearer(&["get", "orders"]);
@@ -215,7 +237,12 @@ async fn whoever_is_known_and_gets_nothing_learns_what_its_identity_lacks() {
     let agent = Setup::matching(ISSUER, &mine()).with(r#""interim""#, r#""standard""#).start(None);
     in_order(
         &explained(&agent, &["orders"]),
-        &["no, LEVEL", "assurance standard needs level L3, this is L", ": ", "lower the assurance of shop on purpose"],
+        &[
+            "no, LEVEL",
+            "assurance standard needs level L3, this is L",
+            ": ",
+            "lower the assurance of shop on purpose",
+        ],
     );
     let forwarded = Setup::matching(ISSUER, &mine())
         .bound("https://orders.example")
@@ -223,7 +250,11 @@ async fn whoever_is_known_and_gets_nothing_learns_what_its_identity_lacks() {
     let agent = forwarded.start(None);
     in_order(
         &explained(&agent, &["orders"]),
-        &["no, FORWARD_ONLY", "it does not leave the agent", "/v1/forward, or set forward = \"allowed\" for orders"],
+        &[
+            "no, FORWARD_ONLY",
+            "it does not leave the agent",
+            "/v1/forward, or set forward = \"allowed\" for orders",
+        ],
     );
 }
 
@@ -264,7 +295,7 @@ async fn a_unit_is_explained_before_it_runs() {
     let shop = format!("match = {{ unit = \"shop.service\" }}\n{manager}");
     let agent = Setup::matching(ISSUER, &shop)
         .with(r#""interim""#, r#""standard""#)
-        .also("batch", "standard", "match = { unit = \"batch.service\" }")
+        .also("batch", "standard", "match = { unit = \"batch.service\", uid = 54321 }")
         .start(None);
     let unit = |unit: &str| explained(&agent, &["--unit", unit, "orders"]);
     in_order(
@@ -272,6 +303,8 @@ async fn a_unit_is_explained_before_it_runs() {
         &[
             "other.service, for which the service manager asks, is nobody",
             "no, NO_IDENTITY",
+            // Its user is nobody's business yet.
+            "not batch, 1 of 1 selectors missed",
             "unit should be ",
             ", is other.service",
             "what to do: if it is ",

@@ -193,7 +193,9 @@ impl Evidence {
                 _ => self.exec.as_ref().err().and_then(said),
             },
             (Level::L2, Err(why)) => said(why),
-            (Level::L2, Ok(_)) => Some("its unit is of a user's own manager, whose word is that user's".into()),
+            (Level::L2, Ok(_)) => {
+                Some("its unit is of a user's own manager, whose word is that user's".into())
+            }
             (Level::L3, _) => self.exe.as_ref().err().or(self.answered.as_ref().err()).and_then(said),
             (Level::L4, _) => None,
         }

@@ -182,9 +182,10 @@ impl Policy {
             if evidence.level() < needs {
                 let has = evidence.level();
                 let why = evidence.weakness().map(|why| format!(": {why}")).unwrap_or_default();
-                explanation
-                    .missed
-                    .push(format!("assurance {} needs level {needs}, this is {has}{why}", identity.assurance));
+                explanation.missed.push(format!(
+                    "assurance {} needs level {needs}, this is {has}{why}",
+                    identity.assurance
+                ));
                 return Err(Reason::Level);
             }
             if identity.assurance == Assurance::High {
@@ -279,19 +280,19 @@ impl Policy {
     fn near(&self, evidence: &Evidence, wish: &Wish<'_>) -> Vec<Near> {
         let by_unit = wish.door.errand().is_some();
         let missed = |selectors: &Selectors| match selectors.of_the_unit() {
-            _ if !by_unit => selectors.misses(evidence),
-            Some(unit) => unit.misses(evidence),
+            _ if !by_unit => (selectors.len(), selectors.misses(evidence)),
+            // Only what was weighed is counted.
+            Some(unit) => (unit.len(), unit.misses(evidence)),
             None => {
                 let words = "it names no unit, and nothing else is known of a program that does not run yet";
-                vec![Miss { key: "", wanted: String::new(), why: None, words: words.into() }]
+                (1, vec![Miss { key: "", wanted: String::new(), why: None, words: words.into() }])
             }
         };
         let all = self.identities.values().flat_map(|identity| {
-            identity.selectors.iter().map(|selectors| Near {
-                identity: Arc::clone(&identity.name),
-                of: selectors.len(),
-                missed: missed(selectors),
-                has_it: identity.credentials.contains_key(wish.credential),
+            identity.selectors.iter().map(|selectors| {
+                let (of, missed) = missed(selectors);
+                let has_it = identity.credentials.contains_key(wish.credential);
+                Near { identity: Arc::clone(&identity.name), of, missed, has_it }
             })
         });
         let mut all: Vec<Near> = all.collect();

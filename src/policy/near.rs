@@ -11,7 +11,7 @@ use crate::attest::{Level, Missing};
 pub struct Near {
     /// Which.
     pub identity: Arc<str>,
-    /// How many selectors it has.
+    /// How many of its selectors were weighed.
     pub of: usize,
     /// Which of them missed, and by what.
     pub missed: Vec<Miss>,
@@ -48,7 +48,9 @@ impl Miss {
     pub fn remedy(&self) -> String {
         let Self { key, wanted, why, .. } = self;
         match (*key, why) {
-            (_, Some(Missing::ExeReplaced)) => "restart it, so that it runs the file that is there now".into(),
+            (_, Some(Missing::ExeReplaced)) => {
+                "restart it, so that it runs the file that is there now".into()
+            }
             (_, Some(Missing::ExeTooLarge)) => "match exe or its unit instead".into(),
             (_, Some(Missing::ExeWritable)) => {
                 "have root own the program's file and nobody else write it, or match its sha256".into()
@@ -68,13 +70,16 @@ impl Miss {
             ("exe", _) => format!("start {wanted} itself, or correct exe"),
             ("group", _) => format!("run it with the group {wanted} (Group= in its unit), or correct group"),
             ("sha256", _) => {
-                "if it was meant to change, put the new digest into sha256; if not, find out who changed it".into()
+                "if it was meant to change, put the new digest into sha256; if not, find out who changed it"
+                    .into()
             }
             ("slice", _) => format!("set Slice={wanted} in its unit and restart it, or correct slice"),
             ("supplementary_group", _) => format!(
                 "put its user into the group {wanted} and start it anew (a process keeps the groups it began with), or correct it"
             ),
-            ("unit", Some(_)) => format!("start it with systemctl start {wanted}, not by hand, or correct unit"),
+            ("unit", Some(_)) => {
+                format!("start it with systemctl start {wanted}, not by hand, or correct unit")
+            }
             ("unit", None) => format!("start it with systemctl start {wanted}, or correct unit"),
             ("user", _) => format!("run it as {wanted} (User= in its unit), or correct user"),
             ("user_unit", _) => {

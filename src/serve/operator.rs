@@ -297,7 +297,9 @@ impl Operator for Face {
             // The unit may want one field of it.
             let name = name.split('.').next().unwrap_or_default();
             if !scope.is_empty() || !export.is_empty() {
-                return Err(Status::invalid_argument("a unit asks at the service manager's socket, for all of it"));
+                return Err(Status::invalid_argument(
+                    "a unit asks at the service manager's socket, for all of it",
+                ));
             }
             let explained = self.journey.explain_errand(&session, errand, slice, name).await;
             explained.map_err(|no| told(&no).status())?
