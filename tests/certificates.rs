@@ -375,6 +375,9 @@ binding = "mtls"
         let (done, words) = said(&agent, command);
         assert!(done && words.contains("has ended") && words.contains("2021-01-01"), "{words}");
         assert!(words.contains("shop.crt") && words.contains("keybearer reload"), "{words}");
+        let notes: Vec<&str> = words.lines().filter(|line| line.starts_with("note ")).collect();
+        let told: std::collections::BTreeSet<&&str> = notes.iter().collect();
+        assert!(!notes.is_empty() && told.len() == notes.len(), "each note is said once: {words}");
     }
     let (done, words) = said(&agent, &["revoke", "shop", "--keys"]);
     assert!(!done && words.contains("is not the agent's to make") && words.contains("shop.crt"), "{words}");

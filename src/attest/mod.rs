@@ -188,6 +188,25 @@ impl Evidence {
             _ => Level::L2,
         }
     }
+
+    /// Why it is no stronger, in words; None for the strongest.
+    pub fn weakness(&self) -> Option<String> {
+        let said = |why: &Missing| Some(why.to_string());
+        match (self.level(), &self.unit) {
+            (Level::L0 | Level::L1, _) => match (self.hold, self.same_user_namespace) {
+                (Hold::Opened, _) => Some("the kernel does not say by the socket who connected".into()),
+                (_, Ok(false)) => Some("it has a user namespace of its own".into()),
+                (_, Err(why)) => Some(format!("of its user namespace it is only known that {why}")),
+                _ => self.exec.as_ref().err().and_then(said),
+            },
+            (Level::L2, Err(why)) => said(why),
+            (Level::L2, Ok(_)) => {
+                Some("its unit is of a user's own manager, whose word is that user's".into())
+            }
+            (Level::L3, _) => self.exe.as_ref().err().or(self.answered.as_ref().err()).and_then(said),
+            (Level::L4, _) => None,
+        }
+    }
 }
 
 /// An attested process. Only this room makes one, from a [`Peer`].

@@ -76,8 +76,7 @@ impl Check {
                     self.file.display(),
                     settings.issuers.len(),
                     settings.environment
-                ))?;
-                warnings.iter().try_for_each(|words| paint::line(&format!("{} {words}", paint::bold("note"))))
+                ))
             }
             Ok(_) => Ok(()),
             Err(_) if self.json => Err(Exit::new(Exit::CONFIG, "")),

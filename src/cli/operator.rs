@@ -9,7 +9,7 @@ use super::{Exit, OperatorSocket, drop_in::said, paint, print_json};
 use crate::{
     client::operator,
     proto::v1::{
-        ActResponse, DisableRequest, EnableRequest, ExplainRequest, ExplainResponse, ReloadRequest,
+        ActResponse, DisableRequest, EnableRequest, ExplainRequest, ExplainResponse, NearMiss, ReloadRequest,
         RevokeRequest, RotateRequest, StatusRequest, StatusResponse,
     },
 };
@@ -33,6 +33,15 @@ pub(super) struct Explain {
     unit: Option<String>,
     /// The credential; without it, only who the process is.
     name: Option<String>,
+    /// The scope that it asks for, if not for all of it.
+    #[arg(long, num_args = 1.., conflicts_with = "unit")]
+    scope: Vec<String>,
+    /// The exported socket that it asks at, by name or path, if it is not one of the agent's own.
+    #[arg(long, value_name = "EXPORT", conflicts_with = "unit")]
+    at: Option<String>,
+    /// Tell of every identity that it is not, not only of the nearest.
+    #[arg(long)]
+    all: bool,
     /// For machines.
     #[arg(long)]
     json: bool,
@@ -280,6 +289,8 @@ impl Explain {
             name: self.name.clone().unwrap_or_default(),
             unit: self.unit.clone().unwrap_or_default(),
             slice: slice.map(|slice| slice.trim().to_owned()).unwrap_or_default(),
+            scope: self.scope.clone(),
+            export: self.at.clone().unwrap_or_default(),
         };
         let answer = operator(&self.socket.socket).await?.explain(request).await?.into_inner();
         if self.json {
@@ -293,47 +304,63 @@ impl Explain {
             Some(unit) => format!("{unit}, for which the service manager asks,"),
             None => format!("pid {}", self.pid.unwrap_or_default()),
         };
-        let asked =
-            self.name.as_deref().map_or("an identity".to_owned(), |name| format!("credential {name}"));
-        let verdict =
-            if answer.granted { paint::good("yes") } else { paint::bad(&format!("no, {}", answer.reason)) };
-        let who = if answer.identity.is_empty() { "nobody".to_owned() } else { answer.identity.clone() };
-        paint::line(&format!(
-            "{whom} is {} at level {}; {asked}: {verdict}",
-            paint::bold(&who),
-            answer.level
-        ))?;
-        if !answer.rule.is_empty() {
-            paint::line(&format!("rule {}", answer.rule))?;
-        }
-        for missing in &answer.missing {
-            paint::line(&format!("  missing: {missing}"))?;
-        }
-        for near in answer.near.iter().filter(|_| answer.identity.is_empty()) {
-            paint::line(&format!(
-                "not {} ({} of {} selectors missed):",
-                paint::bold(&near.identity),
-                near.missed.len(),
-                near.selectors
-            ))?;
-            for missed in &near.missed {
-                paint::line(&format!("  {missed}"))?;
+        paint::line(explained(&whom, self.name.as_deref(), self.all, &answer).trim_end())
+    }
+}
+
+/// How many identities are told of in full, unless all are asked for.
+const NEAREST: usize = 3;
+
+/// What an operator reads who was woken for it: the answer, what missed, what to change, and only then all that is known.
+fn explained(whom: &str, name: Option<&str>, all: bool, answer: &ExplainResponse) -> String {
+    let asked = name.map_or("an identity".to_owned(), |name| format!("credential {name}"));
+    let verdict = match answer.granted {
+        true => paint::good("yes"),
+        false => paint::bad(&format!("no, {}", answer.reason)),
+    };
+    let who = if answer.identity.is_empty() { "nobody" } else { &answer.identity };
+    let mut lines =
+        vec![format!("{whom} is {} at level {}; {asked}: {verdict}", paint::bold(who), answer.level)];
+    if !answer.rule.is_empty() {
+        lines.push(format!("rule {}", answer.rule));
+    }
+    let missing = if answer.granted { "" } else { "missing: " };
+    lines.extend(answer.missing.iter().map(|it| format!("  {missing}{it}")));
+    let near: &[NearMiss] = if answer.identity.is_empty() { &answer.near } else { &[] };
+    let shown = if all { near.len() } else { near.len().min(NEAREST) };
+    for near in near.iter().take(shown) {
+        let (missed, of) = (near.missed.len(), near.selectors);
+        lines.push(format!("not {}, {missed} of {of} selectors missed:", paint::bold(&near.identity)));
+        for (at, missed) in near.missed.iter().enumerate() {
+            lines.push(format!("  {missed}"));
+            // With one that missed, what to do is said once, below.
+            if let Some(remedy) = near.remedies.get(at).filter(|_| near.missed.len() > 1) {
+                lines.push(format!("    {}", paint::dim(remedy)));
             }
         }
-        if !answer.remedy.is_empty() {
-            paint::line(&format!("what to do: {}", answer.remedy))?;
-        }
-        paint::line(&paint::bold("evidence"))?;
-        let rows: Vec<Vec<String>> = answer
-            .evidence
-            .iter()
-            .map(|fact| {
-                let missing = || format!("- {}", fact.missing);
-                vec![fact.name.clone(), if fact.missing.is_empty() { fact.value.clone() } else { missing() }]
-            })
-            .collect();
-        paint::line(paint::table(&rows).trim_end())
     }
+    match near.len() - shown {
+        0 => {}
+        1 => lines.push("and 1 other identity, further off (--all)".into()),
+        more => lines.push(format!("and {more} other identities, further off (--all)")),
+    }
+    if !answer.remedy.is_empty() {
+        lines.push(format!("{} {}", paint::bold("what to do:"), answer.remedy));
+    }
+    if answer.granted {
+        lines.push("if it was refused all the same, its record says why: keybearer audit tail".into());
+    }
+    lines.push(paint::bold("evidence"));
+    let rows: Vec<Vec<String>> = answer
+        .evidence
+        .iter()
+        .map(|fact| {
+            let missing = || format!("- {}", fact.missing);
+            vec![fact.name.clone(), if fact.missing.is_empty() { fact.value.clone() } else { missing() }]
+        })
+        .collect();
+    lines.push(paint::table(&rows));
+    lines.join("\n")
 }
 
 fn explained_json((whom, is): (&str, Value), answer: &ExplainResponse) -> Value {
@@ -357,6 +384,7 @@ fn explained_json((whom, is): (&str, Value), answer: &ExplainResponse) -> Value 
         "missing": answer.missing,
         "near": answer.near.iter().map(|near| json!({
             "identity": near.identity, "selectors": near.selectors, "missed": near.missed,
+            "remedies": near.remedies,
         })).collect::<Vec<_>>(),
         "evidence": evidence,
     })

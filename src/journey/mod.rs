@@ -429,7 +429,7 @@ impl Journey {
         Ok((revoked, receipt))
     }
 
-    /// Who a process would be and what it would get at the agent's own sockets, for an operator. Grants nothing.
+    /// Who a process would be and what it would get at this socket, for an operator. Grants nothing.
     ///
     /// # Errors
     /// A [`Refusal`] if the operator's question cannot be recorded; the inner error if the process is gone.
@@ -437,7 +437,7 @@ impl Journey {
         &self,
         session: &Session,
         pid: u32,
-        name: &str,
+        (name, scope, door): (&str, &[String], &Door),
     ) -> Result<Result<Explained, AttestError>, Refusal> {
         let rules = self.rules.load_full();
         let (attestor, interests) = (Arc::clone(&self.attestor), Arc::clone(&rules.interests));
@@ -447,8 +447,8 @@ impl Journey {
             Err(error) => return Ok(Err(error)),
         };
         let facts = account::facts(&evidence);
-        let asked = (format!("pid {pid}"), name);
-        Ok(Ok(self.explained(session, &rules, asked, (&evidence, facts), &Door::Own).await?))
+        let wish = Wish { credential: name, scope, ..Wish::at(door) };
+        Ok(Ok(self.explained(session, &rules, (format!("pid {pid}"), &wish), (&evidence, facts)).await?))
     }
 
     /// The same of a unit, as if the service manager asked for a credential of it: a unit in this slice.
@@ -466,23 +466,22 @@ impl Journey {
         let evidence = errand.evidence(slice);
         let of_the_unit = |(fact, _): &(&str, _)| fact.starts_with("unit") || *fact == "slices";
         let facts = account::facts(&evidence).into_iter().filter(of_the_unit).collect();
-        let asked = (errand.unit.clone(), name);
+        let whom = errand.unit.clone();
         let door = Door::ServiceManager(Arc::new(errand));
-        self.explained(session, &rules, asked, (&evidence, facts), &door).await
+        let wish = Wish { credential: name, ..Wish::at(&door) };
+        self.explained(session, &rules, (whom, &wish), (&evidence, facts)).await
     }
 
     async fn explained(
         &self,
         session: &Session,
         rules: &Rules,
-        (whom, name): (String, &str),
+        (whom, wish): (String, &Wish<'_>),
         (evidence, facts): (&Evidence, Vec<account::Fact>),
-        door: &Door,
     ) -> Result<Explained, Refusal> {
-        let wish = Wish { credential: name, ..Wish::at(door) };
-        let (reason, explanation) = rules.policy.explain(evidence, &wish, self.clock.wall());
+        let (reason, explanation) = rules.policy.explain(evidence, wish, self.clock.wall());
         // Asked only who it is: that it names no credential is no fault.
-        let reason = reason.filter(|reason| !(name.is_empty() && *reason == Reason::NoCredential));
+        let reason = reason.filter(|reason| !(wish.credential.is_empty() && *reason == Reason::NoCredential));
         let mut entry = self.entry(EventType::Explain, Outcome::Success);
         entry.peer = Some(account::bare_peer(session.peer()));
         entry.socket = Some(session.socket.to_string());

@@ -6,6 +6,7 @@ mod door;
 mod identity;
 mod index;
 mod lint;
+mod near;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod reason;
@@ -25,6 +26,7 @@ pub use identity::{
 };
 use index::Index;
 pub use lint::Problem;
+pub use near::{Miss, Near};
 pub use reason::Reason;
 pub use selector::{Named, Selectors};
 
@@ -128,7 +130,7 @@ impl Policy {
     /// A [`Denial`] if it is nobody.
     pub fn describe(&self, workload: &Workload, door: &Door, now: Timestamp) -> Result<Entitlement, Denial> {
         let mut explanation = Explanation::of(workload.evidence());
-        match self.identify(workload.evidence(), door, &mut explanation) {
+        match self.identify(workload.evidence(), &Wish::at(door), &mut explanation) {
             Ok(identity) => {
                 let usable = |rule: &&Arc<CredentialRule>| {
                     let wish = Wish { credential: &rule.name, purpose: Purpose::Nothing, ..Wish::at(door) };
@@ -166,8 +168,12 @@ impl Policy {
         now: Timestamp,
     ) -> (Judged<'a>, Explanation) {
         let mut explanation = Explanation::of(evidence);
-        let judged = self.identify(evidence, wish.door, &mut explanation).and_then(|identity| {
-            let rule = identity.credentials.get(wish.credential).ok_or(Reason::NoCredential)?;
+        let judged = self.identify(evidence, wish, &mut explanation).and_then(|identity| {
+            let Some(rule) = identity.credentials.get(wish.credential) else {
+                let has = listed(identity.credentials.keys());
+                explanation.missed.push(format!("{} has {has}", identity.name));
+                return Err(Reason::NoCredential);
+            };
             explanation.credential = Some(Arc::clone(&rule.name));
             let needs = identity.assurance.level();
             if wish.door.errand().is_some() && rule.per == Per::Process {
@@ -176,9 +182,11 @@ impl Policy {
             }
             if evidence.level() < needs {
                 let has = evidence.level();
-                explanation
-                    .missed
-                    .push(format!("assurance {} needs level {needs}, this is {has}", identity.assurance));
+                let why = evidence.weakness().map(|why| format!(": {why}")).unwrap_or_default();
+                explanation.missed.push(format!(
+                    "assurance {} needs level {needs}, this is {has}{why}",
+                    identity.assurance
+                ));
                 return Err(Reason::Level);
             }
             if identity.assurance == Assurance::High {
@@ -200,7 +208,8 @@ impl Policy {
                 }
             }
             let scope = rule.narrowed(wish.scope).map_err(|wider| {
-                explanation.missed.push(format!("scope {wider:?} is not among those granted"));
+                let granted = listed(rule.scope.iter());
+                explanation.missed.push(format!("scope {wider:?} is not among those granted: {granted}"));
                 Reason::Scope
             })?;
             match rule.purpose(&wish.purpose) {
@@ -217,9 +226,10 @@ impl Policy {
     fn identify(
         &self,
         evidence: &Evidence,
-        door: &Door,
+        wish: &Wish<'_>,
         explanation: &mut Explanation,
     ) -> Result<&Arc<Identity>, Reason> {
+        let door = wish.door;
         let errand = door.errand();
         if let Some(missed) = errand.and_then(|errand| door::contradicted(errand, evidence)) {
             explanation.missed.push(missed);
@@ -241,7 +251,7 @@ impl Policy {
             }
         }
         let Some((identity, selectors)) = found else {
-            explanation.near = self.near(evidence, errand.is_some());
+            explanation.near = self.near(evidence, wish);
             return Err(Reason::NoIdentity);
         };
         explanation.identity = Some(Arc::clone(&identity.name));
@@ -273,23 +283,28 @@ impl Policy {
         Ok(identity)
     }
 
-    /// By what each identity does not match.
-    fn near(&self, evidence: &Evidence, by_unit: bool) -> Vec<Near> {
+    /// By what each identity does not match, the nearest first.
+    fn near(&self, evidence: &Evidence, wish: &Wish<'_>) -> Vec<Near> {
+        let by_unit = wish.door.errand().is_some();
         let missed = |selectors: &Selectors| match selectors.of_the_unit() {
-            _ if !by_unit => selectors.missed(evidence),
-            Some(unit) => unit.missed(evidence),
+            _ if !by_unit => (selectors.len(), selectors.misses(evidence)),
+            // Only what was weighed is counted.
+            Some(unit) => (unit.len(), unit.misses(evidence)),
             None => {
-                vec!["it names no unit, and nothing else is known of a program that does not run yet".into()]
+                let words = "it names no unit, and nothing else is known of a program that does not run yet";
+                (1, vec![Miss { key: "", wanted: String::new(), why: None, words: words.into() }])
             }
         };
         let all = self.identities.values().flat_map(|identity| {
-            identity.selectors.iter().map(|selectors| Near {
-                identity: Arc::clone(&identity.name),
-                of: selectors.len(),
-                missed: missed(selectors),
+            identity.selectors.iter().map(|selectors| {
+                let (of, missed) = missed(selectors);
+                let has_it = identity.credentials.contains_key(wish.credential);
+                Near { identity: Arc::clone(&identity.name), of, missed, has_it }
             })
         });
-        all.collect()
+        let mut all: Vec<Near> = all.collect();
+        Near::sort(&mut all);
+        all
     }
 }
 
@@ -452,7 +467,7 @@ pub struct Explanation {
     pub level: Level,
     /// What was missing, in words.
     pub missed: Vec<String>,
-    /// If none matched: by what each did not.
+    /// If none matched: by what each did not, the nearest first.
     pub near: Vec<Near>,
     /// The keys of selectors that the service manager will have to bring about, where it is the one who asks: nobody can look yet.
     pub promised: Vec<&'static str>,
@@ -483,8 +498,7 @@ impl Explanation {
 
     /// What was missing, the nearest identity's misses included when none matched; for a record.
     pub fn missing(&self) -> Vec<String> {
-        let nearest = self.near.iter().min_by_key(|near| (near.missed.len(), usize::MAX - near.of));
-        match (nearest, &self.identity) {
+        match (self.near.first(), &self.identity) {
             (Some(near), None) => {
                 let misses = near.missed.iter().map(|miss| format!("{}: {miss}", near.identity));
                 self.missed.iter().cloned().chain(misses).collect()
@@ -494,15 +508,10 @@ impl Explanation {
     }
 }
 
-/// An identity that did not match.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Near {
-    /// Which.
-    pub identity: Arc<str>,
-    /// How many selectors it has.
-    pub of: usize,
-    /// Which of them missed, and by what.
-    pub missed: Vec<String>,
+/// Names as an operator reads them.
+fn listed<'a>(names: impl Iterator<Item = &'a Arc<str>>) -> String {
+    let names: Vec<&str> = names.map(|name| &**name).collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
 #[cfg(test)]

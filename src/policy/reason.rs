@@ -80,17 +80,19 @@ impl Reason {
         )
     }
 
-    /// What an operator can do about it.
+    /// What an operator can do about it, whoever IDENTITY and whatever CREDENTIAL is.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::Ambiguous => "make the selectors of these identities exclude each other",
             Self::Disabled => "keybearer enable IDENTITY, once it may have credentials again",
-            Self::ExceptionExpired => "bind the credential, or have its owner renew the exception",
+            Self::ExceptionExpired => {
+                "bind the credential, or have its owner renew the exception: until in [identities.IDENTITY.credentials.CREDENTIAL]"
+            }
             Self::ForwardNotAllowed => {
-                "set forward = \"allowed\" for the credential, or have the program call its API itself"
+                "set forward = \"allowed\" for CREDENTIAL, or have the program call its API itself"
             }
             Self::ForwardOnly => {
-                "have the program call its API through /v1/forward, or set forward = \"allowed\""
+                "have the program call its API through /v1/forward, or set forward = \"allowed\" for CREDENTIAL"
             }
             Self::HtmNotAllowed => "use one of the credential's methods, or add this one to them",
             Self::HtuNotAllowed => {
@@ -99,9 +101,9 @@ impl Reason {
             Self::HumanSession => {
                 "have the service manager run it; for an emergency, give people an identity of their own with humans = \"allowed\""
             }
-            Self::Level => "run it as a systemd unit, or lower the identity's assurance on purpose",
+            Self::Level => "run it as a systemd unit, or lower the assurance of IDENTITY on purpose",
             Self::NoCredential => {
-                "add [identities.NAME.credentials.CREDENTIAL] to agent.toml, or correct the name"
+                "ask for one that it has, or add [identities.IDENTITY.credentials.CREDENTIAL] to agent.toml"
             }
             Self::NoIdentity => {
                 "add an identity that matches this evidence, or mend the one that nearly does"
@@ -111,12 +113,12 @@ impl Reason {
             }
             Self::NotBound => "set binding = \"dpop\" for the credential, or send it without a proof",
             Self::NotAtThisSocket => {
-                "have it ask at a socket that is for it, or add it to [exports.NAME] identities on purpose"
+                "have it ask at a socket that is for it, or add IDENTITY to the identities of this export on purpose"
             }
             Self::NotForServiceManager => {
-                "set service_manager = \"allowed\" for the identity, or start its program with keybearer exec"
+                "set service_manager = \"allowed\" for IDENTITY, or start its program with keybearer exec"
             }
-            Self::Scope => "ask for less, or add the scope to the credential",
+            Self::Scope => "have it ask for less, or add the scope to CREDENTIAL",
             Self::Traced => "detach the debugger",
             Self::UnitConflict => {
                 "find out who asks: no service manager names another unit than the one that its process is in"

@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
 };
 
+use super::near::Miss;
 use crate::{
     attest::{Evidence, Manager, Missing},
     secret::hex,
@@ -46,6 +47,9 @@ impl Display for Hex<'_> {
         f.write_str(&hex(self.0))
     }
 }
+
+/// Is told of each miss: the key, what is wanted, why there was nothing to compare, and all of it in words.
+type Listener<'a> = &'a mut dyn FnMut(&'static str, &dyn Display, Option<Missing>, fmt::Arguments<'_>);
 
 /// What a process must be, all of it.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
@@ -118,25 +122,31 @@ impl Selectors {
     /// Whether `evidence` matches all of them; no evidence matches none.
     pub fn match_all(&self, evidence: &Evidence) -> bool {
         let mut all = true;
-        self.weigh(evidence, &mut |_| all = false);
+        self.weigh(evidence, &mut |_, _, _, _| all = false);
         all
     }
 
     /// What `evidence` does not match. Empty for a match; for no selectors it is never empty.
     pub fn missed(&self, evidence: &Evidence) -> Vec<String> {
+        self.misses(evidence).iter().map(ToString::to_string).collect()
+    }
+
+    /// The same, with what tells what to do about each.
+    pub(super) fn misses(&self, evidence: &Evidence) -> Vec<Miss> {
         let mut missed = Vec::new();
-        self.weigh(evidence, &mut |miss| missed.push(miss.to_string()));
+        self.weigh(evidence, &mut |key, wanted, why, words| {
+            missed.push(Miss { key, wanted: wanted.to_string(), why, words: words.to_string() });
+        });
         missed
     }
 
     /// Weighs every selector and tells the misses, in words that are made only for whoever listens.
-    fn weigh(&self, evidence: &Evidence, miss: &mut dyn FnMut(fmt::Arguments<'_>)) {
+    fn weigh(&self, evidence: &Evidence, miss: Listener<'_>) {
         let mut weigh =
-            |key: &str, wanted: &dyn Display, is: &dyn Display, matches: Result<bool, Missing>| match matches
-            {
+            |key, wanted: &dyn Display, is: &dyn Display, matches: Result<bool, Missing>| match matches {
                 Ok(true) => {}
-                Ok(false) => miss(format_args!("{key} should be {wanted}, is {is}")),
-                Err(why) => miss(format_args!("{key} should be {wanted}: {why}")),
+                Ok(false) => miss(key, wanted, None, format_args!("{key} should be {wanted}, is {is}")),
+                Err(why) => miss(key, wanted, Some(why), format_args!("{key} should be {wanted}: {why}")),
             };
         if let Some(user) = &self.user {
             weigh("user", user, &evidence.uid(), Ok(user.id == evidence.uid()));
@@ -182,7 +192,7 @@ impl Selectors {
             weigh("user_unit", wanted, &name, of_user.map(|unit| unit.name == *wanted));
         }
         if self.is_empty() {
-            miss(format_args!("it has no selectors"));
+            miss("", &"", None, format_args!("it has no selectors"));
         }
     }
 

@@ -207,7 +207,12 @@ fn weak_evidence_is_denied_with_what_it_lacks() {
     let opened = Evidence { hold: Hold::Opened, ..evidence(1000, Some("a.service")) };
     let (why, explanation) = policy.explain(&opened, &LEDGER, now());
     assert_eq!(why, Some(Reason::Level));
-    assert_eq!(explanation.missing(), ["assurance standard needs level L3, this is L1"]);
+    assert_eq!(
+        explanation.missing(),
+        [
+            "assurance standard needs level L3, this is L1: the kernel does not say by the socket who connected"
+        ]
+    );
 }
 
 /// Evidence of the process that asks for a unit, as measured: root, in the unit's cgroup, with a program that answers nothing.

@@ -20,7 +20,7 @@ use crate::{
     clock::{Boot, Clock},
     journey::{Journey, Session},
     keys::{Ending, Values},
-    policy::name_is_sound,
+    policy::{Door, Miss, Reason, name_is_sound},
     proto::v1::{
         ActResponse, DisableRequest, EnableRequest, ExplainRequest, ExplainResponse, Fact, IdentityStatus,
         IssuerStatus, LedgerStatus, NearMiss, ReloadRequest, ReloadResponse, RevokeRequest, RotateRequest,
@@ -278,15 +278,16 @@ impl Operator for Face {
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         let session = request.extensions().get::<Arc<Session>>().cloned();
         let session = session.ok_or_else(|| Status::internal("no session"))?;
-        let ExplainRequest { pid, name, unit, slice } = request.into_inner();
+        let ExplainRequest { pid, name, unit, slice, scope, export } = request.into_inner();
         if (pid == 0) == unit.is_empty() || name.len() > 255 || slice.len() > 255 {
             return Err(Status::invalid_argument(
                 "give the pid of a process of this host or the name of a unit, and a credential's name or none",
             ));
         }
         let explained = if unit.is_empty() {
-            let explained =
-                self.journey.explain(&session, pid, &name).await.map_err(|no| told(&no).status())?;
+            let door = self.door(&export)?;
+            let explained = self.journey.explain(&session, pid, (&name, &scope, &door)).await;
+            let explained = explained.map_err(|no| told(&no).status())?;
             explained.map_err(|error| Status::not_found(format!("pid {pid}: {error}")))?
         } else {
             let errand = Errand::imagined(&unit, if name.is_empty() { "-" } else { &name });
@@ -295,10 +296,22 @@ impl Operator for Face {
             let slice = if slice.is_empty() { "system.slice" } else { &slice };
             // The unit may want one field of it.
             let name = name.split('.').next().unwrap_or_default();
+            if !scope.is_empty() || !export.is_empty() {
+                return Err(Status::invalid_argument(
+                    "a unit asks at the service manager's socket, for all of it",
+                ));
+            }
             let explained = self.journey.explain_errand(&session, errand, slice, name).await;
             explained.map_err(|no| told(&no).status())?
         };
         let explanation = &explained.explanation;
+        let identity = explanation.identity.as_deref().unwrap_or_default();
+        let mut missing = explanation.missed.clone();
+        if explained.reason == Some(Reason::Disabled)
+            && let Some(why) = self.facts.load().disabled.get(identity)
+        {
+            missing.push(format!("the reason given: {why}"));
+        }
         let fact = |(name, value): &(&'static str, Result<String, String>)| Fact {
             name: (*name).into(),
             value: value.clone().unwrap_or_default(),
@@ -307,19 +320,20 @@ impl Operator for Face {
         Ok(Response::new(ExplainResponse {
             granted: explained.reason.is_none(),
             reason: explained.reason.map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
-            remedy: explained.reason.map(|reason| reason.remedy().to_owned()).unwrap_or_default(),
-            identity: explanation.identity.as_deref().unwrap_or_default().into(),
+            remedy: explained.reason.map(|reason| explanation.remedy(reason, &name)).unwrap_or_default(),
+            identity: identity.into(),
             rule: explanation.rule().unwrap_or_default(),
             level: explanation.level.to_string(),
             evidence: explained.facts.iter().map(fact).collect(),
-            missing: explanation.missed.clone(),
+            missing,
             near: explanation
                 .near
                 .iter()
                 .map(|near| NearMiss {
                     identity: near.identity.to_string(),
                     selectors: near.of as u32,
-                    missed: near.missed.clone(),
+                    missed: near.missed.iter().map(ToString::to_string).collect(),
+                    remedies: near.missed.iter().map(Miss::remedy).collect(),
                 })
                 .collect(),
         }))
@@ -380,6 +394,22 @@ impl Operator for Face {
 }
 
 impl Face {
+    /// The socket that an operator means: an exported one, by its name or its path, or else the agent's own.
+    fn door(&self, export: &str) -> Result<Door, Status> {
+        if export.is_empty() {
+            return Ok(Door::Own);
+        }
+        let rules = self.journey.rules();
+        let mut exports = rules.policy.exports().iter();
+        let found = exports.find(|(name, it)| ***name == *export || it.path.as_os_str() == export);
+        let Some((_, found)) = found else {
+            let names: Vec<&str> = rules.policy.exports().keys().map(|name| &**name).collect();
+            let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            return Err(Status::invalid_argument(format!("there is no such export; there are {there}")));
+        };
+        Ok(Door::Export(found.path.clone().into()))
+    }
+
     /// Has the daemon do it.
     async fn have(&self, act: Act) -> Result<(bool, Vec<String>), Status> {
         let (answer, answered) = oneshot::channel();
