@@ -20,7 +20,7 @@ pub use record::{
     Agent, ApiPart, CredentialPart, Entry, ErrandPart, Event, EventType, ExePart, HolderPart, Host,
     IssuerPart, Outcome, PeerPart, PolicyPart, ProcessPart, Record, TargetPart, UnitPart, WorkloadPart,
 };
-pub use verify::{Fault, Report, VerifyError, read, verify};
+pub use verify::{Fault, Report, VerifyError, read, sound, verify};
 
 /// Where the ledger is and how it behaves.
 #[derive(Clone, Debug, Eq, PartialEq)]

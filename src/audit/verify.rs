@@ -73,6 +73,20 @@ pub enum Fault {
 /// # Errors
 /// [`VerifyError`] with the first bad record.
 pub fn verify(directory: &Path, trusted: Option<&Verifier>) -> Result<Report, VerifyError> {
+    held(directory, trusted, &mut 0)
+}
+
+/// How many records, from the first on, a signed checkpoint covers that [`verify`] got to before the first fault. Of a ledger that is not
+/// whole they are what can be believed: whoever can write a record can chain it, but not sign it.
+pub fn sound(directory: &Path, trusted: Option<&Verifier>) -> u64 {
+    let mut sound = 0;
+    // What is wrong with the rest is for `verify` to say.
+    let _ = held(directory, trusted, &mut sound);
+    sound
+}
+
+/// The same as [`verify`], which leaves in `sound` how many records the last checkpoint covered that was found true.
+fn held(directory: &Path, trusted: Option<&Verifier>, sound: &mut u64) -> Result<Report, VerifyError> {
     let fault = |seq, fault| VerifyError { seq, fault };
     let unreadable = |file, error: &std::io::Error| fault(0, Fault::Unreadable { file, kind: error.kind() });
     let verifier = match trusted {
@@ -111,6 +125,7 @@ pub fn verify(directory: &Path, trusted: Option<&Verifier>) -> Result<Report, Ve
             if checkpoint.root != frontier.root() {
                 return Err(fault(seq, Fault::Root(checkpoint.size)));
             }
+            *sound = checkpoint.size;
         }
     }
     if let Some(beyond) = due.next() {
