@@ -1,6 +1,8 @@
 //! `keybearer posture`: how safe this host's credentials are, from settings and ledger, without an agent.
 
-use std::{collections::BTreeMap, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::PathBuf, sync::Arc,
+};
 
 use clap::Args;
 use jiff::{SignedDuration, Timestamp};
@@ -178,7 +180,9 @@ mod tests {
     fn a_time_is_days_or_hours() {
         assert_eq!(days_or_hours("30d"), Ok(SignedDuration::from_hours(720)));
         assert_eq!(days_or_hours("12h"), Ok(SignedDuration::from_hours(12)));
-        for bad in ["", "30", "d", "0d", "-1d", "3651d", "1.5d", "99999999999999999999h", "9223372036854775807d"] {
+        for bad in
+            ["", "30", "d", "0d", "-1d", "3651d", "1.5d", "99999999999999999999h", "9223372036854775807d"]
+        {
             assert!(days_or_hours(bad).is_err(), "{bad}");
         }
     }

@@ -93,7 +93,10 @@ impl Heard {
     /// What could not be revoked and lives still: whose, and the record.
     pub(super) fn unrevoked(&self, now: Timestamp) -> impl Iterator<Item = (&str, u64)> {
         let lives = move |until: &Option<Timestamp>| until.is_none_or(|until| until > now);
-        self.unrevoked.values().filter(move |(_, until, _)| lives(until)).map(|(whose, _, seq)| (&**whose, *seq))
+        self.unrevoked
+            .values()
+            .filter(move |(_, until, _)| lives(until))
+            .map(|(whose, _, seq)| (&**whose, *seq))
     }
 
     /// Takes the next record.
@@ -150,7 +153,8 @@ impl Heard {
         let detail = entry.detail.as_deref().unwrap_or_default();
         match entry.event.kind {
             EventType::AgentStart => {
-                let by = detail.split_once(SEALED).map(|(_, by)| by.split(';').next().unwrap_or(by).to_owned());
+                let by =
+                    detail.split_once(SEALED).map(|(_, by)| by.split(';').next().unwrap_or(by).to_owned());
                 self.sealed_by = Some(by);
             }
             EventType::LedgerGap if counts => self.gaps.push(record.seq),
@@ -160,8 +164,8 @@ impl Heard {
                 self.alarms.push((record.seq, who.to_owned(), reason));
             }
             EventType::KeyRegister => {
-                // What it is about stands before the first colon; one that nobody names counts for all.
-                let about = detail.split_once(':').map_or("", |(about, _)| about).to_owned();
+                // "IDENTITY: ISSUER ..": what it is about are the first two words.
+                let about = detail.split(' ').take(2).collect::<Vec<_>>().join(" ");
                 if entry.event.outcome == Outcome::Success {
                     self.registered += u64::from(counts);
                     self.unregistered.remove(&about);

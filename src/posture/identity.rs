@@ -68,7 +68,11 @@ pub(super) fn part(asked: &Asked<'_>, identity: &Identity, covers: bool) -> Iden
         last_used: last.map(seconds),
         handed_out,
         denied: all().map(|used| used.denied).sum(),
-        units: all().flat_map(|used| used.units.iter().cloned()).collect::<BTreeSet<_>>().into_iter().collect(),
+        units: all()
+            .flat_map(|used| used.units.iter().cloned())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect(),
         humans: all().flat_map(|used| &used.humans).fold(BTreeMap::new(), |mut all, (uid, times)| {
             *all.entry(*uid).or_default() += times;
             all
@@ -161,7 +165,11 @@ fn kind(rule: &CredentialRule) -> Kind {
         Wants::Sealed(_) => Kind::Static,
         // An entry of a key-value store of version 2: it is leased to nobody and stays as it is.
         Wants::Lease(lease) if lease.at.split('/').nth(1) == Some("data") => {
-            if only { Kind::Bridged } else { Kind::Static }
+            if only {
+                Kind::Bridged
+            } else {
+                Kind::Static
+            }
         }
         Wants::Certificate(_) => Kind::Bound,
         Wants::Token | Wants::Lease(_) if rule.binding == Binding::Bearer => Kind::Dynamic,

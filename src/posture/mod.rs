@@ -462,9 +462,8 @@ fn issuer(name: &str, settings: &IssuerSettings) -> IssuerFacts {
 }
 
 fn maturity(identities: &[IdentityPart]) -> Maturity {
-    let all = || {
-        identities.iter().flat_map(|identity| identity.credentials.iter().map(move |one| (identity, one)))
-    };
+    let all =
+        || identities.iter().flat_map(|identity| identity.credentials.iter().map(move |one| (identity, one)));
     let of = |kind| all().filter(|(_, credential)| credential.kind == kind).count();
     let mut maturity = Maturity {
         credentials: all().count(),

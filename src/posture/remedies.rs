@@ -102,7 +102,8 @@ fn of_identity(all: &mut Vec<Remedy>, identity: &IdentityPart) {
     let sealed = identity.key.as_ref().map(|key| (key.custody, key.sealed));
     if let Some(("file", Some(false))) = sealed {
         let what = "its key file is plain: whoever copies it, or a backup of it, is this client".into();
-        let remedy = "give the agent a sealing key: the credential keybearer.sealing-key, or keys.sealing_key";
+        let remedy =
+            "give the agent a sealing key: the credential keybearer.sealing-key, or keys.sealing_key";
         add("KEY_PLAIN", Exposure::Host, what, remedy.into());
     }
     if identity.life == Life::Stale && identity.disabled.is_none() {
@@ -132,7 +133,11 @@ fn of_credential(all: &mut Vec<Remedy>, identity: &IdentityPart, credential: &Cr
         });
     };
     let in_variables = !credential.variables.is_empty();
-    let open = if in_variables { Exposure::Environment } else { Exposure::Program };
+    let open = match credential.forward {
+        _ if in_variables => Exposure::Environment,
+        "only" => Exposure::Host,
+        _ => Exposure::Program,
+    };
     match credential.kind {
         Kind::Static => {
             let what = "a secret that stays the same is handed out".into();
@@ -142,8 +147,7 @@ fn of_credential(all: &mut Vec<Remedy>, identity: &IdentityPart, credential: &Cr
         }
         Kind::Bridged => {
             let what = "a secret that stays the same lies on this host; the agent alone uses it".into();
-            let remedy =
-                "have an issuer make it anew: the program will not notice, only this table of the settings changes";
+            let remedy = "have an issuer make it anew: the program will not notice, only this table of the settings changes";
             add("STATIC_BRIDGED", Exposure::Host, what, remedy.into());
         }
         Kind::Dynamic if credential.wants == "lease" && credential.per == "process" => {}
@@ -184,7 +188,8 @@ fn of_credential(all: &mut Vec<Remedy>, identity: &IdentityPart, credential: &Cr
     }
     if credential.wants == "token" && (credential.audience.is_none() || !credential.audience_checked) {
         let what = "nothing says which API it is for, so every API may take it".into();
-        add("NO_AUDIENCE", open, what, "name its API as resource, and leave require_aud as it is".into());
+        let exposure = if credential.kind == Kind::Bound { Exposure::Bound } else { open };
+        add("NO_AUDIENCE", exposure, what, "name its API as resource, and leave require_aud as it is".into());
     }
     if !credential.scopes_unused.is_empty() {
         let what = format!("no token had {} in this time", credential.scopes_unused.join(" "));
@@ -192,7 +197,8 @@ fn of_credential(all: &mut Vec<Remedy>, identity: &IdentityPart, credential: &Cr
     }
     if credential.brought.iter().any(|one| one.role == "assertion") {
         let what = "who asks is proved by a token that can be shown again until it ends".into();
-        let remedy = "client_auth = \"private_key_jwt\" or a certificate; or have the platform make it for minutes";
+        let remedy =
+            "client_auth = \"private_key_jwt\" or a certificate; or have the platform make it for minutes";
         add("PROOF_REPLAYABLE", Exposure::Host, what, remedy.into());
     }
 }

@@ -163,8 +163,8 @@ fn of_identity(identity: &IdentityPart) -> Vec<String> {
 /// One credential in a sentence, for both renderings.
 pub(super) fn of_credential(identity: &IdentityPart, one: &CredentialPart) -> String {
     let mut parts = vec![what_it_is(identity, one)];
-    let audience = one.audience.as_deref().unwrap_or("no API in particular");
-    parts.push(format!("from {} for {audience}", one.issuer));
+    let place = one.audience.as_deref().or(one.origins.first().map(String::as_str));
+    parts.push(format!("from {} for {}", one.issuer, place.unwrap_or("no API in particular")));
     if !one.scope.is_empty() {
         parts.push(format!("scope {}", one.scope.join(" ")));
     }

@@ -23,11 +23,12 @@ fn goals(facts: &Facts<'_>) -> Said {
     let open = facts.those(|_, one| one.wants == "token" && (one.audience.is_none() || one.scope.is_empty()));
     if !open.is_empty() {
         return fail(
-            format!("what can be had as {} is not capped by both an API and a scope", names(&open)),
+            format!("not capped by both an API and a scope: {}", names(&open)),
             "name resource and scope: a hijacked program gets that and no more",
         );
     }
-    let widest = facts.identities.iter().max_by_key(|one| one.reach.size);
+    let widest =
+        facts.identities.iter().max_by_key(|one| (one.reach.scopes.len(), one.reach.audiences.len()));
     match widest {
         None => not_applicable("there are no identities"),
         Some(widest) => pass(format!(
@@ -45,12 +46,11 @@ fn tools(facts: &Facts<'_>) -> Said {
         return not_applicable("no identity has a token for a tool");
     }
     let broad = facts.those(|_, one| {
-        one.wants == "token"
-            && (one.audience.is_none() || !one.audience_checked || one.origins.len() > 1)
+        one.wants == "token" && (one.audience.is_none() || !one.audience_checked || one.origins.len() > 1)
     });
     if !broad.is_empty() {
         return fail(
-            format!("{} are taken by more than one tool, or name none", names(&broad)),
+            format!("good for more than one tool, or for none in particular: {}", names(&broad)),
             "one credential for each tool: its own resource, one origin, require_aud as it is",
         );
     }
@@ -61,14 +61,14 @@ fn abuse(facts: &Facts<'_>) -> Said {
     let anybody = facts.who(|one| one.by_group_only);
     if !anybody.is_empty() {
         return fail(
-            format!("{} are whoever is in a group or a slice", names(&anybody)),
+            format!("whoever is in a group or a slice is {}", names(&anybody)),
             "match the unit or the user, so that each agent is an identity of its own",
         );
     }
     let silent = facts.those(|_, one| one.impersonates);
     if !silent.is_empty() {
         return fail(
-            format!("{} use somebody's right without saying who acts", names(&silent)),
+            format!("somebody's right is used without saying who acts: {}", names(&silent)),
             "name the actor = { .. } of the exchange, so that the API sees who acts",
         );
     }
@@ -86,7 +86,7 @@ fn supply(facts: &Facts<'_>) -> Said {
     let loose = facts.who(|one| one.assurance == "high" && !one.by_content);
     if !loose.is_empty() {
         return fail(
-            format!("{} would be served after their program was exchanged", names(&loose)),
+            format!("a program that was exchanged would be served still: {}", names(&loose)),
             "match the program by sha256, and change it with each release",
         );
     }
@@ -97,14 +97,14 @@ fn execution(facts: &Facts<'_>) -> Said {
     let open = facts.those(|_, one| !one.variables.is_empty());
     if !open.is_empty() {
         return fail(
-            format!("{} are in the environment, which every child inherits", names(&open)),
+            format!("in the environment, which every child inherits: {}", names(&open)),
             "deliver them as files, or have the program ask",
         );
     }
     let loose = facts.who(|one| !one.by_program);
     if !loose.is_empty() {
         return fail(
-            format!("what the program of {} starts, is that identity too", names(&loose)),
+            format!("what its program starts is the same identity: {}", names(&loose)),
             "match the program as well (exe or sha256), where it is no interpreter",
         );
     }
@@ -125,11 +125,11 @@ fn memory(facts: &Facts<'_>) -> Said {
     let leaks = facts.those(|identity, one| some.contains(&identity.name) && !only(one));
     if !leaks.is_empty() {
         return fail(
-            format!("{} are handed to programs that other credentials are kept from", names(&leaks)),
+            format!("handed to programs that other credentials are kept from: {}", names(&leaks)),
             "forward = \"only\" for all of that identity",
         );
     }
-    pass(format!("{} never see what they use: the agent calls their APIs", names(&some)))
+    pass(format!("the agent calls the APIs, and what it uses is never seen by {}", names(&some)))
 }
 
 fn communication(facts: &Facts<'_>) -> Said {
@@ -137,10 +137,11 @@ fn communication(facts: &Facts<'_>) -> Said {
     if tokens.is_empty() {
         return not_applicable("no identity has a token to show to others");
     }
-    let open = facts.those(|_, one| one.wants == "token" && (one.binding == "bearer" || one.audience.is_none()));
+    let open =
+        facts.those(|_, one| one.wants == "token" && (one.binding == "bearer" || one.audience.is_none()));
     if !open.is_empty() {
         return fail(
-            format!("{} can be shown again by whoever they were shown to", names(&open)),
+            format!("whoever was shown it can show it again: {}", names(&open)),
             "binding = \"dpop\" or \"mtls\", and a resource",
         );
     }
@@ -178,7 +179,7 @@ fn approval(facts: &Facts<'_>) -> Said {
     let again = facts.those(|_, one| one.details && one.max_uses != Some(1));
     if !again.is_empty() {
         return fail(
-            format!("{} are for particular requests, and may be used for several", names(&again)),
+            format!("meant for a particular request, and good for several: {}", names(&again)),
             "max_uses = 1, so that what was approved once is used once; the approval itself is the issuer's to ask for",
         );
     }

@@ -18,7 +18,7 @@ fn phishing(facts: &Facts<'_>) -> Said {
     let open = facts.those(|_, one| one.wants != "certificate" && one.phishing_resistance == "none");
     if !open.is_empty() {
         return fail(
-            format!("{} work for a false server that gets them", names(&open)),
+            format!("a false server that was given it could use it: {}", names(&open)),
             "binding = \"mtls\" (channel) or \"dpop\" (name), once the API checks it",
         );
     }
@@ -40,7 +40,7 @@ fn replay(facts: &Facts<'_>) -> Said {
     let again = facts.those(|_, one| one.brought.iter().any(|token| token.role == "assertion"));
     if !again.is_empty() {
         return fail(
-            format!("who asks for {} is proved by a file that can be shown again", names(&again)),
+            format!("who asks is proved by a file that can be shown again: {}", names(&again)),
             "client_auth = \"private_key_jwt\" or a certificate; or have the platform write it for minutes only",
         );
     }
@@ -48,34 +48,37 @@ fn replay(facts: &Facts<'_>) -> Said {
     if asking == 0 {
         return not_applicable("no issuer is asked for anything");
     }
-    pass("each issuer is asked with an assertion that is good once, or over a connection that shows a certificate")
+    pass(
+        "each issuer is asked with an assertion that is good once, or over a connection that shows a certificate",
+    )
 }
 
 fn protection(facts: &Facts<'_>) -> Said {
     let exported = facts.those(|_, one| one.key_export);
     if !exported.is_empty() {
         return fail(
-            format!("the key behind {} leaves custody", names(&exported)),
+            format!("its key leaves custody: {}", names(&exported)),
             "key_export = \"never\"; forward = \"allowed\" where the program cannot do without",
         );
     }
-    let plain = facts.who(|one| {
-        one.key.as_ref().is_some_and(|key| key.custody == "file" && key.sealed == Some(false))
-    });
+    let plain = facts
+        .who(|one| one.key.as_ref().is_some_and(|key| key.custody == "file" && key.sealed == Some(false)));
     if !plain.is_empty() {
         return fail(
-            format!("the keys of {} can be copied from the disk", names(&plain)),
+            format!("keys that can be copied from the disk: those of {}", names(&plain)),
             "give the agent a sealing key, best from a TPM (systemd-creds)",
         );
     }
-    not_applicable("keys are held in software, so AAL3 is nowhere reached; this agent has no custody in hardware yet")
+    not_applicable(
+        "keys are held in software, so AAL3 is nowhere reached; this agent has no custody in hardware yet",
+    )
 }
 
 fn sessions(facts: &Facts<'_>) -> Said {
     let longer = facts.those(|_, one| one.life_seen_s.is_some_and(|seen| seen > one.life_allowed_s));
     if !longer.is_empty() {
         return fail(
-            format!("{} were handed out for longer than the settings allow now", names(&longer)),
+            format!("handed out for longer than the settings allow now: {}", names(&longer)),
             "keybearer revoke NAME, so that what is out ends; the next ones are shorter",
         );
     }
@@ -94,10 +97,11 @@ fn federation(facts: &Facts<'_>) -> Said {
     if tokens.is_empty() {
         return not_applicable("no identity has a token");
     }
-    let open = facts.those(|_, one| one.wants == "token" && (one.audience.is_none() || !one.audience_checked));
+    let open =
+        facts.those(|_, one| one.wants == "token" && (one.audience.is_none() || !one.audience_checked));
     if !open.is_empty() {
         return fail(
-            format!("{} need not name whom they are for", names(&open)),
+            format!("it need not name whom it is for: {}", names(&open)),
             "name the resource, and leave require_aud as it is",
         );
     }
@@ -118,8 +122,12 @@ fn binding(facts: &Facts<'_>) -> Said {
         );
     }
     match facts.heard.registered {
-        0 => not_applicable("which key is whose was told to the issuers by hand, and is in their records, not in this ledger"),
-        times => pass(format!("issuers were told of keys by the agent {times} times, and took the last of each")),
+        0 => not_applicable(
+            "which key is whose was told to the issuers by hand, and is in their records, not in this ledger",
+        ),
+        times => {
+            pass(format!("issuers were told of keys by the agent {times} times, and took the last of each"))
+        }
     }
 }
 
@@ -131,7 +139,8 @@ fn cryptography(facts: &Facts<'_>) -> Said {
         .filter(|one| one.address.starts_with("http://"))
         .map(|one| one.name.clone())
         .collect();
-    let origins: Vec<String> = facts.those(|_, one| one.origins.iter().any(|origin| origin.starts_with("http://")));
+    let origins: Vec<String> =
+        facts.those(|_, one| one.origins.iter().any(|origin| origin.starts_with("http://")));
     if !open.is_empty() || !origins.is_empty() {
         return fail(
             format!("plain HTTP on this host's loopback: {}", names(&[open, origins].concat())),
@@ -146,7 +155,9 @@ fn cryptography(facts: &Facts<'_>) -> Said {
         return not_applicable("there is no issuer to speak to");
     }
     let keys = if algorithms.is_empty() { "none".into() } else { algorithms.join(", ") };
-    pass(format!("TLS to every issuer and API; keys that prove who asks: {keys}, each of 112 bits of strength or more"))
+    pass(format!(
+        "TLS to every issuer and API; keys that prove who asks: {keys}, each of 112 bits of strength or more"
+    ))
 }
 
 fn records(facts: &Facts<'_>) -> Said {
@@ -172,5 +183,14 @@ fn records(facts: &Facts<'_>) -> Said {
     let Trust::Whole { records, signed } = facts.ledger.trust else {
         return not_applicable("there is no ledger yet");
     };
-    pass(format!("{records} records, each chained to the one before, {signed} of them signed; what cannot be recorded is not answered"))
+    // A checkpoint is due within the hour: where none is, somebody may have taken it away and written what he liked.
+    if signed == 0 && facts.heard.first.is_some_and(|first| facts.now.duration_since(first).as_hours() >= 2) {
+        return fail(
+            format!("{records} records, and no checkpoint that signs any of them"),
+            "where are the checkpoints that this agent signed? Hold the ledger against a copy of one",
+        );
+    }
+    pass(format!(
+        "{records} records, each chained to the one before, {signed} of them signed; what cannot be recorded is not answered"
+    ))
 }

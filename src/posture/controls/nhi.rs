@@ -23,7 +23,10 @@ fn offboarding(facts: &Facts<'_>) -> Said {
         facts.gone.iter().filter(|one| one.lives_until.is_some()).map(|one| one.name.clone()).collect();
     if !living.is_empty() {
         return fail(
-            format!("{} left the settings, and what was handed out to it lives still", names(&living)),
+            format!(
+                "gone from the settings, while something that was handed out lives still: {}",
+                names(&living)
+            ),
             "revoke it at its issuer, or wait until it ends; before you take out the next one: keybearer disable NAME",
         );
     }
@@ -31,7 +34,7 @@ fn offboarding(facts: &Facts<'_>) -> Said {
     let (stale, unknown) = (of(Life::Stale), of(Life::Unknown));
     if !stale.is_empty() {
         return fail(
-            format!("{} had nothing handed out in {} days", names(&stale), facts.days),
+            format!("nothing was handed out in {} days to {}", facts.days, names(&stale)),
             "ask the owner; then keybearer disable NAME, and take it out of the settings and the issuer's books",
         );
     }
@@ -54,26 +57,24 @@ fn leakage(facts: &Facts<'_>) -> Said {
         facts.those(|_, one| matches!(one.kind, Kind::Static | Kind::Bridged) && !one.variables.is_empty());
     if !open.is_empty() {
         return fail(
-            format!("{} stay the same and are in the environment of programs", names(&open)),
+            format!("static, and in the environment of programs: {}", names(&open)),
             "deliver them as files, or better, forward = \"only\"",
         );
     }
     let exported = facts.those(|_, one| one.key_export);
     if !exported.is_empty() {
         return fail(
-            format!("the private key of {} is handed out", names(&exported)),
+            format!("handed out with its private key: {}", names(&exported)),
             "forward = \"allowed\", key_export = \"never\"",
         );
     }
     let files = |sealed| {
-        facts.who(|one| {
-            one.key.as_ref().is_some_and(|key| key.custody == "file" && key.sealed == sealed)
-        })
+        facts.who(|one| one.key.as_ref().is_some_and(|key| key.custody == "file" && key.sealed == sealed))
     };
     let (plain, unknown) = (files(Some(false)), files(None));
     if !plain.is_empty() {
         return fail(
-            format!("the key files of {} are plain", names(&plain)),
+            format!("key files that are plain: those of {}", names(&plain)),
             "give the agent a sealing key: the credential keybearer.sealing-key, or keys.sealing_key",
         );
     }
@@ -83,7 +84,9 @@ fn leakage(facts: &Facts<'_>) -> Said {
             names(&unknown)
         ));
     }
-    pass("no key lies on this host's disk unsealed, none is handed out, and no static secret is in an environment; what other files hold, keybearer scan tells")
+    pass(
+        "no key lies on this host's disk unsealed, none is handed out, and no static secret is in an environment; what other files hold, keybearer scan tells",
+    )
 }
 
 fn third_party(facts: &Facts<'_>) -> Said {
@@ -101,7 +104,7 @@ fn third_party(facts: &Facts<'_>) -> Said {
     });
     if !mixed.is_empty() {
         return fail(
-            format!("{} deal with issuers of several domains as one identity", names(&mixed)),
+            format!("one identity deals with issuers of several domains: {}", names(&mixed)),
             "give each party an identity of its own, so that one of them can be disabled alone",
         );
     }
@@ -134,7 +137,7 @@ fn authentication(facts: &Facts<'_>) -> Said {
     let fixed = facts.those(|_, one| one.kind == Kind::Static);
     if !fixed.is_empty() {
         return fail(
-            format!("{} prove nothing but that somebody knows a secret, and are handed out", names(&fixed)),
+            format!("handed out, and proof of nothing but that somebody knows a secret: {}", names(&fixed)),
             "have an issuer make them anew; until then forward = \"only\"",
         );
     }
@@ -145,7 +148,7 @@ fn authentication(facts: &Facts<'_>) -> Said {
         (true, true) => not_applicable("there are no credentials"),
         (false, true) => pass(format!("issuers learn who asks by {methods}, and by no password")),
         (_, false) => pass(format!(
-            "no secret that stays the same is handed out; {} are used by the agent alone, under dated exceptions",
+            "no secret that stays the same is handed out; the agent alone uses {}, under exceptions that end",
             names(&bridged)
         )),
     }
@@ -155,7 +158,7 @@ fn privilege(facts: &Facts<'_>) -> Said {
     let beyond = facts.those(|_, one| !one.scopes_beyond.is_empty());
     if !beyond.is_empty() {
         return fail(
-            format!("tokens of {} had scopes that the settings do not name (any more)", names(&beyond)),
+            format!("scopes that the settings do not name (any more) were in tokens of {}", names(&beyond)),
             "see that they have ended (keybearer revoke NAME), and what the issuer gives to this client",
         );
     }
@@ -199,7 +202,7 @@ fn deployment(facts: &Facts<'_>) -> Said {
     let loose = facts.those(|_, one| one.brought.iter().any(|token| !token.conditions));
     if !loose.is_empty() {
         return fail(
-            format!("{} take a platform's token whoever it speaks of", names(&loose)),
+            format!("a platform's token is taken whoever it speaks of: {}", names(&loose)),
             "name whose it must be, letter by letter: claims = { sub = \"..\" }",
         );
     }
@@ -213,7 +216,7 @@ fn lifetimes(facts: &Facts<'_>) -> Said {
     let fixed = facts.those(|_, one| matches!(one.kind, Kind::Static | Kind::Bridged));
     if !fixed.is_empty() {
         return fail(
-            format!("{} live until somebody changes them where they are checked", names(&fixed)),
+            format!("good until somebody changes it where it is checked: {}", names(&fixed)),
             "have an issuer make them anew before their exception ends",
         );
     }
@@ -221,8 +224,7 @@ fn lifetimes(facts: &Facts<'_>) -> Said {
         return not_applicable("there are no credentials");
     };
     let oldest = facts.identities.iter().filter_map(|one| Some(one.key.as_ref()?.age_limit_s)).max();
-    let keys =
-        oldest.map_or_else(String::new, |age| format!("; keys are replaced after {}", length(age)));
+    let keys = oldest.map_or_else(String::new, |age| format!("; keys are replaced after {}", length(age)));
     pass(format!("nothing lives longer than {}{keys}", length(longest)))
 }
 
@@ -243,7 +245,7 @@ fn isolation(facts: &Facts<'_>) -> Said {
         facts.host.issuers.iter().filter(|one| one.dev).map(|one| one.name.clone()).collect();
     if !dev.is_empty() && !FOR_TRYING.contains(&here.to_lowercase().as_str()) {
         return fail(
-            format!("{} are development issuers, and the environment is {here}", names(&dev)),
+            format!("the environment is {here}, and here are development issuers: {}", names(&dev)),
             "take dev = true out, or name the environment for what it is",
         );
     }
@@ -269,11 +271,13 @@ fn reuse(facts: &Facts<'_>) -> Said {
     let several = facts.who(|one| one.units.len() > 1);
     if !several.is_empty() {
         return fail(
-            format!("{} were served in several units", names(&several)),
+            format!("served in several units as one identity: {}", names(&several)),
             "make an identity for each unit, and match it",
         );
     }
-    pass("no identity was used by two units, no key by two identities, and no handle by anybody it was not given to")
+    pass(
+        "no identity was used by two units, no key by two identities, and no handle by anybody it was not given to",
+    )
 }
 
 fn humans(facts: &Facts<'_>) -> Said {
@@ -290,7 +294,7 @@ fn humans(facts: &Facts<'_>) -> Said {
     let alone = facts.who(|one| !one.attested && one.handed_out > 0);
     if !alone.is_empty() {
         return not_applicable(format!(
-            "no record names a login, but that is told only where the kernel has audit; {} rest on the user alone",
+            "no record names a login, but only a kernel with audit tells of one, and this rests on the user alone: {}",
             names(&alone)
         ));
     }

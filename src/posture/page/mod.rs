@@ -21,12 +21,13 @@ pub fn page(report: &Report) -> String {
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n<title>Posture of {0}, {1}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
-         <a class=\"skip\" href=\"#main\">To the report</a>\n<header>\n<h1>Posture of <em>{0}</em></h1>\n<p class=\"meta\">{1}, from settings \
-         <code>{2}</code>; use counts since {3}</p>\n</header>\n",
+         <a class=\"skip\" href=\"#main\">To the report</a>\n<header>\n<h1>Posture of <em>{0}</em></h1>\n<p class=\"meta\">Made {3}, from settings \
+         <code>{2}</code>; use counts since {4}. All times are UTC.</p>\n</header>\n",
         esc(&report.environment),
         esc(&report.time),
         esc(report.config_digest.get(..12).unwrap_or(&report.config_digest)),
-        esc(&report.since),
+        when(Some(&report.time)),
+        when(Some(&report.since)),
     );
     out.push_str("<main id=\"main\">\n");
     trust(&mut out, report);
@@ -60,6 +61,13 @@ fn esc(text: &str) -> String {
     out
 }
 
+/// A moment to the minute, with all of it for machines.
+fn when(time: Option<&str>) -> String {
+    let Some(time) = time else { return "never seen".into() };
+    let short = time.get(..16).unwrap_or(time).replace('T', "\u{a0}");
+    format!("<time datetime=\"{}\">{}</time>", esc(time), esc(&short))
+}
+
 fn trust(out: &mut String, report: &Report) {
     let ledger = &report.ledger;
     let _ = match (&ledger.trust, &ledger.first) {
@@ -76,8 +84,12 @@ fn trust(out: &mut String, report: &Report) {
         (Trust::Whole { records, signed }, Some(first)) => writeln!(
             out,
             "<p class=\"note\">The ledger is whole: {records} records from {} on, {signed} of them signed.{}</p>",
-            esc(first),
-            if ledger.covers { "" } else { " It does not go back as far as was asked: what is not used, it cannot tell." }
+            when(Some(first)),
+            if ledger.covers {
+                ""
+            } else {
+                " It does not go back as far as was asked: what is not used, it cannot tell."
+            }
         ),
     };
 }
@@ -85,8 +97,13 @@ fn trust(out: &mut String, report: &Report) {
 fn summary(out: &mut String, report: &Report) {
     let now = &report.maturity;
     let total = now.credentials.max(1) as f64;
-    let _ = write!(out, "<section aria-labelledby=\"maturity\">\n<h2 id=\"maturity\">How far</h2>\n<p class=\"lead\">{}</p>\n", esc(&now.sentence));
-    let kinds = [("static", now.fixed), ("bridged", now.bridged), ("dynamic", now.dynamic), ("bound", now.bound)];
+    let _ = write!(
+        out,
+        "<section aria-labelledby=\"maturity\">\n<h2 id=\"maturity\">How far</h2>\n<p class=\"lead\">{}</p>\n",
+        esc(&now.sentence)
+    );
+    let kinds =
+        [("static", now.fixed), ("bridged", now.bridged), ("dynamic", now.dynamic), ("bound", now.bound)];
     let _ = write!(
         out,
         "<svg class=\"share\" viewBox=\"0 0 1000 14\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Of {}: {}\">",
@@ -120,7 +137,7 @@ fn remedies(out: &mut String, report: &Report) {
         return;
     }
     out.push_str(
-        "<div class=\"wide\"><table>\n<caption>The most needed first: by assurance, then exposure, then age.</caption>\n<thead><tr><th scope=\"col\">#</th>\
+        "<div class=\"wide\"><table class=\"todo\">\n<caption>The most needed first: by assurance, then exposure, then age.</caption>\n<thead><tr><th scope=\"col\">#</th>\
          <th scope=\"col\">Where</th><th scope=\"col\">Why</th><th scope=\"col\">What to do</th><th scope=\"col\">Assurance</th><th scope=\"col\">Exposure</th>\
          <th scope=\"col\" class=\"n\">Days</th></tr></thead>\n<tbody>\n",
     );
@@ -151,7 +168,7 @@ fn identities(out: &mut String, report: &Report) {
     }
     for gone in &report.gone {
         let lives = match &gone.lives_until {
-            Some(until) => format!("Something of it lives until {}.", esc(until)),
+            Some(until) => format!("Something of it lives until {}.", when(Some(until))),
             None => "Nothing of it lives.".into(),
         };
         let _ = writeln!(
@@ -164,7 +181,8 @@ fn identities(out: &mut String, report: &Report) {
 }
 
 fn identity(out: &mut String, one: &IdentityPart) {
-    let off = one.disabled.as_ref().map(|why| format!(" <small class=\"bad\">switched off: {}</small>", esc(why)));
+    let off =
+        one.disabled.as_ref().map(|why| format!(" <small class=\"bad\">switched off: {}</small>", esc(why)));
     let _ = write!(
         out,
         "<article>\n<h3>{} <small>{}</small>{}</h3>\n<dl>\n",
@@ -183,8 +201,8 @@ fn identity(out: &mut String, one: &IdentityPart) {
         _ => "none seen".into(),
     };
     row("Evidence", format!("demands {}, {}", esc(&one.demands), esc(&seen)));
-    let last = one.last_used.as_deref().map_or_else(|| "never seen".into(), |last| format!("last {last}"));
-    row("Use", esc(&format!("{}, {} denied, {last}", count(one.handed_out, "time"), one.denied)));
+    let used = format!("{}, {} denied", count(one.handed_out, "time"), one.denied);
+    row("Use", format!("{}; last {}", esc(&used), when(one.last_used.as_deref())));
     let mut keys = vec![];
     if let Some(key) = &one.key {
         let sealed = match (key.custody, key.sealed) {
@@ -192,7 +210,12 @@ fn identity(out: &mut String, one: &IdentityPart) {
             ("file", Some(false)) => ", plain",
             _ => "",
         };
-        keys.push(format!("{} in {}{sealed}, at most {}", key.algorithm, key.custody, length(key.age_limit_s)));
+        keys.push(format!(
+            "{} in {}{sealed}, at most {}",
+            key.algorithm,
+            key.custody,
+            length(key.age_limit_s)
+        ));
     }
     if let Some(own) = &one.certificate {
         let life = own.life_s.map_or_else(String::new, |life| format!(", at most {}", length(life)));
@@ -200,19 +223,21 @@ fn identity(out: &mut String, one: &IdentityPart) {
     }
     row("Key", if keys.is_empty() { "none of its own".into() } else { esc(&keys.join("; ")) });
     let reach = &one.reach;
-    let life = reach.longest_life_s.map_or_else(|| "until somebody changes it".into(), length);
-    let reaches = format!(
-        "{}, {}, for {life}",
-        count(reach.audiences.len() as u64, "API"),
-        count(reach.scopes.len() as u64, "scope")
-    );
+    let life = reach
+        .longest_life_s
+        .map_or_else(|| "until somebody changes it".into(), |life| format!("for {}", length(life)));
+    let places = match reach.audiences.len().max(reach.origins.len()) {
+        0 => "no place in particular".into(),
+        places => count(places as u64, "API"),
+    };
+    let reaches = format!("{places}, {}, {life}", count(reach.scopes.len() as u64, "scope"));
     row("Blast radius", esc(&reaches));
     if !reach.same_key.is_empty() {
         row("Same key", esc(&reach.same_key.join("; ")));
     }
     let _ = write!(
         out,
-        "</dl>\n<div class=\"wide\"><table>\n<caption>Credentials of {}</caption>\n<thead><tr><th scope=\"col\">Name</th><th scope=\"col\">What it is</th>\
+        "</dl>\n<div class=\"wide\"><table class=\"credentials\">\n<caption>Credentials of {}</caption>\n<thead><tr><th scope=\"col\">Name</th><th scope=\"col\">What it is</th>\
          <th scope=\"col\">Issuer</th><th scope=\"col\">For</th><th scope=\"col\">Scope</th><th scope=\"col\">Life</th><th scope=\"col\">Exception</th>\
          <th scope=\"col\">Last used</th></tr></thead>\n<tbody>\n",
         esc(&one.name)
@@ -239,7 +264,8 @@ fn credential_row(out: &mut String, identity: &IdentityPart, one: &CredentialPar
             format!("<b>{}</b><br>{reason}<br><small>{owner}</small>", days_left(it.days_left))
         },
     );
-    let seen = one.life_seen_s.map_or_else(String::new, |seen| format!("<br><small>seen {}</small>", length(seen)));
+    let seen =
+        one.life_seen_s.map_or_else(String::new, |seen| format!("<br><small>seen {}</small>", length(seen)));
     let _ = writeln!(
         out,
         "<tr><th scope=\"row\">{}</th><td><span class=\"dot k-{}\"></span>{}</td><td>{}<br><small>as {}</small></td><td>{}</td><td>{scope}</td><td>{}{seen}</td>\
@@ -249,9 +275,13 @@ fn credential_row(out: &mut String, identity: &IdentityPart, one: &CredentialPar
         esc(&what_it_is(identity, one)),
         esc(&one.issuer),
         esc(if one.client_id.is_empty() { "nobody" } else { &one.client_id }),
-        esc(one.audience.as_deref().unwrap_or("no API in particular")),
+        esc(one
+            .audience
+            .as_deref()
+            .or(one.origins.first().map(String::as_str))
+            .unwrap_or("no API in particular")),
         length(one.life_allowed_s),
-        esc(one.last_used.as_deref().unwrap_or("never seen"))
+        when(one.last_used.as_deref())
     );
 }
 

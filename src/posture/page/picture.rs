@@ -92,7 +92,9 @@ pub(super) fn lifetimes(out: &mut String, report: &Report) {
     }
     out.push_str(
         "</svg>\n<figcaption>A bar is the longest life allowed, by powers of ten; the ring is the longest that was seen; a T marks the end of an \
-         exception, counted from now; a bar beyond a year is a secret that lives until somebody changes it.</figcaption>\n</figure>\n</section>\n",
+         exception, counted from now (at the very left, it has ended); a bar beyond a year is a secret that lives until somebody changes it. \
+         <span class=\"dot k-static\"></span>static <span class=\"dot k-bridged\"></span>bridged <span class=\"dot k-dynamic\"></span>dynamic \
+         <span class=\"dot k-bound\"></span>bound</figcaption>\n</figure>\n</section>\n",
     );
 }
 
@@ -107,8 +109,7 @@ fn told(who: &IdentityPart, one: &CredentialPart) -> String {
         Kind::Static | Kind::Bridged => "lives until somebody changes it".into(),
         Kind::Dynamic | Kind::Bound => format!("lives {} at most", length(one.life_allowed_s)),
     };
-    let exception =
-        one.exception.as_ref().map(|it| format!(", its exception {}", days_left(it.days_left)));
+    let exception = one.exception.as_ref().map(|it| format!(", its exception {}", days_left(it.days_left)));
     format!("{}.{}, {}, {life}{}", who.name, one.name, one.kind.as_str(), exception.unwrap_or_default())
 }
 
@@ -123,7 +124,7 @@ pub(super) fn reach(out: &mut String, report: &Report) {
     out.push_str("<section aria-labelledby=\"reach\">\n<h2 id=\"reach\">Who can reach what</h2>\n");
     let mut nodes: [Vec<&str>; 3] = [vec![], vec![], vec![]];
     // What goes from where to where, and the weakest that goes there.
-    let mut edges: BTreeMap<(usize, usize, usize), Kind> = BTreeMap::new();
+    let mut edges = Edges::new();
     let mut node = |column: usize, name| match nodes[column].iter().position(|known| *known == name) {
         Some(at) => at,
         None => {
@@ -144,6 +145,7 @@ pub(super) fn reach(out: &mut String, report: &Report) {
         out.push_str("<p>Nobody can reach anything.</p>\n</section>\n");
         return;
     }
+    untangle(&mut nodes, &mut edges);
     let tallest = nodes.iter().map(Vec::len).max().unwrap_or(1);
     let high = 30.0 + STEP * tallest as f64;
     let y = |column: usize, at: usize, nodes: &[Vec<&str>; 3]| {
@@ -199,6 +201,34 @@ pub(super) fn reach(out: &mut String, report: &Report) {
     );
 }
 
+/// What goes from where (column and place) to where in the next column, and its kind.
+type Edges = BTreeMap<(usize, usize, usize), Kind>;
+
+/// Puts issuers, then APIs, at the height of those that lead to them, so that fewer lines cross.
+fn untangle(nodes: &mut [Vec<&str>; 3], edges: &mut Edges) {
+    for column in 1..3 {
+        // Places over how many there are, so that columns of different lengths compare.
+        let height = |at: usize| {
+            let from: Vec<usize> = edges
+                .keys()
+                .filter(|(left, _, end)| left + 1 == column && *end == at)
+                .map(|(_, start, _)| *start)
+                .collect();
+            (from.iter().sum::<usize>() * 1000) / from.len().max(1)
+        };
+        let mut order: Vec<usize> = (0..nodes[column].len()).collect();
+        order.sort_by_key(|at| height(*at));
+        nodes[column] = order.iter().map(|at| nodes[column][*at]).collect();
+        let now = |at: usize| order.iter().position(|before| *before == at).unwrap_or(at);
+        let moved = |((left, start, end), kind): (&(usize, usize, usize), &Kind)| {
+            let start = if *left == column { now(*start) } else { *start };
+            let end = if left + 1 == column { now(*end) } else { *end };
+            ((*left, start, end), *kind)
+        };
+        *edges = edges.iter().map(moved).collect();
+    }
+}
+
 fn api(one: &CredentialPart) -> &str {
     let place = one.audience.as_deref().or(one.origins.first().map(String::as_str));
     place.unwrap_or(match one.wants {
@@ -209,7 +239,10 @@ fn api(one: &CredentialPart) -> &str {
 }
 
 fn reaches(who: &IdentityPart) -> String {
-    let ways = who.credentials.iter().map(|one| format!("{} through {} ({})", api(one), one.issuer, one.kind.as_str()));
+    let ways = who
+        .credentials
+        .iter()
+        .map(|one| format!("{} through {} ({})", api(one), one.issuer, one.kind.as_str()));
     format!("{} reaches {}", who.name, ways.collect::<Vec<_>>().join(", "))
 }
 
