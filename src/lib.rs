@@ -45,6 +45,7 @@ pub mod scan;
 pub mod config;
 pub mod posture;
 pub mod daemon;
+pub mod doctor;
 pub mod dev;
 pub mod cli;
 #[cfg(any(test, fuzzing))]

@@ -177,6 +177,7 @@ fn what_ends_soon_or_is_a_variable_goes_by_exec_and_the_drop_in_says_why() {
         lines(&text).ends_with(&[
             "ExecStart=",
             &wrapped,
+            "KillMode=mixed",
             &format!("Environment=KEYBEARER_SOCKET={}/run/agent.sock", desk.setup.dir.path().display())
         ]),
         "{text}"

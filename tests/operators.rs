@@ -91,6 +91,56 @@ async fn disabled_is_disabled_at_once_for_whoever_listens_and_across_a_restart()
 }
 
 #[tokio::test]
+async fn a_ledger_is_exported_as_far_as_it_is_whole_and_no_further_unless_asked() {
+    // AUD-24
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    for _ in 0..3 {
+        token(&agent).await.unwrap();
+    }
+    let (dir, ledger) = (agent.dir.clone(), agent.ledger());
+    agent.stop();
+    let export = |more: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_keybearer"));
+        let output = command.args(["audit", "export", "--dir"]).arg(&ledger).args(more).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let path = ledger.join("ledger.jsonl");
+    let whole = std::fs::read_to_string(&path).unwrap();
+    let records = whole.lines().count();
+    for format in ["ocsf", "ecs", "cef"] {
+        let (code, lines, told) = export(&["--format", format]);
+        assert_eq!((code, lines.lines().count(), &*told), (Some(0), records, ""));
+        // One that gathers goes on where it stopped.
+        let (_, rest, _) = export(&["--format", format, "--since", &(records - 1).to_string()]);
+        assert_eq!(rest.lines().last(), lines.lines().last());
+        assert_eq!(rest.lines().count(), 1);
+    }
+    assert_eq!(export(&["--format", "cef", "--since", "2100-01-01T00:00:00Z"]).1, "");
+    assert_eq!(export(&["--format", "cef", "--since", "yesterday"]).0, Some(64));
+
+    let at = whole.lines().position(|line| line.contains("credential_release")).unwrap();
+    let lines: Vec<String> = whole.lines().map(str::to_owned).collect();
+    let mut changed = lines.clone();
+    changed[at] = changed[at].replace("credential_release", "credential_return");
+    changed[at + 1] = "no record at all".into();
+    std::fs::write(&path, changed.join("\n") + "\n").unwrap();
+    let (code, told, why) = export(&["--format", "ecs"]);
+    assert_eq!((code, told.lines().count()), (Some(65), at), "{why}");
+    assert!(why.contains(&format!("record {}", at + 1)) && why.contains("--anyway"), "{why}");
+    let (code, told, why) = export(&["--format", "ecs", "--anyway"]);
+    assert_eq!((code, told.lines().count()), (Some(0), records - 1), "{why}");
+    assert!(why.contains("1 lines are no records"), "{why}");
+    let marked = told.lines().filter(|line| line.contains("broken here or before")).count();
+    assert!(
+        marked >= records - 1 - at - 1 && told.lines().take(at).all(|line| !line.contains("broken")),
+        "{told}"
+    );
+    drop(dir);
+}
+
+#[tokio::test]
 async fn disabled_counts_for_a_call_whose_token_is_on_its_way() {
     // GA-10
     let issuer = issuer(300);

@@ -14,7 +14,11 @@ use std::{
 };
 
 use disk::Disk;
-use keybearer::audit::EventType;
+use keybearer::{
+    audit::EventType,
+    deliver::{Dialect, Entry},
+    secret::Secret,
+};
 use serde_json::Value;
 use support::{BINARY, Setup, built, is_root, issuer, jwt_in, register, register_as, skip};
 
@@ -35,9 +39,15 @@ async fn units_of_a_real_service_manager() {
     let setup = setup
         .also("loaded", "standard", &loaded("loaded.service"))
         .also("silent", "standard", "match = { unit = \"silent.service\" }")
-        .and("\n[identities.loaded.deliver]\nfile = { TOKEN_FILE = \"orders.token\" }\n");
+        .also("wrapped", "standard", &format!("match = {{ unit = \"wrapped.service\", uid = {USER} }}"))
+        .also("written", "standard", &format!("match = {{ unit = \"written.service\", uid = {USER} }}"))
+        .and("\n[identities.loaded.deliver]\nfile = { TOKEN_FILE = \"orders.token\" }\n")
+        .and("\n[identities.wrapped.deliver]\nenv = { TOKEN = \"orders.token\" }\nat_rotation = { orders = \"restart\" }\n")
+        .and("\n[identities.written.deliver]\nenv = { TOKEN = \"orders.token\" }\n");
     register(&issuer.handle, &setup.write());
-    register_as(&issuer.handle, &setup.write(), "loaded");
+    for client in ["loaded", "wrapped", "written"] {
+        register_as(&issuer.handle, &setup.write(), client);
+    }
     let other_issuer = support::issuer(300);
     let careless = careless(setup.dir.path(), other_issuer.handle.url());
     let disk = Disk::mount(&careless.dir.path().join("state")).expect("root can mount a small disk");
@@ -48,6 +58,8 @@ async fn units_of_a_real_service_manager() {
 
     the_unit_that_is_named_is_served(&host);
     an_unmodified_program_has_its_credential_by_load_credential(&host);
+    an_unmodified_program_has_its_credential_by_exec(&host);
+    an_unmodified_program_has_its_credential_by_an_environment_file(&host);
     whoever_the_service_manager_asks_for_is_the_unit_that_starts_and_nobody_else(&host);
     a_root_process_that_plays_the_service_manager_gets_no_other_units_credential(&host);
     without_an_agent_a_unit_fails_and_systemd_says_why(&host);
@@ -62,6 +74,8 @@ async fn units_of_a_real_service_manager() {
         &disk,
     );
 
+    an_environment_file_is_read_as_it_was_meant(&host);
+    a_unit_writes_its_own_environment_file_before_it_starts(&host);
     a_credential_of_the_service_manager_seals_key_files(&host, &kept);
     an_agent_that_is_not_root_is_asked_by_the_service_manager_too(&host, &kept);
     a_secret_that_cannot_be_dynamic_yet_is_kept_by_the_service_manager_or_under_its_key(&host, kept);
@@ -161,6 +175,43 @@ fn an_unmodified_program_has_its_credential_by_load_credential(host: &Host) {
     let second = seen(host, unit, &first);
     ended(host, "loaded");
     seen(host, unit, &second);
+    host.inside(&["systemctl", "stop", unit]);
+    host.remove(unit);
+}
+
+fn an_unmodified_program_has_its_credential_by_exec(host: &Host) {
+    // LEGACY 2.2: keybearer exec in ExecStart, which stays here, because a rotation is to start the program again.
+    let unit = "wrapped.service";
+    host.install(unit, &unmodified(unit, "echo -n \"$TOKEN\""));
+    host.moved_over(unit, "exec");
+    let first = seen(host, unit, "");
+    no_other_user_sees(host, unit, &first);
+    ended(host, "wrapped");
+    let second = seen(host, unit, &first);
+    no_other_user_sees(host, unit, &second);
+    let restarts = host.inside(&["systemctl", "show", "-P", "NRestarts", unit]);
+    assert_eq!(text(&restarts).trim(), "0", "the unit itself went on");
+    host.inside(&["systemctl", "stop", unit]);
+    assert!(
+        host.inside(&["systemctl", "is-failed", unit]).status.code() != Some(0),
+        "{}",
+        host.journal(unit)
+    );
+    host.remove(unit);
+}
+
+fn an_unmodified_program_has_its_credential_by_an_environment_file(host: &Host) {
+    // LEGACY 2.4: written in ExecStartPre by the unit's own user, read by systemd as root.
+    let unit = "written.service";
+    host.install(unit, &unmodified(unit, "echo -n \"$TOKEN\""));
+    host.moved_over(unit, "env-file");
+    let first = seen(host, unit, "");
+    no_other_user_sees(host, unit, &first);
+    let modes = host.inside(&["stat", "-c", "%a %u", "/run/keybearer-written/environment"]);
+    assert_eq!(text(&modes), format!("400 {USER}\n"));
+    ended(host, "written");
+    host.inside(&["systemctl", "restart", unit]);
+    seen(host, unit, &first);
     host.inside(&["systemctl", "stop", unit]);
     host.remove(unit);
 }
@@ -352,6 +403,122 @@ fn the_journal_of_a_talkative_agent_holds_no_token(host: &Host) {
         assert!(!journal.contains(token.trim().rsplit('.').next().unwrap()), "{unit}: the token's signature");
         assert_eq!(jwt_in(&journal), None, "{unit}");
     }
+}
+
+fn an_environment_file_is_read_as_it_was_meant(host: &Host) {
+    // LEGACY 2.4: byte for byte, by the reader itself. Its noncharacters and other bytes are refused: src/deliver/dialect.
+    let pieces = [
+        "'",
+        "\"",
+        "\\",
+        "$",
+        "${",
+        "}",
+        "`",
+        "#",
+        " #",
+        ";",
+        "=",
+        " ",
+        "\t",
+        "\n",
+        "\r",
+        "%",
+        "%%",
+        "%n",
+        "!",
+        "$(id)",
+        "${HOME}",
+        "$HOME",
+        "\\n",
+        "\\'",
+        "\\\"",
+        "\\\\",
+        "\\\n",
+        "export ",
+        "A=b",
+        "\u{7f}",
+        "\u{1}",
+        "\u{1b}[0m",
+        "\u{feff}",
+        "\u{85}",
+        "\u{a0}",
+        "\u{2028}",
+        "é",
+        "𝄞",
+        "",
+    ];
+    let mut values: Vec<String> = pieces.iter().map(|piece| (*piece).to_owned()).collect();
+    for (at, one) in pieces.iter().enumerate() {
+        for other in &pieces[at % 5..] {
+            values.push(format!("{one}{other}a{other}{one}"));
+        }
+    }
+    values.push("a".repeat(100_000));
+    let wanted = |at: usize| (format!("V{at:04}"), &values[at]);
+    // As many at a time as a program may be started with.
+    for chunk in (0..values.len()).collect::<Vec<_>>().chunks(300) {
+        let entry = |at: &usize| Entry {
+            variable: wanted(*at).0.parse().unwrap(),
+            source: "ledger.token".parse().unwrap(),
+            value: Secret::new(wanted(*at).1.as_str()),
+        };
+        let file = Dialect::Systemd.write(&chunk.iter().map(entry).collect::<Vec<_>>()).unwrap();
+        fs::write(host.path("environment"), file.expose()).unwrap();
+        let file = format!("EnvironmentFile={}", host.path("environment"));
+        let read = host.run("reader.service", &["-p", &file], &["env", "-0"]);
+        assert!(read.status.success(), "{}", text(&read));
+        let read: Vec<&[u8]> = read.stdout.split(|byte| *byte == 0).collect();
+        for at in chunk {
+            let (name, value) = wanted(*at);
+            let line = format!("{name}={value}");
+            let has = read
+                .iter()
+                .find(|line| line.starts_with(name.as_bytes()))
+                .map(|line| String::from_utf8_lossy(line));
+            assert!(read.contains(&line.as_bytes()), "{value:?}: {has:?}");
+        }
+    }
+}
+
+fn a_unit_writes_its_own_environment_file_before_it_starts(host: &Host) {
+    // Must-show 1: EnvironmentFile written in ExecStartPre, by the unit's own user, into its own directory.
+    let user = format!("User={USER}");
+    let before = format!(
+        "ExecStartPre={BINARY} env-file --format systemd --env TOKEN=orders.token --out /run/shop/env"
+    );
+    let properties = [
+        "RuntimeDirectory=shop",
+        "RuntimeDirectoryMode=0700",
+        "EnvironmentFile=-/run/shop/env",
+        &user,
+        &before,
+    ];
+    let socket = format!("--setenv=KEYBEARER_SOCKET={}", host.path("run/agent.sock"));
+    let mut start = vec!["systemd-run", "--quiet", "--unit=shop.service", &socket];
+    start.extend(properties.iter().flat_map(|property| ["-p", property]));
+    start.extend(["sleep", "60"]);
+    let started = host.inside(&start);
+    let journal = || text(&host.inside(&["journalctl", "--no-pager", "-u", "shop.service"]));
+    assert!(started.status.success(), "{}{}", text(&started), journal());
+    assert_eq!(host.last_record()["peer"]["unit"]["name"], "shop.service");
+    let mode = host.inside(&["stat", "-c", "%u %a", "/run/shop/env"]);
+    assert_eq!(text(&mode).trim(), format!("{USER} 400"), "{}", journal());
+
+    let shown = text(&host.inside(&["systemctl", "show", "shop.service"]));
+    let pid = shown.lines().find_map(|line| line.strip_prefix("MainPID=")).unwrap();
+    let environ = format!("/proc/{pid}/environ");
+    let has = text(&host.inside(&["cat", &environ]));
+    let token = jwt_in(&has).unwrap_or_else(|| panic!("no token: {has}{}", journal()));
+    assert!(shown.contains("/run/shop/env") && !shown.contains(token) && jwt_in(&shown).is_none(), "{shown}");
+    assert!(!journal().contains(token));
+    let other = (USER + 1).to_string();
+    let looked =
+        host.inside(&["setpriv", "--reuid", &other, "--clear-groups", "cat", &environ, "/run/shop/env"]);
+    assert!(!looked.status.success() && !text(&looked).contains(token), "{}", text(&looked));
+    host.inside(&["systemctl", "stop", "shop.service"]);
+    let gone = host.inside(&["cat", "/run/shop/env"]);
+    assert!(!gone.status.success(), "what the unit had goes with it");
 }
 
 /// A second agent, that goes on when it cannot record. No "interim" identity may have such a one, so it needs units.

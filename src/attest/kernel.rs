@@ -1,11 +1,11 @@
-//! The four questions to the kernel that no safe wrapper asks: who connected, by number and by pidfd, who that is
-//! now, and who wrote this chunk; and the descriptors that are this process's since it began. The only unsafe code of the house.
-//! In goes a socket; out come plain values; a descriptor that a stranger passed along is closed here and never seen by anybody
-//! else.
+//! The questions to the kernel that no safe wrapper asks: who connected, by number and by pidfd, who that is
+//! now, who wrote this chunk, and what it has to confine a program with; and the descriptors that are this process's since it began.
+//! The only unsafe code of the house. In goes a socket; out come plain values; a descriptor that a stranger passed along is closed
+//! here and never seen by anybody else.
 #![expect(
     unsafe_code,
-    reason = "SO_PEERCRED with pid 0, SO_PEERPIDFD, PIDFD_GET_INFO and SCM_CREDENTIALS beside SCM_RIGHTS have no safe wrapper, \
-              and a descriptor that one is born with is only a number"
+    reason = "SO_PEERCRED with pid 0, SO_PEERPIDFD, PIDFD_GET_INFO, SCM_CREDENTIALS beside SCM_RIGHTS, memfd_secret and the version \
+              of Landlock have no safe wrapper, and a descriptor that one is born with is only a number"
 )]
 
 use std::{
@@ -42,6 +42,29 @@ pub struct Chunk<'a> {
     pub sender: Option<Sender>,
     /// Whether descriptors came along or the control data did not fit: a reason to hang up (ATT-04).
     pub smuggled: bool,
+}
+
+/// Whether there is memfd_secret(2) here, and it is switched on.
+pub fn secret_memory() -> bool {
+    // SAFETY: it takes no pointer, and gives a new descriptor that nobody else has.
+    let made = unsafe { libc::syscall(libc::SYS_memfd_secret, 0) };
+    match RawFd::try_from(made) {
+        Ok(fd) if fd >= 0 => {
+            // SAFETY: it is open, and this is its only owner.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            true
+        }
+        _ => false,
+    }
+}
+
+/// The version of Landlock here (landlock_create_ruleset(2)); `None` where there is none.
+pub fn landlock_abi() -> Option<u32> {
+    const VERSION: u32 = 1;
+    // SAFETY: with this flag and no attributes it reads nothing, and gives a number.
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<u8>(), 0_usize, VERSION) };
+    u32::try_from(version).ok().filter(|version| *version > 0)
 }
 
 /// `SO_PEERCRED`: who called `connect()`.

@@ -26,11 +26,12 @@ use uuid::Uuid;
 use super::{
     Agent, Entry, EventType, Host, LedgerError, LedgerSettings, Line, OnFailure, Outcome, Sync,
     book::{Book, Sink, keep_checkpoint},
+    counts::{Counts, Sort},
     line::members,
     tree::{Frontier, Hash, leaf},
 };
 use crate::{
-    clock::{Clock, Dice, uuid_v7},
+    clock::{Boot, Clock, Dice, uuid_v7},
     keys::{CheckpointKey, Vault},
     secret::put_hex,
 };
@@ -67,6 +68,7 @@ pub fn open(
         sign_at: book.signed.saturating_add(settings.checkpoint_records),
         torn: false,
         lost: 0,
+        written: Boot::from_nanos(0),
         buffer: Vec::new(),
         clock,
         dice,
@@ -75,6 +77,9 @@ pub fn open(
         records: AtomicU64::new(pen.frontier.size()),
         pen: Mutex::new(pen),
         sign: Notify::new(),
+        counts: Counts::default(),
+        written: AtomicU64::new(0),
+        kept: AtomicU64::new(0),
         healthy: AtomicBool::new(true),
         signing: AtomicBool::new(true),
         origin: ArcSwap::from_pointee(Origin::new(boot_id, host, agent)),
@@ -148,11 +153,24 @@ impl Ledger {
         self.shared.origin.load().agent.config_digest.clone()
     }
 
+    /// How many records of each sort were written since the start.
+    pub fn counts(&self) -> Vec<(Sort, u64)> {
+        self.shared.counts.read()
+    }
+
     /// How it is.
     pub fn health(&self) -> Health {
+        let since_start = |at: &AtomicU64| match at.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Boot::from_nanos(nanos)),
+        };
+        let records = self.shared.records.load(Ordering::Relaxed);
         Health {
             directory: self.shared.settings.directory.clone(),
-            records: self.shared.records.load(Ordering::Relaxed),
+            records,
+            unsigned: records.saturating_sub(self.shared.pen().signed),
+            written: since_start(&self.shared.written),
+            kept: since_start(&self.shared.kept),
             healthy: self.shared.healthy.load(Ordering::Relaxed)
                 && self.shared.signing.load(Ordering::Relaxed),
         }
@@ -168,6 +186,12 @@ pub struct Health {
     pub records: u64,
     /// Whether the last write, and the last checkpoint, went well.
     pub healthy: bool,
+    /// How many records no checkpoint covers yet.
+    pub unsigned: u64,
+    /// When a record was last written, if one was since the start.
+    pub written: Option<Boot>,
+    /// When what is written was last flushed and signed, if it was since the start.
+    pub kept: Option<Boot>,
 }
 
 /// Proof that an exchange is on record. Only what was written, or judged lost by the operator's choice, makes one.
@@ -197,6 +221,10 @@ struct Shared {
     /// So much was written that a checkpoint is due.
     sign: Notify,
     records: AtomicU64,
+    counts: Counts,
+    /// When it was last written, and when last flushed and signed, in nanoseconds since boot; 0 if not since the start.
+    written: AtomicU64,
+    kept: AtomicU64,
     /// Whether the last write went well, and whether the last checkpoint did: a write does not mend a checkpoint.
     healthy: AtomicBool,
     signing: AtomicBool,
@@ -215,9 +243,14 @@ impl Shared {
         let mut pen = self.pen();
         let first = pen.write(lines, &self.origin.load())?;
         self.records.store(pen.frontier.size(), Ordering::Relaxed);
+        self.written.store(pen.written.as_nanos(), Ordering::Relaxed);
         if pen.frontier.size() >= pen.sign_at {
             pen.sign_at = pen.frontier.size().saturating_add(self.settings.checkpoint_records);
             self.sign.notify_one();
+        }
+        drop(pen);
+        for line in lines {
+            self.counts.count(line.tally());
         }
         Ok(first)
     }
@@ -286,6 +319,7 @@ struct Pen {
     /// What was half written is there still: nothing may come after it.
     torn: bool,
     lost: u64,
+    written: Boot,
     buffer: Vec<u8>,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
@@ -307,7 +341,8 @@ impl Pen {
         });
         let first = frontier.size() + u64::from(gap.is_some());
         let time = self.clock.wall();
-        let boot = self.clock.boot().as_nanos();
+        let now = self.clock.boot();
+        let boot = now.as_nanos();
         for line in gap.iter().chain(lines.iter().copied()) {
             let (start, seq) = (buffer.len(), frontier.size());
             // A Vec takes every byte.
@@ -336,6 +371,7 @@ impl Pen {
             return Err(kind);
         }
         (self.frontier, self.prev, self.length, self.lost) = (frontier, prev, self.length + added, 0);
+        self.written = now;
         Ok(first)
     }
 
@@ -476,7 +512,10 @@ impl Scribe {
     fn note_signed(&self, signed: io::Result<u64>) {
         match signed {
             Ok(size) => {
-                self.shared.pen().signed = size;
+                let mut pen = self.shared.pen();
+                pen.signed = size;
+                self.shared.kept.store(pen.clock.boot().as_nanos(), Ordering::Relaxed);
+                drop(pen);
                 self.shared.signing.store(true, Ordering::Relaxed);
                 tracing::debug!(size, "checkpoint");
             }

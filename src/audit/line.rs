@@ -6,9 +6,12 @@ use std::{io::Write as _, sync::Arc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::record::{
-    ApiPart, CredentialPart, Entry, ErrandPart, HolderPart, IssuerPart, PeerPart, PolicyPart, TargetPart,
-    WorkloadPart,
+use super::{
+    counts::Tally,
+    record::{
+        ApiPart, CredentialPart, Entry, ErrandPart, HolderPart, IssuerPart, PeerPart, PolicyPart, TargetPart,
+        WorkloadPart,
+    },
 };
 
 /// What is to be recorded about one exchange, spelled out.
@@ -21,9 +24,13 @@ pub struct Line {
 
 /// What an entry tells beside its exchange: the same for each exchange of the same kind.
 #[derive(Clone, Debug)]
-pub struct Told {
-    event: Arc<str>,
-    facts: Arc<str>,
+pub struct Told(Arc<Said>);
+
+#[derive(Debug)]
+struct Said {
+    event: String,
+    facts: String,
+    tally: Tally,
 }
 
 impl From<Entry> for Line {
@@ -42,7 +49,8 @@ impl From<Entry> for Line {
             api_response: &entry.api_response,
             detail: &entry.detail,
         };
-        let told = Told { facts: members(&facts).into(), event: json(&entry.event).into() };
+        let said = Said { facts: members(&facts), event: json(&entry.event), tally: Tally::of(&entry) };
+        let told = Told(Arc::new(said));
         Self { exchange: entry.exchange_id.0, trace_id: entry.trace_id, told }
     }
 }
@@ -63,6 +71,11 @@ impl Line {
         self.exchange
     }
 
+    /// Where it is counted.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.told.0.tally
+    }
+
     /// Writes its members as they stand in a line, without braces.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         let trace_id = self.trace_id.as_ref().map_or_else(|| "null".into(), json);
@@ -71,7 +84,7 @@ impl Line {
         let _ = write!(
             out,
             r#""event":{},"exchange_id":"{exchange}","trace_id":{trace_id},{}"#,
-            self.told.event, self.told.facts
+            self.told.0.event, self.told.0.facts
         );
     }
 }

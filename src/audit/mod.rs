@@ -4,6 +4,8 @@
 //! was changed.
 
 mod book;
+mod counts;
+mod export;
 mod ledger;
 mod line;
 #[cfg(any(test, fuzzing))]
@@ -14,13 +16,15 @@ mod verify;
 
 use std::{path::PathBuf, time::Duration};
 
+pub use counts::Sort;
+pub use export::{Format, Standing, Timeless, line};
 pub use ledger::{Health, Ledger, Receipt, Scribe, open};
 pub use line::{Line, Told};
 pub use record::{
     Agent, ApiPart, CredentialPart, Entry, ErrandPart, Event, EventType, ExePart, HolderPart, Host,
     IssuerPart, Outcome, PeerPart, PolicyPart, ProcessPart, Record, TargetPart, UnitPart, WorkloadPart,
 };
-pub use verify::{Fault, Report, VerifyError, read, sound, verify};
+pub use verify::{Fault, Report, VerifyError, every_line, read, verify};
 
 /// Where the ledger is and how it behaves.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -172,7 +172,7 @@ pub struct Event {
 }
 
 /// What can happen (AUD-01).
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventType {
     /// The agent began.
@@ -238,7 +238,7 @@ pub enum EventType {
 }
 
 /// How it ended.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// Refused.
@@ -247,6 +247,20 @@ pub enum Outcome {
     Failed,
     /// Done.
     Success,
+}
+
+impl EventType {
+    /// As records write it.
+    pub fn word(self) -> String {
+        snake(&self)
+    }
+}
+
+impl Outcome {
+    /// As records write it.
+    pub fn word(self) -> String {
+        snake(&self)
+    }
 }
 
 /// Who.
@@ -564,7 +578,7 @@ impl Record {
 }
 
 /// A word as records write it.
-fn snake(value: &impl Serialize) -> String {
+pub(super) fn snake(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 

@@ -107,6 +107,36 @@ async fn any_changed_byte_is_found_at_its_record() {
 }
 
 #[tokio::test]
+async fn a_chain_that_was_spun_anew_is_sound_up_to_the_last_checkpoint_that_agrees() {
+    // AUD-24: whoever rewrites the ledger can also compute its hashes, but not sign them.
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(dir.path());
+    fill(settings.clone(), 3).await;
+    fill(settings.clone(), 4).await;
+    let whole = fs::read_to_string(lines_of(&settings)).unwrap();
+    for k in 0..7 {
+        let (mut spun, mut prev) = (String::new(), "0".repeat(64));
+        for (seq, line) in whole.lines().enumerate() {
+            let (body, _) = line.rsplit_once(r#","prev":""#).unwrap();
+            let body = if seq == k { body.replace("NO_IDENTITY", "SOMETHING_ELSE") } else { body.into() };
+            let line = format!(r#"{body},"prev":"{prev}"}}"#);
+            prev = crate::secret::hex(&tree::leaf(line.as_bytes()));
+            spun.push_str(&line);
+            spun.push('\n');
+        }
+        fs::write(lines_of(&settings), spun).unwrap();
+        let error = verify(&settings.directory, None).unwrap_err();
+        let (at, sound) = if k < 3 { (2, 0) } else { (6, 3) };
+        assert_eq!((error.seq, error.sound), (at, sound), "{error}");
+    }
+    // Where the chain itself breaks, what is before the record that was changed is sound.
+    fs::write(lines_of(&settings), whole.replacen("NO_IDENTITY", "NO_IDENTITX", 1)).unwrap();
+    assert_eq!(verify(&settings.directory, None).unwrap_err().sound, 0);
+    fs::write(lines_of(&settings), &whole[..whole.len() - 400]).unwrap();
+    assert_eq!(verify(&settings.directory, None).unwrap_err().sound, 3);
+}
+
+#[tokio::test]
 async fn a_torn_end_is_cut_off_and_told() {
     // AUD-22
     let dir = tempfile::tempdir().unwrap();

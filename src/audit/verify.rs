@@ -36,6 +36,9 @@ pub struct VerifyError {
     pub seq: u64,
     /// What is wrong with it.
     pub fault: Fault,
+    /// How many records from the first on can be relied on all the same: up to the one that was changed, or, where that cannot be
+    /// told, up to the last checkpoint that agrees.
+    pub sound: u64,
 }
 
 /// What can be wrong.
@@ -73,28 +76,15 @@ pub enum Fault {
 /// # Errors
 /// [`VerifyError`] with the first bad record.
 pub fn verify(directory: &Path, trusted: Option<&Verifier>) -> Result<Report, VerifyError> {
-    held(directory, trusted, &mut 0)
-}
-
-/// How many records, from the first on, a signed checkpoint covers that [`verify`] got to before the first fault. Of a ledger that is not
-/// whole they are what can be believed: whoever can write a record can chain it, but not sign it.
-pub fn sound(directory: &Path, trusted: Option<&Verifier>) -> u64 {
-    let mut sound = 0;
-    // What is wrong with the rest is for `verify` to say.
-    let _ = held(directory, trusted, &mut sound);
-    sound
-}
-
-/// The same as [`verify`], which leaves in `sound` how many records the last checkpoint covered that was found true.
-fn held(directory: &Path, trusted: Option<&Verifier>, sound: &mut u64) -> Result<Report, VerifyError> {
-    let fault = |seq, fault| VerifyError { seq, fault };
-    let unreadable = |file, error: &std::io::Error| fault(0, Fault::Unreadable { file, kind: error.kind() });
+    let fault = |seq, fault, sound| VerifyError { seq, fault, sound };
+    let unreadable =
+        |file, error: &std::io::Error| fault(0, Fault::Unreadable { file, kind: error.kind() }, 0);
     let verifier = match trusted {
         Some(verifier) => verifier.clone(),
         None => {
             let text = fs::read_to_string(directory.join(VERIFIER))
                 .map_err(|error| unreadable("checkpoint.pub", &error))?;
-            Verifier::parse(&text).map_err(|_| fault(0, Fault::Checkpoint))?
+            Verifier::parse(&text).map_err(|_| fault(0, Fault::Checkpoint, 0))?
         }
     };
     // The checkpoints first: records that are added meanwhile only make the ledger longer.
@@ -104,32 +94,37 @@ fn held(directory: &Path, trusted: Option<&Verifier>, sound: &mut u64) -> Result
     let mut frontier = Frontier::default();
     let mut prev = [0; 32];
     let mut torn = false;
+    let mut signed = 0;
     let mut lines = Lines::new(file).peekable();
     while let Some(line) = lines.next() {
         let seq = frontier.size();
         let line = line.map_err(|error| unreadable("ledger.jsonl", &error))?;
+        // A record is vouched for by the one after it, or by a checkpoint.
+        let vouched = |seq: u64| seq.saturating_sub(1).max(signed);
         match line.link() {
             Ok((number, before)) if number == seq && before == prev => {}
             // The hash this record names is that of the record before, so that one is where it went wrong.
-            Ok((number, _)) if number == seq && seq > 0 => return Err(fault(seq - 1, Fault::Chain)),
-            Ok(_) => return Err(fault(seq, Fault::Chain)),
+            Ok((number, _)) if number == seq && seq > 0 => {
+                return Err(fault(seq - 1, Fault::Chain, vouched(seq)));
+            }
+            Ok(_) => return Err(fault(seq, Fault::Chain, vouched(seq))),
             Err(_) if lines.peek().is_none() && !line.bytes.ends_with(b"\n") => {
                 torn = true;
                 break;
             }
-            Err(what) => return Err(fault(seq, Fault::Form(what))),
+            Err(what) => return Err(fault(seq, Fault::Form(what), vouched(seq))),
         }
         prev = leaf(line.text());
         frontier.push(prev);
         while let Some(checkpoint) = due.next_if(|checkpoint| checkpoint.size == frontier.size()) {
             if checkpoint.root != frontier.root() {
-                return Err(fault(seq, Fault::Root(checkpoint.size)));
+                return Err(fault(seq, Fault::Root(checkpoint.size), signed));
             }
-            *sound = checkpoint.size;
+            signed = checkpoint.size;
         }
     }
     if let Some(beyond) = due.next() {
-        return Err(fault(frontier.size(), Fault::Short(beyond.size)));
+        return Err(fault(frontier.size(), Fault::Short(beyond.size), signed));
     }
     Ok(Report {
         records: frontier.size(),
@@ -144,7 +139,7 @@ fn checkpoints(
     directory: &Path,
     verifier: &Verifier,
 ) -> Result<(Vec<Checkpoint>, Option<String>), VerifyError> {
-    let fault = |fault| VerifyError { seq: 0, fault };
+    let fault = |fault| VerifyError { seq: 0, fault, sound: 0 };
     let text = |file: &'static str| match fs::read_to_string(directory.join(file)) {
         Ok(text) => Ok(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
@@ -165,7 +160,8 @@ fn checkpoints(
     if let Some(pair) =
         checkpoints.windows(2).find(|pair| pair[0].size == pair[1].size && pair[0].root != pair[1].root)
     {
-        return Err(VerifyError { seq: pair[0].size.saturating_sub(1), fault: Fault::Root(pair[0].size) });
+        let size = pair[0].size;
+        return Err(VerifyError { seq: size.saturating_sub(1), fault: Fault::Root(size), sound: 0 });
     }
     checkpoints.dedup();
     Ok((checkpoints, (!latest.is_empty()).then_some(latest)))
@@ -179,4 +175,15 @@ pub fn read(directory: &Path, from: u64) -> std::io::Result<impl Iterator<Item =
     let file = File::open(lines_path(directory))?;
     let records = Lines::new(file).map_while(|line| serde_json::from_slice::<Record>(line.ok()?.text()).ok());
     Ok(records.skip_while(move |record| record.seq < from))
+}
+
+/// Every line from the first on, also those that are no record; those are told by where they stand. What comes after the last
+/// line feed is not there yet.
+///
+/// # Errors
+/// What opening the file says; an item is [`Err`] for a line that cannot be read.
+pub fn every_line(directory: &Path) -> std::io::Result<impl Iterator<Item = Result<Record, u64>>> {
+    let file = File::open(lines_path(directory))?;
+    let whole = Lines::new(file).map_while(Result::ok).filter(|line| line.bytes.ends_with(b"\n"));
+    Ok((0..).zip(whole).map(|(at, line)| serde_json::from_slice(line.text()).map_err(|_| at)))
 }

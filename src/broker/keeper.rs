@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Books, Failure, Fetched, Keeps, Live, News, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
+    Books, Failure, Fetched, Live, News, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
     revocations::{Cause, Revocation, Revocations, Revoked},
     shelf::{Action, Event, Shelf, WaiterId},
     stowed::{Found, StowFile, StowedLive},
@@ -112,6 +112,7 @@ impl Keeper {
     pub async fn run(mut self) {
         self.take_up();
         loop {
+            self.shared.revoking.store(self.revocations.len(), Ordering::Relaxed);
             let now = self.shared.clock.boot();
             self.keep_pending(now);
             for (id, revocation) in self.revocations.due(now) {
@@ -176,13 +177,15 @@ impl Keeper {
             }
             Request::Keep { keeps, before } => {
                 self.before = Some(before);
-                self.settle(&keeps);
+                // What the settings do not grant any more dies.
+                self.end_unbound(|order| !keeps(order), Cause::Settings);
                 Event::Kept { keep: self.shelf.orders().filter(|order| keeps(order)).cloned().collect() }
             }
             Request::Leave(done) => {
-                let (now, stow) = (self.shared.clock.boot(), self.stow.as_ref());
+                let (now, books) = (self.shared.clock.boot(), self.shared.books.load());
+                let left = self.stow.as_ref().map(|stow| stow.leave(self.shelf.held(), &books, now));
                 // Whoever asked waits for it to end; how many there are is for the log.
-                let _ = done.send(stow.map_or(0, |stow| stow.leave(self.shelf.held(), now)));
+                let _ = done.send(left.unwrap_or_default());
                 return None;
             }
             Request::Release(order, credential) => {
@@ -195,7 +198,8 @@ impl Keeper {
                 Event::Rejected { order, credential: rejected, waiter: self.next_waiter, deadline }
             }
             Request::Retire { which, cause, done } => {
-                let count = self.shelf.count(&which);
+                let waited = self.end_unbound(|order| which.takes(order), cause);
+                let count = self.shelf.count(&which) + waited;
                 // Whoever asked may be gone again.
                 let _ = done.send(count);
                 Event::Retired { which, cause }
@@ -375,7 +379,19 @@ impl Keeper {
 
     /// What an agent before this one left, and what it could not finish.
     fn take_up(&mut self) {
-        self.unbound = self.stow.as_ref().map(StowFile::take).unwrap_or_default();
+        let (left, books) = (self.stow.as_ref().map(StowFile::take), self.shared.books.load_full());
+        // Another issuer goes by that name now. It is not even told that there was something to revoke: that would be to tell it a secret.
+        let is_known = |left: &StowedLive| {
+            !books.who.contains_key(&left.order.issuer) || books.who(&left.order) == left.who
+        };
+        let (known, strange): (Vec<_>, Vec<_>) = left.unwrap_or_default().into_iter().partition(is_known);
+        for StowedLive { order, .. } in &strange {
+            tracing::warn!(
+                identity = %order.identity, credential = %order.credential, issuer = %order.issuer,
+                "what was live before is of another issuer of that name: it is fetched anew, and the old one ends by itself"
+            );
+        }
+        self.unbound = known;
         self.revive();
         self.publish_report();
         self.take_up_pending();
@@ -405,15 +421,17 @@ impl Keeper {
         }
     }
 
-    /// Of what was left and is not live again, that which the settings do not grant any more dies.
-    fn settle(&mut self, keeps: &Keeps) {
+    /// Of what was left and is not live again, that which `dies` has to: otherwise it would come back with its certificate. For how
+    /// many orders that was.
+    fn end_unbound(&mut self, dies: impl Fn(&Order) -> bool, cause: Cause) -> usize {
         let (now, wall) = (self.shared.clock.boot(), self.shared.clock.wall());
-        let dropped: Vec<_> = self.unbound.extract_if(.., |left| !keeps(&left.order)).collect();
-        for left in dropped {
+        let dropped: Vec<_> = self.unbound.extract_if(.., |left| dies(&left.order)).collect();
+        for left in &dropped {
             for credential in left.to_revoke(now, wall) {
-                self.revoke(left.order.clone(), Arc::new(credential), Cause::Settings, None);
+                self.revoke(left.order.clone(), Arc::new(credential), cause, None);
             }
         }
+        dropped.len()
     }
 
     /// What an agent before this one could not finish.

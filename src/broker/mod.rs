@@ -12,7 +12,10 @@ mod timing;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -54,12 +57,19 @@ pub struct Books {
     pub shown: HashMap<Arc<str>, Order>,
     /// The registrations that are kept true.
     pub registrations: Vec<Arc<RegistrationSettings>>,
+    /// Who each issuer is, by name: a name can be given to another, and what the one before made is nothing to that.
+    pub who: HashMap<Arc<str>, String>,
 }
 
 /// What is live, by order.
 type Shelves = HashMap<Order, Arc<Live>>;
 
 impl Books {
+    /// Who the issuer of `order` is.
+    fn who(&self, order: &Order) -> &str {
+        self.who.get(&order.issuer).map_or("", String::as_str)
+    }
+
     fn order(&self, grant: &Grant) -> Result<Order, Failure> {
         let order = self.order_for(grant.identity(), grant.rule(), Arc::clone(grant.scope()))?;
         Ok(Order { instance: grant.instance(), ..order })
@@ -160,6 +170,7 @@ pub fn new(
         report: RwLock::default(),
         reuse,
         reused: tokio::sync::Mutex::new(reused),
+        revoking: AtomicUsize::new(0),
         clock,
     });
     let keeper = Keeper::new(Arc::clone(&shared), (receiver, own_way), dice, told, pending);
@@ -207,6 +218,8 @@ struct Shared {
     report: RwLock<Report>,
     reuse: mpsc::Sender<Reused>,
     reused: tokio::sync::Mutex<mpsc::Receiver<Reused>>,
+    /// How many revocations wait.
+    revoking: AtomicUsize,
     clock: Arc<dyn Clock>,
 }
 
@@ -543,6 +556,11 @@ impl Broker {
     /// How things are.
     pub fn report(&self) -> Report {
         self.shared.report.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many revocations wait for their issuers to confirm them.
+    pub fn revoking(&self) -> usize {
+        self.shared.revoking.load(Ordering::Relaxed)
     }
 
     /// What is live for any identity right now, for readiness: name of issuer and whether it can still be served.

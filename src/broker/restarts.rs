@@ -220,3 +220,52 @@ async fn what_is_bound_to_a_certificate_waits_for_it() {
     assert_eq!((fetched.source, fetched.credential.fingerprint), (Source::Cache, held.fingerprint));
     assert!(matches!(&fetched.credential.payload, Payload::Token(_)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_its_certificate_is_revoked_with_the_rest_and_does_not_come_back() {
+    // GA-10
+    for which in [Which::Identity("payments".into(), None), Which::Disabled("payments".into())] {
+        let stage = Stage::new();
+        let bound = || Order { binding: Binding::Mtls, ..order("corp", "bound") };
+        let showing = |agent: &Agent| {
+            agent.broker.shared.books.rcu(|books| Books {
+                shown: HashMap::from([("payments".into(), order("corp", "tls"))]),
+                ..Books::clone(books)
+            });
+        };
+        *stage.corp.certificate.lock().unwrap() = Some(Arc::new(super::tended::certificate()));
+        let first = stage.agent();
+        showing(&first);
+        let held = first.get(bound()).await.unwrap().credential;
+        first.stops().await;
+        // An operator acts before the certificate is on the shelf.
+        let mut next = stage.agent();
+        assert_eq!(next.broker.retire(which, Cause::Operator).await.unwrap(), 1);
+        let revoked = next_revoked(&mut next.told).await;
+        assert_eq!((revoked.cause, revoked.credential.fingerprint), (Cause::Operator, held.fingerprint));
+        stage.corp.down_for("bound", retry(None));
+        showing(&next);
+        next.get(order("corp", "tls")).await.unwrap();
+        next.get(bound()).await.unwrap_err();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_issuer_made_is_not_shown_to_another_that_has_its_name_now() {
+    for (who, is_same) in [("https://a.example", true), ("https://b.example", false)] {
+        let stage = Stage::new();
+        let of = |agent: &Agent, who: &str| {
+            let who = HashMap::from([("corp".into(), who.to_owned())]);
+            agent.broker.shared.books.rcu(|books| Books { who: who.clone(), ..Books::clone(books) });
+        };
+        let first = stage.agent();
+        of(&first, "https://a.example");
+        first.get(order("corp", "a")).await.unwrap();
+        first.stops().await;
+        let next = stage.agent();
+        of(&next, who);
+        let fetched = next.get(order("corp", "a")).await.unwrap();
+        assert_eq!(fetched.source == Source::Cache, is_same);
+        assert_eq!(stage.corp.revoked.load(std::sync::atomic::Ordering::Relaxed), 0);
+    }
+}

@@ -151,6 +151,11 @@ impl Revocations {
         None
     }
 
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Those to try now. Each has to come back through [`Revocations::tried`].
     pub(super) fn due(&mut self, now: Boot) -> Vec<(u64, Arc<Revocation>)> {
         let mut busy = self.busy();

@@ -113,7 +113,7 @@ pub enum Which {
 }
 
 impl Which {
-    fn takes(&self, order: &Order) -> bool {
+    pub(super) fn takes(&self, order: &Order) -> bool {
         match self {
             Self::Instance(instance) => order.instance == Some(*instance),
             Self::Disabled(identity) => order.identity == *identity,

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize as _;
 
-use super::{Live, timing::margin};
+use super::{Books, Live, timing::margin};
 use crate::{
     clock::{Boot, Dice},
     credential::{Binding, Bound, Credential, Form, Payload, Window},
@@ -47,6 +47,8 @@ struct Stowed {
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct StowedLive {
     pub(super) order: Order,
+    /// Whoever its issuer was.
+    pub(super) who: String,
     credential: StowedCredential,
     /// Those before it that callers may hold still.
     before: Vec<StowedCredential>,
@@ -100,9 +102,11 @@ impl StowFile {
     pub(super) fn leave<'a>(
         &self,
         live: impl Iterator<Item = (&'a Order, &'a Arc<Live>)>,
+        books: &Books,
         now: Boot,
     ) -> usize {
-        let live: Vec<_> = live.filter_map(|(order, live)| StowedLive::of(order, live, now)).collect();
+        let of = |(order, live): (&Order, &Arc<Live>)| StowedLive::of(order, books.who(order), live, now);
+        let live: Vec<_> = live.filter_map(of).collect();
         let path = self.file.path().display();
         let stowed = Stowed { boot: self.boot.clone(), live };
         let left = match &*stowed.live {
@@ -143,11 +147,12 @@ impl StowFile {
 }
 
 impl StowedLive {
-    fn of(order: &Order, live: &Live, now: Boot) -> Option<Self> {
+    fn of(order: &Order, who: &str, live: &Live, now: Boot) -> Option<Self> {
         let held = live.still_held(now);
         let mut before = held.iter().filter(|held| !Arc::ptr_eq(held, &live.credential));
         Some(Self {
             order: order.clone(),
+            who: who.to_owned(),
             credential: StowedCredential::of(&live.credential)?,
             before: before.by_ref().filter_map(|credential| StowedCredential::of(credential)).collect(),
             refresh_at: live.refresh_at.as_nanos(),

@@ -1,13 +1,17 @@
 //! `keybearer audit`: the ledger, without an agent.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::{ConfigFile, Exit, agent::mistaken, environment, paint, print_json};
 use crate::{
-    audit::{Fault, Record, read, verify},
+    audit::{Fault, Format, Record, Standing, Timeless, every_line, line, read, verify},
     clock::SystemClock,
     config::load,
     keys::Verifier,
@@ -27,6 +31,23 @@ enum AuditCommand {
         place: Place,
         /// The record's number.
         seq: u64,
+    },
+    /// The records as another system takes them, one a line. What is not whole is not exported.
+    Export {
+        #[command(flatten)]
+        place: Place,
+        /// Whose words.
+        #[arg(long, value_enum)]
+        format: ExportFormat,
+        /// From this record on, or from this time on (RFC 3339).
+        #[arg(long, value_name = "NUMBER|TIME", value_parser = since)]
+        since: Option<Since>,
+        /// The checkpoint key to trust, as for verify.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// Export also what is no longer vouched for. Each such line says so.
+        #[arg(long)]
+        anyway: bool,
     },
     /// The last records, and those to come.
     Tail {
@@ -56,6 +77,33 @@ enum AuditCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ExportFormat {
+    /// ArcSight Common Event Format.
+    Cef,
+    /// Elastic Common Schema, as JSON.
+    Ecs,
+    /// Open Cybersecurity Schema Framework, as JSON.
+    Ocsf,
+}
+
+/// Where an export begins.
+#[derive(Clone, Copy, Debug)]
+enum Since {
+    Record(u64),
+    Time(Timestamp),
+}
+
+fn since(text: &str) -> Result<Since, String> {
+    match text.parse() {
+        Ok(seq) => Ok(Since::Record(seq)),
+        Err(_) => text
+            .parse()
+            .map(Since::Time)
+            .map_err(|_| "it is the number of a record, or a time such as 2026-01-31T08:00:00Z".into()),
+    }
 }
 
 /// Where the ledger is.
@@ -91,6 +139,9 @@ impl Audit {
                     record.ok_or_else(|| Exit::new(Exit::DATA, format!("there is no record {seq}")))?;
                 paint::line(record.explain().trim_end())
             }
+            AuditCommand::Export { place, format, since, key, anyway } => {
+                export(&place.directory()?, format, since, key, anyway)
+            }
             AuditCommand::Tail { place, lines, follow, exchange, json } => {
                 tail(&place.directory()?, lines, follow, exchange.as_deref(), json)
             }
@@ -101,17 +152,7 @@ impl Audit {
 
 fn verified(place: Place, key: Option<PathBuf>, json: bool) -> Result<(), Exit> {
     let directory = place.directory()?;
-    let trusted = match key {
-        Some(file) => {
-            let text = std::fs::read_to_string(&file)
-                .map_err(|error| Exit::new(Exit::IO, format!("{}: {error}", file.display())))?;
-            Some(
-                Verifier::parse(&text)
-                    .map_err(|error| Exit::new(Exit::DATA, format!("{}: {error}", file.display())))?,
-            )
-        }
-        None => None,
-    };
+    let trusted = trusted(key)?;
     match verify(&directory, trusted.as_ref()) {
         Ok(report) if json => print_json(&json!({
             "ok": true, "records": report.records, "checkpoints": report.checkpoints, "signed": report.signed,
@@ -137,13 +178,104 @@ fn verified(place: Place, key: Option<PathBuf>, json: bool) -> Result<(), Exit> 
     }
 }
 
-fn tail(
-    directory: &std::path::Path,
-    lines: u64,
-    follow: bool,
-    exchange: Option<&str>,
-    json: bool,
+/// The key that checkpoints are held against, if one was named.
+fn trusted(key: Option<PathBuf>) -> Result<Option<Verifier>, Exit> {
+    let Some(file) = key else { return Ok(None) };
+    let text = std::fs::read_to_string(&file)
+        .map_err(|error| Exit::new(Exit::IO, format!("{}: {error}", file.display())))?;
+    let verifier = Verifier::parse(&text)
+        .map_err(|error| Exit::new(Exit::DATA, format!("{}: {error}", file.display())))?;
+    Ok(Some(verifier))
+}
+
+/// Exports what is whole. A gatherer that is told of a break by the exit code has everything before it, and nothing after it
+/// that somebody may have written instead.
+fn export(
+    directory: &Path,
+    format: ExportFormat,
+    since: Option<Since>,
+    key: Option<PathBuf>,
+    anyway: bool,
 ) -> Result<(), Exit> {
+    let format = match format {
+        ExportFormat::Cef => Format::Cef,
+        ExportFormat::Ecs => Format::Ecs,
+        ExportFormat::Ocsf => Format::Ocsf,
+    };
+    let broken = match verify(directory, trusted(key)?.as_ref()) {
+        Ok(report) => Ok(report.records),
+        Err(error) if matches!(error.fault, Fault::Unreadable { .. }) => {
+            return Err(Exit::new(Exit::IO, format!("{}: {error}", directory.display())));
+        }
+        Err(error) => Err(error),
+    };
+    let sound = match &broken {
+        Ok(records) => *records,
+        Err(error) => error.sound,
+    };
+    let last = if broken.is_err() && anyway { u64::MAX } else { sound };
+    let (mut unreadable_lines, mut at, mut block) = (Vec::new(), 0, String::new());
+    for record in every_line(directory).map_err(|error| unreadable(directory, &error))? {
+        let here = at;
+        at += 1;
+        if here >= last {
+            break;
+        }
+        let standing = if here < sound { Standing::Sound } else { Standing::Unsound };
+        let told = record.and_then(|record| {
+            let wanted = match since {
+                None => true,
+                Some(Since::Record(first)) => here >= first,
+                Some(Since::Time(first)) => record.time.parse::<Timestamp>().is_ok_and(|time| time >= first),
+            };
+            wanted.then(|| line(format, &record, standing)).transpose().map_err(|Timeless(seq)| seq)
+        });
+        match told {
+            Ok(Some(told)) => {
+                block.push_str(&told);
+                block.push('\n');
+            }
+            Ok(None) => {}
+            Err(seq) => unreadable_lines.push(seq),
+        }
+        // A write for each of a million lines would be most of the time.
+        if block.len() > 64 << 10 {
+            paint::line(std::mem::take(&mut block).trim_end_matches('\n'))?;
+        }
+    }
+    if !block.is_empty() {
+        paint::line(block.trim_end_matches('\n'))?;
+    }
+    let skipped = match unreadable_lines.as_slice() {
+        [] => String::new(),
+        [first, ..] => {
+            format!(
+                "; {} lines are no records and were left out, the first at {first}",
+                unreadable_lines.len()
+            )
+        }
+    };
+    match broken {
+        Ok(_) if unreadable_lines.is_empty() => Ok(()),
+        Ok(_) => Err(Exit::new(Exit::DATA, format!("{}{skipped}", directory.display()))),
+        Err(error) if anyway => {
+            eprintln!(
+                "keybearer: {}: {error}. Lines from record {sound} on are marked: nothing vouches for them{skipped}",
+                directory.display()
+            );
+            Ok(())
+        }
+        Err(error) => Err(Exit::new(
+            Exit::DATA,
+            format!(
+                "{}: {error}. Exported is what comes before record {sound}; --anyway exports the rest, marked{skipped}",
+                directory.display()
+            ),
+        )),
+    }
+}
+
+fn tail(directory: &Path, lines: u64, follow: bool, exchange: Option<&str>, json: bool) -> Result<(), Exit> {
     let open = |from| read(directory, from).map_err(|error| unreadable(directory, &error));
     let mut next = 0;
     let mut last: std::collections::VecDeque<Record> = Default::default();
@@ -208,7 +340,7 @@ fn show(record: &Record, json: bool) -> Result<(), Exit> {
     )
 }
 
-fn unreadable(directory: &std::path::Path, error: &std::io::Error) -> Exit {
+fn unreadable(directory: &Path, error: &std::io::Error) -> Exit {
     Exit::new(
         Exit::IO,
         format!("{}: {error}: is this the ledger's directory, and are you its owner?", directory.display()),

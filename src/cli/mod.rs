@@ -6,9 +6,13 @@ mod audit;
 mod check;
 mod credential;
 mod credential_helper;
+mod delivered;
 mod dev;
 mod docs;
+mod doctor;
 mod drop_in;
+mod env_file;
+mod exec;
 mod health;
 mod keys;
 mod migrate;
@@ -16,8 +20,9 @@ mod operator;
 mod paint;
 mod posture;
 mod registration;
-mod seal;
 mod scan;
+mod seal;
+mod template;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf, process::ExitCode};
 
@@ -55,6 +60,14 @@ enum Command {
     DevWorkload(dev::Workload),
     /// Print the drop-in that has a systemd unit get its credentials from the agent.
     DropIn(drop_in::DropIn),
+    /// What is wrong with this host as a place for the agent, each with its remedy.
+    Doctor(doctor::Doctor),
+    /// Run a program with credentials in its environment or in files.
+    Exec(exec::Exec),
+    #[command(hide = true)]
+    ExecStage(exec::Stage),
+    /// Write the variables that a program gets into a file, as systemd, docker, dotenv, a shell or Kubernetes reads them.
+    EnvFile(env_file::EnvFile),
     /// Why a process gets a credential, or gets none.
     Explain(operator::Explain),
     /// Get one credential, as the program that runs this.
@@ -91,6 +104,8 @@ enum Command {
     Status(operator::StatusCommand),
     /// Print the two headers of one request with a bound credential: the credential, and a proof that is good once.
     Prove(credential::Prove),
+    /// Write a configuration file from a template, with credentials in it.
+    Template(template::TemplateCommand),
     /// Get a credential now and again at every rotation.
     Watch(credential::Watch),
     /// Who this program is to the agent, and what it may have.
@@ -131,6 +146,8 @@ pub struct Exit {
 impl Exit {
     /// EX_DATAERR: what was looked at is wrong.
     const DATA: u8 = 65;
+    /// EX_NOINPUT: what is to be read cannot be.
+    const NO_INPUT: u8 = 66;
     /// EX_UNAVAILABLE: no agent, or not now.
     const UNAVAILABLE: u8 = 69;
     /// EX_SOFTWARE: our fault.
@@ -145,6 +162,10 @@ impl Exit {
     const CONFIG: u8 = 78;
     /// EX_USAGE.
     const USAGE: u8 = 64;
+    /// A program that cannot be run, as shells have it.
+    const CANNOT_RUN: u8 = 126;
+    /// A program that is not there, as shells have it.
+    const NOT_FOUND: u8 = 127;
 
     fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: message.into() }
@@ -247,6 +268,10 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Dev(command) => command.run(),
         Command::DevWorkload(command) => on_runtime(command.run()),
         Command::DropIn(command) => command.run(),
+        Command::Doctor(command) => on_runtime(command.run()),
+        Command::Exec(command) => command.run(),
+        Command::ExecStage(command) => command.run(),
+        Command::EnvFile(command) => on_runtime(command.run()),
         Command::Explain(command) => on_runtime(command.run()),
         Command::Get(command) => on_runtime(command.run()),
         Command::Health(command) => on_runtime(command.run()),
@@ -264,6 +289,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Scan(command) => command.run(),
         Command::Status(command) => on_runtime(command.run()),
         Command::Prove(command) => on_runtime(command.run()),
+        Command::Template(command) => on_runtime(command.run()),
         Command::Watch(command) => on_runtime(command.run()),
         Command::Whoami(command) => on_runtime(command.run()),
     }

@@ -187,6 +187,17 @@ fn print(status: &StatusResponse) -> Result<(), Exit> {
     let ledger = status.ledger.clone().unwrap_or_default();
     let health = if ledger.healthy { paint::good("healthy") } else { paint::bad("cannot be written") };
     paint::line(&format!("ledger   {health}, {} records in {}", ledger.records, ledger.directory))?;
+    // What somebody has to do comes before what is as it should be.
+    if !status.reload_error.is_empty() {
+        paint::line(&format!(
+            "{}\n{}",
+            paint::bad("the settings in force are older than the file:"),
+            status.reload_error
+        ))?;
+    }
+    for warning in &status.warnings {
+        paint::line(&format!("{} {warning}", paint::bold("note")))?;
+    }
     section(
         "issuers",
         status.issuers.iter().map(|it| {
@@ -250,16 +261,6 @@ fn print(status: &StatusResponse) -> Result<(), Exit> {
                 ]
             }),
         )?;
-    }
-    if !status.reload_error.is_empty() {
-        paint::line(&format!(
-            "{}\n{}",
-            paint::bad("the settings in force are older than the file:"),
-            status.reload_error
-        ))?;
-    }
-    for warning in &status.warnings {
-        paint::line(&format!("{} {warning}", paint::bold("note")))?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{ConfigFile, Exit, agent::mistaken, environment, paint, print_json};
 use crate::{
-    audit::{Fault, read, sound, verify},
+    audit::{Fault, read, verify},
     clock::SystemClock,
     config::{Settings, load},
     keys::Verifier,
@@ -124,10 +124,7 @@ impl Posture {
             Err(error) if matches!(error.fault, Fault::Unreadable { .. }) => {
                 return Err(Exit::new(Exit::IO, format!("{}: {error}", directory.display())));
             }
-            Err(error) => {
-                let most = sound(directory, trusted.as_ref());
-                (Trust::Tampered { seq: error.seq, fault: error.fault.to_string() }, most)
-            }
+            Err(error) => (Trust::Tampered { seq: error.seq, fault: error.fault.to_string() }, error.sound),
         };
         let records = read(directory, 0).map_err(|error| unreadable(&error))?;
         let most = usize::try_from(most).unwrap_or(usize::MAX);

@@ -30,6 +30,19 @@ pub enum IssuerSettings {
 }
 
 impl IssuerSettings {
+    /// Who it is: what another issuer by the same name would not share with it.
+    pub fn who(&self) -> String {
+        match self {
+            Self::Acme(acme) => acme.directory.clone(),
+            Self::Est(est) => format!("{} {}", est.url, est.label.as_deref().unwrap_or_default()),
+            Self::OAuth(oauth) => oauth.issuer.clone(),
+            Self::StepCa(ca) => ca.url.clone(),
+            Self::OpenBao(server) => {
+                format!("{} {}", server.url, server.namespace.as_deref().unwrap_or_default())
+            }
+        }
+    }
+
     /// What is wrong with asking this issuer for `rule`, as a key of its table and what to do.
     pub(super) fn misfit(&self, rule: &CredentialRule) -> Option<(&'static str, String)> {
         match self {

@@ -94,6 +94,8 @@ pub struct Listen {
     pub systemd: ListenSettings,
     /// Whether the workload socket describes its API to whoever asks.
     pub reflection: bool,
+    /// The group that may read metrics on the HTTP socket, beside operators.
+    pub metrics_group: Option<u32>,
 }
 
 impl Settings {
@@ -281,6 +283,8 @@ fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {
         max_per_uid: systemd.max_connections,
         ..systemd
     };
+    let metrics_group =
+        sockets.as_mut().and_then(|sockets| group(sockets, "metrics_group")).map(|group| group.id);
     let reflection = sockets.as_mut().is_some_and(|sockets| sockets.boolean("reflection", false));
     if let Some(sockets) = sockets {
         let paths = [&workload.path, &operator.path, &http.path, &systemd.path];
@@ -292,7 +296,7 @@ fn listen(top: &mut Reader<'_>, runtime: &std::path::Path) -> Listen {
         }
         sockets.finish();
     }
-    Listen { workload, operator, http, systemd, reflection }
+    Listen { workload, operator, http, systemd, reflection, metrics_group }
 }
 
 /// Sockets for one trust boundary each: where they are, and for whom.

@@ -1,11 +1,12 @@
 //! What the daemon knows and the rooms do not, for an operator who asks how things are.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 
 use crate::{
     attest::{Evidence, Hold, Level},
+    clock::Boot,
     config::{IssuerSettings, Settings},
     issuer::terms::{SealedBy, Wants},
     keys::{Certificates, Keyring, Purpose, Safe, remains, unsealed},
@@ -19,6 +20,7 @@ pub(super) fn facts(
     certificates: &Certificates,
     safe: &Safe,
     probed: Option<&Evidence>,
+    now: Boot,
 ) -> Facts {
     let url = |issuer: &IssuerSettings| match issuer {
         IssuerSettings::Acme(acme) => acme.directory.clone(),
@@ -78,7 +80,9 @@ pub(super) fn facts(
         keys: settings
             .policy
             .identities()
-            .filter_map(|identity| Some((identity.name.to_string(), key_facts(keys, &identity.name)?)))
+            .filter_map(|identity| {
+                Some((identity.name.to_string(), key_facts(settings, keys, &identity.name, now)?))
+            })
             .collect(),
         disabled: Default::default(),
         issuers: settings.issuers.iter().map(|(name, issuer)| (name.to_string(), url(issuer))).collect(),
@@ -176,12 +180,14 @@ fn max_level(probed: Option<&Evidence>) -> (String, String) {
     (level.to_string(), why)
 }
 
-fn key_facts(keys: &Keyring, identity: &std::sync::Arc<str>) -> Option<KeyFacts> {
+fn key_facts(settings: &Settings, keys: &Keyring, identity: &Arc<str>, now: Boot) -> Option<KeyFacts> {
     let key = keys.signer(identity, Purpose::ClientAuth)?;
     Some(KeyFacts {
         kid: key.kid().to_owned(),
         algorithm: key.algorithm().to_string(),
         next: keys.next(identity).map(|next| next.kid().to_owned()),
         before: keys.before(identity).map(|before| before.kid().to_owned()),
+        age: keys.age(identity, now).map(|age| (age, now)),
+        every: settings.keys.get(identity).map(|key| key.rotation.every),
     })
 }

@@ -31,7 +31,7 @@ use crate::{
     audit::{self, Agent as AgentPart, EventType, Host, LedgerError, Outcome, Scribe},
     broker::{self, Books, Broker, Keeper, News, PendingFile, Registrar, Rights, Rotor, StowFile},
     clock::{Boot, Clock, Dice, uuid_v7},
-    config::{IssuerSettings, Settings},
+    config::{IssuerSettings, Listen, Settings},
     issuer::{
         Issuer, Order, Scope,
         http::HttpError,
@@ -51,6 +51,7 @@ use crate::{
         Speaks,
         grpc::Workloads,
         http::Face as HttpFace,
+        metrics::Metrics,
         operator::{Face as OperatorFace, Facts, Operators, Ordered},
         serve_on,
         service_manager::serve_manager,
@@ -193,8 +194,9 @@ impl Daemon {
             Some((home, known)) => home.settle(known, &sealing, &*dice)?,
             None => false,
         };
+        let boot = boot_id(&*clock, &*dice);
         let proofs =
-            ProofKeeper::taking_up(kept.proofs.clone(), sealing.clone(), boot_id(), Arc::clone(&dice));
+            ProofKeeper::taking_up(kept.proofs.clone(), sealing.clone(), boot.clone(), Arc::clone(&dice));
         let none = Keyring::within(vault.clone()).keeping_proofs(proofs);
         let keys = Keyring::open(&settings.keys, &none, Now::by(&*clock)).map_err(BuildError::Keys)?;
         let certificates =
@@ -211,7 +213,7 @@ impl Daemon {
         let (ledger, scribe) = audit::open(
             settings.audit.clone(),
             host(),
-            boot_id(),
+            boot.clone(),
             agent,
             &vault,
             Arc::clone(&clock),
@@ -221,7 +223,7 @@ impl Daemon {
         registrable(&settings).map_err(BuildError::Registrations)?;
         let registrar = Registrar::new(Rights::new(sealing.clone(), Arc::clone(&dice)), Arc::clone(&dice));
         let pending = PendingFile::new(settings.kept.revocations.clone(), sealing.clone(), Arc::clone(&dice));
-        let stow = StowFile::new(settings.kept.live.clone(), sealing, boot_id(), Arc::clone(&dice));
+        let stow = StowFile::new(settings.kept.live.clone(), sealing, boot, Arc::clone(&dice));
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let keeper = keeper.stowing(stow);
         let attestor = Attestor::new(Proc::at("/proc"), Sources::default());
@@ -230,7 +232,7 @@ impl Daemon {
             .map_err(|error| BuildError::Disabled(settings.kept.disabled.clone(), error))?;
         let rules = rules(&settings, &disabled);
         let journey = Journey::new(attestor, rules, broker, ledger, Arc::clone(&clock), Arc::clone(&dice));
-        let mut facts = facts(&settings, &keys, &certificates, sealed.safe(), probed.as_ref());
+        let mut facts = facts(&settings, &keys, &certificates, sealed.safe(), probed.as_ref(), clock.boot());
         facts.disabled = disabled.iter().map(|(name, why)| (name.to_string(), why.clone())).collect();
         let mut open = |socket| Listener::open(socket, &mut inherited);
         let exports = settings.exports.values().cloned().map(&mut open).collect::<Result<_, _>>()?;
@@ -341,7 +343,20 @@ impl Daemon {
         let (stop, stopped) = watch::channel(false);
         let (orders, mut ordered) = mpsc::channel::<Ordered>(1);
         let listeners = [&workload, &operator, &http, &systemd].into_iter().chain(&exports);
-        let admissions = listeners.map(|listener| Arc::clone(listener.admission())).collect();
+        let admissions: Vec<_> = listeners.map(|listener| Arc::clone(listener.admission())).collect();
+        let names = ["workload", "operator", "http", "systemd"].map(str::to_owned).into_iter();
+        let names = names.chain(settings.exports.keys().map(|name| format!("exports.{name}")));
+        let paths = [&workload, &operator, &http, &systemd].into_iter().chain(&exports);
+        let paths = paths.map(|listener| listener.settings().path.display().to_string());
+        let sockets = paths.zip(names).zip(&admissions);
+        let metrics = Metrics {
+            journey: Arc::clone(&journey),
+            facts: Arc::clone(&facts),
+            sockets: sockets.map(|((path, name), admission)| (path, name, Arc::clone(admission))).collect(),
+            groups: metrics_groups(&settings.listen),
+            clock: Arc::clone(&clock),
+            started: clock.wall(),
+        };
         let operator_face = OperatorFace {
             journey: Arc::clone(&journey),
             facts: Arc::clone(&facts),
@@ -350,8 +365,12 @@ impl Daemon {
             clock: Arc::clone(&clock),
             started,
         };
-        let http_face =
-            HttpFace { journey: Arc::clone(&journey), clock: Arc::clone(&clock), stop: stopped.clone() };
+        let http_face = HttpFace {
+            journey: Arc::clone(&journey),
+            clock: Arc::clone(&clock),
+            stop: stopped.clone(),
+            metrics: Some(Arc::new(metrics)),
+        };
         let drain = settings.drain;
         let workloads = Workloads::new(
             Arc::clone(&journey),
@@ -455,6 +474,13 @@ impl Daemon {
     }
 }
 
+/// The groups that may read metrics: whoever may open the operators' socket, and who is named for it.
+fn metrics_groups(listen: &Listen) -> Vec<u32> {
+    let own = || rustix::process::getegid().as_raw();
+    let operators = (listen.operator.mode & 0o020 != 0).then(|| listen.operator.group.unwrap_or_else(own));
+    operators.into_iter().chain(listen.metrics_group).collect()
+}
+
 async fn hung_up(hangup: &mut Option<tokio::signal::unix::Signal>) {
     let heard = match hangup {
         Some(hangup) => hangup.recv().await,
@@ -521,6 +547,7 @@ fn books(
         certificates: certificates.clone(),
         shown: HashMap::new(),
         registrations: settings.registrations.clone(),
+        who: settings.issuers.iter().map(|(name, issuer)| (Arc::clone(name), issuer.who())).collect(),
     };
     let shows = |identity: &Identity| {
         let rule = identity.credentials.get(identity.shows.as_ref()?)?;
@@ -594,9 +621,11 @@ fn host() -> Host {
     }
 }
 
-fn boot_id() -> String {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    text.trim().parse::<Uuid>().unwrap_or_default().to_string()
+/// Which boot this is. Where the kernel does not tell, it is like no other: what an agent before this one left counts for nothing then.
+fn boot_id(clock: &dyn Clock, dice: &dyn Dice) -> String {
+    let told = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    let told = told.and_then(|text| text.trim().parse::<Uuid>().ok());
+    told.unwrap_or_else(|| uuid_v7(clock.wall(), dice)).to_string()
 }
 
 async fn record(journey: &Journey, kind: EventType, detail: String) -> Result<(), LedgerError> {

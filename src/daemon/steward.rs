@@ -452,7 +452,8 @@ impl Steward {
 
     pub(super) fn refresh_facts(&self) {
         let (keys, certificates) = (self.rotor.keys(), self.rotor.certificates());
-        let mut facts = facts(&self.settings, keys, certificates, self.sealed.safe(), None);
+        let mut facts =
+            facts(&self.settings, keys, certificates, self.sealed.safe(), None, self.clock.boot());
         facts.warnings.extend(self.rotor.troubles());
         let before = self.facts.load();
         facts.max_level = before.max_level.clone();

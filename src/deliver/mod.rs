@@ -2,12 +2,14 @@
 //! operator declares for an identity (`[identities.NAME.deliver]`) or a command line says; out come names that are safe to set
 //! and values that are safe to write. Pure: whoever delivers, in the agent or as its client, asks here what and in which form.
 
+mod dialect;
 mod rotation;
 mod source;
 mod variable;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+pub use dialect::{CannotCarry, Dialect, Entry, Manifest, ObjectName, Trouble, shell_word};
 pub use rotation::{AtRotation, Signal};
 pub use source::{NoField, Source};
 pub use variable::Variable;

@@ -8,27 +8,65 @@ use std::{fmt, str::FromStr};
 pub struct Variable(String);
 
 /// Names by which somebody makes a loader or an interpreter run something else, or read its settings elsewhere.
-const STEERING: [&str; 20] = [
+const STEERING: [&str; 58] = [
     "BASH_ENV",
+    "BUNDLE_GEMFILE",
+    "CLASSPATH",
+    "CORECLR_PROFILER_PATH",
+    "DOTNET_STARTUP_HOOKS",
+    "EDITOR",
     "ENV",
+    "ERL_AFLAGS",
+    "ERL_FLAGS",
     "GCONV_PATH",
+    "GEM_HOME",
+    "GEM_PATH",
+    "GIT_ASKPASS",
+    "GIT_CONFIG_COUNT",
+    "GIT_CONFIG_GLOBAL",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_CONFIG_SYSTEM",
+    "GIT_EDITOR",
+    "GIT_EXEC_PATH",
+    "GIT_EXTERNAL_DIFF",
+    "GIT_PAGER",
+    "GIT_PROXY_COMMAND",
+    "GIT_SSH",
     "GIT_SSH_COMMAND",
     "GLIBC_TUNABLES",
     "IFS",
     "JAVA_TOOL_OPTIONS",
     "JDK_JAVA_OPTIONS",
+    "LESSOPEN",
+    "LUA_CPATH",
+    "LUA_INIT",
+    "LUA_PATH",
     "MALLOC_CHECK_",
     "NODE_OPTIONS",
+    "NODE_PATH",
+    "OPENSSL_CONF",
+    "OPENSSL_ENGINES",
+    "OPENSSL_MODULES",
+    "PAGER",
     "PATH",
+    "PERL5DB",
     "PERL5LIB",
     "PERL5OPT",
+    "PHPRC",
+    "PHP_INI_SCAN_DIR",
     "PROMPT_COMMAND",
+    "PS4",
+    "PYTHONBREAKPOINT",
     "PYTHONHOME",
     "PYTHONPATH",
     "PYTHONSTARTUP",
+    "PYTHONUSERBASE",
     "RUBYLIB",
     "RUBYOPT",
     "SHELLOPTS",
+    "SSH_ASKPASS",
+    "VISUAL",
+    "_JAVA_OPTIONS",
 ];
 
 impl Variable {
@@ -88,7 +126,17 @@ mod tests {
 
     #[test]
     fn names_that_run_other_code_are_known() {
-        for name in ["LD_PRELOAD", "LD_AUDIT", "DYLD_INSERT_LIBRARIES", "NODE_OPTIONS", "PATH", "IFS"] {
+        for name in [
+            "LD_PRELOAD",
+            "LD_AUDIT",
+            "DYLD_INSERT_LIBRARIES",
+            "NODE_OPTIONS",
+            "PATH",
+            "IFS",
+            "_JAVA_OPTIONS",
+            "GIT_SSH",
+            "OPENSSL_CONF",
+        ] {
             assert!(name.parse::<Variable>().unwrap().steers_the_loader(), "{name}");
         }
         for name in ["LEDGER_TOKEN", "PGUSER", "ENVIRONMENT", "OLD_TOKEN"] {

@@ -26,10 +26,8 @@ use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::{
-    door::Door,
-    route::{Route, is_loopback},
-};
+pub use super::route::{has_proxy, is_loopback};
+use super::{door::Door, route::Route};
 use crate::{
     keys::{ClientCertificate, NotShown},
     secret::Secret,

@@ -58,6 +58,11 @@ impl Service<Uri> for Route {
     }
 }
 
+/// Whether the environment names a proxy for `url`, which then looks its name up.
+pub fn has_proxy(url: &str) -> bool {
+    url.parse().is_ok_and(|target: Uri| Matcher::from_env().intercept(&target).is_some())
+}
+
 /// Whether the host of `target` is this machine, by address or as `localhost`.
 pub fn is_loopback(target: &Uri) -> bool {
     let host = target.host().unwrap_or_default();

@@ -461,6 +461,18 @@ impl Journey {
         Ok(Explained { reason, explanation, facts, receipt })
     }
 
+    /// Whether the process is in one of `groups`, by its own ids now and not by what a directory of users says. What cannot be
+    /// read is no.
+    pub fn is_in_group(&self, session: &Session, groups: &[u32]) -> bool {
+        let peer = session.peer();
+        let interests = Arc::new(Interests { groups: true, ..Interests::default() });
+        groups.contains(&peer.gid())
+            || self.attestor.attest(peer, &interests).is_ok_and(|workload| {
+                let status = workload.evidence().status.as_ref();
+                status.is_ok_and(|status| status.groups.iter().any(|group| groups.contains(group)))
+            })
+    }
+
     /// A call that broke the rules of the API, on record.
     ///
     /// # Errors

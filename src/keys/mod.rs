@@ -4,6 +4,7 @@
 pub mod bootstrap;
 mod certificate;
 mod file;
+mod look;
 mod machine;
 mod memory;
 mod note;
@@ -27,6 +28,7 @@ pub use certificate::{
     NotShown, PairFile, Place, Rotated, Showing, SignedBy, Subject, Urgency, certificate_pem, endings,
 };
 pub use file::{FileError, read_secret};
+pub use look::{Looked, looked};
 pub use machine::{Home, HomeError, MACHINE_ID};
 pub use memory::Key;
 pub use note::{Checkpoint, CheckpointKey, NoteError, Verifier};

@@ -3,7 +3,12 @@
 //! sealed bytes are all that is remembered of its private half beside the key itself, and they are left for the next agent of the
 //! same boot when this one stops in order. What was left is there until an agent runs with it: a start that fails loses nothing.
 
-use std::{collections::BTreeMap, fmt, io, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
@@ -30,7 +35,7 @@ pub struct ProofKeeper {
     /// Moments of one boot mean nothing in another.
     boot: String,
     dice: Arc<dyn Dice>,
-    left: BTreeMap<Whose, Left>,
+    left: Mutex<BTreeMap<Whose, Left>>,
 }
 
 /// All that is left.
@@ -68,11 +73,13 @@ impl ProofKeeper {
         };
         let left =
             left.into_iter().map(|left| ((Arc::clone(&left.identity), Arc::clone(&left.issuer)), left));
-        Self { left: left.collect(), file, sealing, boot, dice }
+        Self { left: Mutex::new(left.collect()), file, sealing, boot, dice }
     }
 
-    /// Takes away what was left: the agent runs, and leaves its own when it stops.
+    /// Takes away what was left: the agent runs, and leaves its own when it stops. What nobody has taken up by now, nobody will: a key
+    /// that is replaced later does not come back.
     pub(super) fn forget(&self) {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).clear();
         if let Err(error) = self.file.remove() {
             let path = self.file.path().display();
             tracing::error!(%error, %path, "keys that an agent before this one left cannot be taken away: remove the file");
@@ -81,7 +88,7 @@ impl ProofKeeper {
 
     /// The key that was left, if one was.
     pub(super) fn left(&self, whose: &Whose) -> Option<(Held, Sealed)> {
-        let left = self.left.get(whose)?;
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).get(whose)?.clone();
         let sealed = STANDARD.decode(&left.sealed).ok()?;
         let pkcs8 = self.sealing.unseal(purpose(whose), &sealed)?;
         let key = Key::from_pkcs8(&pkcs8, Algorithm::Es256).ok()?;

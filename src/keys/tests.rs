@@ -3,7 +3,11 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::jose::{self, Header, PublicKey, Unverified};
+use crate::{
+    clock::SeededDice,
+    jose::{self, Header, PublicKey, Unverified},
+    secret::Secret,
+};
 
 fn wanted(entries: &[(&str, Custody, Algorithm)]) -> BTreeMap<Arc<str>, KeySettings> {
     entries
@@ -302,4 +306,29 @@ fn a_flattened_jws_is_the_compact_one_taken_apart() {
         json!({"alg": "HS256", "kid": "kid-1", "url": "https://ca.example/new"})
     );
     assert_eq!(read.claims::<Value>().unwrap(), key.public().members());
+}
+
+#[test]
+fn a_key_that_was_left_is_taken_up_at_the_start_or_never() {
+    // DPOP-14, KEY-07
+    let dir = private_dir();
+    let keeper = || {
+        let sealing = SealingKey::of(&Secret::new("seed"));
+        ProofKeeper::taking_up(dir.path().join("proofs"), sealing, "boot".into(), SeededDice::from_seed(1))
+    };
+    let begin = || Keyring::default().keeping_proofs(keeper());
+    let mut settings = wanted(&[("payments", Custody::Memory, Algorithm::Es256)]);
+    settings.get_mut("payments").unwrap().dpop = [Arc::from("corp")].into();
+    let kid = |ring: &Keyring| {
+        ring.signer(&"payments".into(), Purpose::Dpop("corp".into())).unwrap().kid().to_owned()
+    };
+    let first = Keyring::open(&settings, &begin(), now()).unwrap();
+    first.leave_proofs(now().boot).unwrap();
+    let next = Keyring::open(&settings, &begin(), now()).unwrap();
+    assert_eq!(kid(&next), kid(&first));
+    next.forget_left();
+    // It is replaced, and its identity leaves the settings and comes again.
+    let without = Keyring::open(&BTreeMap::new(), &next, now()).unwrap();
+    assert_ne!(kid(&Keyring::open(&settings, &without, now()).unwrap()), kid(&first));
+    assert!(!dir.path().join("proofs").exists());
 }

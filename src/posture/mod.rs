@@ -51,7 +51,7 @@ pub struct Asked<'a> {
 pub enum Trust {
     /// There is none yet.
     Missing,
-    /// It is not what was written: only the part counts that a checkpoint before the fault signed.
+    /// It is not what was written: only the part before the fault counts, as far as the records after it or a checkpoint vouch for it.
     Tampered {
         /// The first record that is wrong.
         seq: u64,

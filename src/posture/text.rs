@@ -96,7 +96,7 @@ pub fn blast(report: &Report, identity: &IdentityPart) -> String {
 fn warning(report: &Report) -> Option<String> {
     match &report.ledger.trust {
         Trust::Tampered { seq, fault } => Some(format!(
-            "THE LEDGER IS NOT WHAT WAS WRITTEN: record {seq}: {fault}.\nOnly its {} before the fault that are signed were counted. \
+            "THE LEDGER IS NOT WHAT WAS WRITTEN: record {seq}: {fault}.\nOnly its {} before the fault were counted. \
              Keep the directory as evidence.\n",
             count(report.ledger.counted, "record")
         )),

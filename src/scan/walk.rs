@@ -93,7 +93,7 @@ impl Looked {
 pub fn walk(paths: &[PathBuf], scope: &Scope, now: Timestamp, salt: &Salt) -> Looked {
     let mut walk = Walk { scope, now, salt, seen: BTreeSet::new(), also: vec![], looked: Looked::default() };
     for path in paths {
-        walk.root(path);
+        walk.root(path, true);
     }
     // What units read their environment from belongs to them, wherever it is.
     for path in std::mem::take(&mut walk.also) {
@@ -129,11 +129,14 @@ struct Way {
 
 impl Walk<'_> {
     /// What was named, a link or not.
-    fn root(&mut self, path: &Path) {
+    fn root(&mut self, path: &Path, with_directories: bool) {
         let stat = match statat(CWD, path, AtFlags::empty()) {
             Ok(stat) => stat,
             Err(error) => return self.left(path, Why::Unreadable(words(error))),
         };
+        if !with_directories && FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            return;
+        }
         let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let above: Vec<&Path> = whole.ancestors().skip(1).collect();
         let way = Way {
@@ -147,7 +150,8 @@ impl Walk<'_> {
 
     fn named_by_a_unit(&mut self, path: &Path) {
         match statat(CWD, path, AtFlags::empty()) {
-            Ok(_) => self.root(path),
+            // Nobody reads an environment from a directory: whoever wrote the unit does not say how far we look.
+            Ok(_) => self.root(path, false),
             // It may come to be there at run time only.
             Err(rustix::io::Errno::NOENT) => {}
             Err(error) => self.left(path, Why::Unreadable(words(error))),
@@ -399,9 +403,13 @@ mod tests {
         fs::create_dir(at("units")).unwrap();
         fs::write(at("shop.env"), "DB_PASSWORD=Harbour-Lights-7\n").unwrap();
         let unit = format!(
-            "[Service]\nEnvironmentFile=-{}\nEnvironmentFile=/nowhere/at.all\n",
-            at("shop.env").display()
+            "[Service]\nEnvironmentFile=-{}\nEnvironmentFile=/nowhere/at.all\nEnvironmentFile={}\n",
+            at("shop.env").display(),
+            at("others").display()
         );
+        // A unit that somebody else wrote does not make all of the host be looked at.
+        fs::create_dir(at("others")).unwrap();
+        fs::write(at("others/other.env"), "DB_PASSWORD=Harbour-Lights-8\n").unwrap();
         fs::write(at("units/shop.service"), unit).unwrap();
         let seen = all(&at("units"));
         assert_eq!(seen.findings.iter().map(|one| one.path.clone()).collect::<Vec<_>>(), [at("shop.env")]);

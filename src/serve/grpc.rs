@@ -120,6 +120,7 @@ impl Face {
             journey: Arc::clone(&self.journey),
             clock: Arc::clone(&self.clock),
             stop: self.stop.clone(),
+            metrics: None,
         }
     }
 

@@ -10,9 +10,12 @@ use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
+use tonic::Code;
 
 use super::{
-    forward, proving,
+    forward,
+    metrics::{CONTENT_TYPE, Metrics},
+    proving,
     status::{EXCHANGE, Told, invalid, told},
 };
 use crate::{
@@ -36,6 +39,8 @@ pub struct Face {
     pub clock: Arc<dyn Clock>,
     /// Whether the agent stops.
     pub stop: watch::Receiver<bool>,
+    /// What operators may read, where they may.
+    pub metrics: Option<Arc<Metrics>>,
 }
 
 impl Face {
@@ -60,6 +65,10 @@ impl Face {
         match path.as_str() {
             "/live" => json_response(StatusCode::OK, None, &json!({"state": "live"})),
             "/ready" => self.ready(),
+            "/metrics" => match &self.metrics {
+                Some(metrics) => self.page(metrics, &session).await.unwrap_or_else(|no| refused(&no)),
+                None => nothing_there(),
+            },
             _ => match path.strip_prefix("/v1/credentials/") {
                 Some(name) => {
                     let (headers, query) = (request.headers(), request.uri().query().unwrap_or_default());
@@ -69,14 +78,26 @@ impl Face {
                     };
                     answered.unwrap_or_else(|no| refused(&no))
                 }
-                None => json_response(
-                    StatusCode::NOT_FOUND,
-                    None,
-                    &json!({"error": "there are /live, /ready, /v1/credentials/NAME, /v1/credentials/NAME/proof and \
-                                      /v1/forward/NAME/PATH"}),
-                ),
+                None => nothing_there(),
             },
         }
+    }
+
+    /// Metrics, for those who may read them. A scraper needs no header of ours: nothing here is a credential.
+    async fn page(&self, metrics: &Metrics, session: &Session) -> Result<Response<Full<Bytes>>, Told> {
+        if !metrics.may_read(session) {
+            let what = "metrics are for root, the agent's user, operators and listen.metrics_group";
+            let told = self.broke(session, what).await;
+            return Err(Told { code: Code::PermissionDenied, reason: "NOT_AN_OPERATOR", ..told });
+        }
+        let Ok(page) = metrics.page() else {
+            return Ok(json_response(StatusCode::INTERNAL_SERVER_ERROR, None, &json!({"error": "no page"})));
+        };
+        let mut response = Response::new(Full::new(Bytes::from(page)));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(CONTENT_TYPE));
+        headers.insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+        Ok(response)
     }
 
     async fn credential(
@@ -218,6 +239,11 @@ impl Face {
         };
         json_response(status, None, &json!({"state": state, "why": why}))
     }
+}
+
+fn nothing_there() -> Response<Full<Bytes>> {
+    let what = "there are /live, /ready, /metrics, /v1/credentials/NAME, /v1/credentials/NAME/proof and /v1/forward/NAME/PATH";
+    json_response(StatusCode::NOT_FOUND, None, &json!({"error": what}))
 }
 
 pub(super) fn refused(no: &Told) -> Response<Full<Bytes>> {

@@ -6,6 +6,7 @@ mod forward;
 mod framed;
 pub mod grpc;
 pub mod http;
+pub mod metrics;
 pub mod operator;
 pub mod service_manager;
 pub mod status;

@@ -65,6 +65,10 @@ pub struct KeyFacts {
     pub next: Option<String>,
     /// The one that signed before, as long as what it signed is good.
     pub before: Option<String>,
+    /// How long it had signed, and when that was.
+    pub age: Option<(Duration, Boot)>,
+    /// How old it may become.
+    pub every: Option<Duration>,
 }
 
 /// What an operator may have the daemon do.

@@ -362,6 +362,10 @@ impl Of<'_> {
             }
         }
         let notifies = matches!(self.setting("Type").as_deref(), Some("notify" | "notify-reload"));
+        if self.stays() {
+            out("# Who stays hands the stop on: systemd tells it alone, and ends what is left afterwards.");
+            out("KillMode=mixed");
+        }
         if self.stays() && notifies {
             out("# The program is not the main process now, but it is the one that says when it is ready.");
             out("NotifyAccess=all");

@@ -15,13 +15,13 @@ use tonic_types::StatusExt as _;
 use crate::{
     client::{Agent, ConnectError},
     deliver::{Delivery, NoField, Source},
-    proto::v1::{Credential, Offer},
+    proto::v1::{Credential, DescribeResponse, Offer},
     secret::Secret,
 };
 
 /// Between two attempts where nobody says how long to wait: doubled each time, up to the longest.
-const FIRST_WAIT: Duration = Duration::from_millis(250);
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
+pub(super) const FIRST_WAIT: Duration = Duration::from_millis(250);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Why there is not everything.
 #[derive(Debug, thiserror::Error)]
@@ -58,9 +58,26 @@ impl Fetched {
         Ok(source.value(&self.0[&source.credential])?)
     }
 
+    /// One of them. Panics if it was not among those fetched.
+    pub fn credential(&self, name: &Arc<str>) -> &Credential {
+        &self.0[name]
+    }
+
+    /// A newer one in its place.
+    pub(super) fn put(&mut self, credential: Credential) {
+        self.0.insert(credential.name.as_str().into(), credential);
+    }
+
     /// All of them.
     pub fn credentials(&self) -> impl Iterator<Item = &Credential> {
         self.0.values()
+    }
+}
+
+impl FromIterator<Credential> for Fetched {
+    fn from_iter<T: IntoIterator<Item = Credential>>(credentials: T) -> Self {
+        let named = |credential: Credential| (credential.name.as_str().into(), credential);
+        Self(credentials.into_iter().map(named).collect())
     }
 }
 
@@ -69,8 +86,7 @@ impl Fetched {
 /// # Errors
 /// [`FetchError`].
 pub async fn declared(socket: &Path, within: Duration) -> Result<Delivery, FetchError> {
-    let until = Instant::now() + within;
-    let who = asked(socket, until, "describe", async |agent| agent.describe().await).await?;
+    let who = described(socket, within).await?;
     Delivery::heard(&who.delivery.unwrap_or_default()).map_err(FetchError::Declared)
 }
 
@@ -97,9 +113,11 @@ pub async fn fetch(
 /// # Errors
 /// [`FetchError`].
 pub async fn offers(socket: &Path, within: Duration) -> Result<Vec<Offer>, FetchError> {
-    let until = Instant::now() + within;
-    let who = asked(socket, until, "describe", async |agent| agent.describe().await).await?;
-    Ok(who.credentials)
+    Ok(described(socket, within).await?.credentials)
+}
+
+async fn described(socket: &Path, within: Duration) -> Result<DescribeResponse, FetchError> {
+    asked(socket, Instant::now() + within, "describe", async |agent| agent.describe().await).await
 }
 
 /// One credential that lives at least `min_ttl`.

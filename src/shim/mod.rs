@@ -2,7 +2,13 @@
 //! any other: the agent attests the process that runs this, and all it gets is what its own identity may have.
 
 pub mod drop_in;
+pub mod exec;
 mod fetch;
+pub mod file;
+mod rotations;
+mod template;
 pub mod tools;
 
 pub use fetch::{FetchError, Fetched, declared, fetch, fetch_living, give_back, offers};
+pub use rotations::{Rotations, Turn};
+pub use template::{Cast, Template, TemplateError};

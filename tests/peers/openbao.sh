@@ -373,6 +373,27 @@ if gone "$exits" && gone "$user"; then ok "PostgreSQL knows neither any more"; e
 once=$(of values.username < "$vault/once.got")
 if [ -n "$once" ] && soon 5 gone "$once"; then ok "what a command got ends with the command"; else no "what a command got ends with the command" "$once $(cat "$vault/once.got")"; fi
 
+# psql itself, as one of them: by hand-over, where the lease is that of its process, and under supervision, where it gets another user
+# before its own ends.
+to_app=(env PGHOST=127.0.0.1 PGPORT="$pg_port" PGDATABASE=app PGSSLMODE=disable PGCONNECT_TIMEOUT=5 "$keybearer" exec --socket "$sock")
+leased=(--env PGUSER=database.username --env PGPASSWORD=database.password)
+by_exec=$("${to_app[@]}" "${leased[@]}" -- psql -qtAX -c 'select current_user' 2> "$vault/exec.err" || true)
+case $by_exec in v-*payments*) ok "psql, unmodified, logs in through exec: as $by_exec" ;; *) no "psql, unmodified, logs in through exec" "$by_exec $(cat "$vault/exec.err")" ;; esac
+if [ -n "$by_exec" ] && soon 5 gone "$by_exec"; then ok "and its user ends with psql"; else no "and its user ends with psql" "$by_exec"; fi
+rc=0; "${to_app[@]}" "${leased[@]}" -- psql -qtAX -c 'select no_such_column' > /dev/null 2>&1 || rc=$?
+same "its exit code is psql's" 1 "$rc"
+"${to_app[@]}" --env PGUSER=ending.username --env PGPASSWORD=ending.password --at-rotation ending=restart \
+  -- psql -qtAX -c 'select current_user' -c 'select pg_sleep(1000)' > "$vault/exec.out" 2> "$vault/exec.err" &
+exec_pid=$!
+other_pids="$other_pids $exec_pid"
+two_starts() { [ "$(wc -l < "$vault/exec.out")" -ge 2 ]; }
+soon 40 two_starts || true
+{ read -r one; read -r two; } < "$vault/exec.out" || true
+if [ -n "$two" ] && [ "$one" != "$two" ]; then ok "psql under supervision is started again as another user"; else no "psql under supervision is started again as another user" "$(cat "$vault/exec.out" "$vault/exec.err")"; fi
+kill "$exec_pid"; rc=0; wait "$exec_pid" 2>/dev/null || rc=$?
+same "and ends as psql ends" 143 "$rc"
+if [ -n "$two" ] && soon 5 gone "$two"; then ok "and so does that user"; else no "and so does that user" "$two"; fi
+
 # Past two lives of the lease.
 later() { [ "$(date +%s)" -gt $(( expired_at + 9 )) ]; }
 soon 20 later || true

@@ -4,6 +4,7 @@
 //! an assertion made for it alone, and another where the protocol has us ask again. The issuer's name in an assertion comes
 //! from the settings, and an assertion goes to no host that the settings do not vouch for (PKJ-04, OA-08).
 
+mod capable;
 mod client;
 mod details;
 mod dpop;
@@ -34,16 +35,17 @@ use arc_swap::ArcSwap;
 use http::{HeaderName, header};
 
 pub(in crate::issuer) use self::metadata::fault_of as fault_of_url;
+pub use self::{
+    capable::{Wanted, capable, metadata_addresses},
+    pins::{OnChange, Pins},
+    settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, misplaced, problems},
+};
 use self::{
     dpop::{Heard, Prover},
     metadata::Metadata,
     mtls::Way,
     reply::Moment,
     request::Asked,
-};
-pub use self::{
-    pins::{OnChange, Pins},
-    settings::{AssertionTyp, Audience, OAuthSettings, WellKnown, misplaced, problems},
 };
 use crate::{
     clock::{Boot, Clock, Dice},

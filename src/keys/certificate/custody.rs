@@ -395,6 +395,26 @@ fn settle_files(
     }
 }
 
+/// Whether what an identity shows is there and fits together, for whoever only looks: nothing is made.
+pub(in crate::keys) fn look(
+    identity: &str,
+    settings: &CertificateSettings,
+    vault: &Vault,
+) -> Result<bool, FileError> {
+    match (&settings.custody, &settings.signed_by) {
+        (Custody::File { path }, SignedBy::Itself) if !path.exists() => Ok(false),
+        (Custody::File { path }, SignedBy::Itself) => {
+            let made = Made::read(path, Slot::of(vault, CLIENT_CERTIFICATE, identity))?;
+            made.certificate(&path.display().to_string(), false).map(|_| true)
+        }
+        // Nothing is due with one of others.
+        (_, SignedBy::Others(_)) => {
+            settle(identity, settings, vault, None, Timestamp::UNIX_EPOCH).map(|_| true)
+        }
+        (Custody::Memory, SignedBy::Itself) => Ok(false),
+    }
+}
+
 /// A certificate that could not be opened, and whose it is.
 #[derive(Debug, thiserror::Error)]
 #[error("identities.{identity}.certificate: {error}")]

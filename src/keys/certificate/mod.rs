@@ -24,6 +24,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer as _};
 
+pub(in crate::keys) use custody::look;
 pub use custody::{CertificateError, CertificateSettings, Certificates, SignedBy};
 pub use ending::{Ending, Place, Urgency, endings};
 pub use enrolment::{Enrolment, KeyKind, PairFile, Subject};

@@ -74,7 +74,7 @@ fn trust(out: &mut String, report: &Report) {
         (Trust::Tampered { seq, fault }, _) => writeln!(
             out,
             "<section class=\"alarm\" role=\"alert\"><h2>The ledger is not what was written</h2><p>Record {seq}: {}. Only the {} before \
-             the fault that a checkpoint signed were counted here. Keep the directory as evidence.</p></section>",
+             the fault were counted here. Keep the directory as evidence.</p></section>",
             esc(fault),
             count(ledger.counted, "record")
         ),

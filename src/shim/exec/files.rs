@@ -1,0 +1,231 @@
+//! The files that variables name. In go values; out come paths of files that nobody else can read, in a directory of our own on a
+//! file system that lies in memory. A file is replaced whole by a rename, so its path stays and whoever reads it sees one value or
+//! the next. All of it is gone when we end, but not when we are killed: what is left then lies in memory, readable to its user only.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, DirBuilder, Permissions},
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::process::geteuid;
+
+use crate::{
+    clock::Dice,
+    deliver::Variable,
+    secret::{Secret, hex},
+    shim::file::{Access, Directory, FileError, Medium},
+};
+
+/// Why there is no file.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// No place that keeps off the disk.
+    #[error("there is no place in memory for the files ({0}): name a directory with --file-directory")]
+    NoPlace(String),
+    /// A directory that was named cannot be used.
+    #[error("{path}: {why}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// A file could not be written. The one before it, if there was one, is still there.
+    #[error("the file of {variable} could not be written; what was there before is kept: {error}")]
+    Write {
+        /// Which.
+        variable: Variable,
+        /// Why.
+        error: FileError,
+    },
+}
+
+/// Where files may be made.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// What somebody named, who then knows what kind of file system it is.
+    pub named: Option<PathBuf>,
+    /// What the service manager or the login gives and takes away (`RUNTIME_DIRECTORY`, `XDG_RUNTIME_DIR`).
+    pub given: Vec<PathBuf>,
+    /// Whether a place will do that nobody but us cleans.
+    pub uncleaned: bool,
+}
+
+/// A directory of our own.
+#[derive(Debug)]
+pub struct Files {
+    directory: Directory,
+    path: PathBuf,
+    names: Vec<Variable>,
+    dice: Arc<dyn Dice>,
+}
+
+impl Files {
+    /// Makes the directory, in the first place that is fit.
+    ///
+    /// # Errors
+    /// [`FilesError`].
+    pub fn make(places: &Places, dice: &Arc<dyn Dice>) -> Result<Self, FilesError> {
+        if let Some(path) = places.named.clone() {
+            return Self::within(&path, Medium::Any, dice).map_err(|why| FilesError::Directory { path, why });
+        }
+        let mut candidates = places.given.clone();
+        if places.uncleaned {
+            candidates.push(format!("/run/user/{}", geteuid().as_raw()).into());
+            candidates.push("/dev/shm".into());
+        }
+        let mut tried = vec![];
+        for candidate in candidates {
+            match Self::within(&candidate, Medium::Memory, dice) {
+                Ok(files) => return Ok(files),
+                Err(why) => tried.push(format!("{}: {why}", candidate.display())),
+            }
+        }
+        if tried.is_empty() {
+            tried.push("neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set".into());
+        }
+        Err(FilesError::NoPlace(tried.join("; ")))
+    }
+
+    fn within(place: &Path, medium: Medium, dice: &Arc<dyn Dice>) -> Result<Self, String> {
+        let said = |error: std::io::Error| error.to_string();
+        let unfit = |error: FileError| match error {
+            FileError::Disk { filesystem, .. } => format!("it is on a disk ({filesystem})"),
+            FileError::Place { why, .. } => why,
+            FileError::Failed { error, .. } => error.to_string(),
+        };
+        let place = place.canonicalize().map_err(said)?;
+        // Nobody else can put something in the place of what we make there.
+        Directory::open(&place, medium, None).map_err(unfit)?;
+        let mut tail = [0; 8];
+        dice.fill(&mut tail);
+        let path = place.join(format!("keybearer-exec-{}", hex(&tail)));
+        // It has to be new: what somebody else put there is not ours to write into.
+        DirBuilder::new().mode(0o700).create(&path).map_err(said)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(said)?; // whatever the umask made of it
+        let directory = Directory::open(&path, medium, None).map_err(unfit)?;
+        Ok(Self { directory, path, names: vec![], dice: Arc::clone(dice) })
+    }
+
+    /// Where the file of a variable is.
+    pub fn path(&self, variable: &Variable) -> PathBuf {
+        self.path.join(variable.as_str())
+    }
+
+    /// Writes a file, or replaces it.
+    ///
+    /// # Errors
+    /// [`FilesError::Write`].
+    pub fn write(&mut self, variable: &Variable, value: &Secret) -> Result<(), FilesError> {
+        self.directory
+            .write(OsStr::new(variable.as_str()), value.expose(), Access::default(), &*self.dice)
+            .map_err(|error| FilesError::Write { variable: variable.clone(), error })?;
+        if !self.names.contains(variable) {
+            self.names.push(variable.clone());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        for name in &self.names {
+            let _ = fs::remove_file(self.path(name));
+        }
+        let _ = fs::remove_dir(&self.path); // only if it is empty
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+    use crate::clock::SeededDice;
+
+    fn dice() -> Arc<dyn Dice> {
+        SeededDice::from_seed(3)
+    }
+
+    fn made(named: &Path) -> Files {
+        let places = Places { named: Some(named.to_owned()), ..Places::default() };
+        Files::make(&places, &dice()).unwrap()
+    }
+
+    #[test]
+    fn files_are_our_users_alone_and_gone_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = made(dir.path());
+        let name: Variable = "TLS_KEY".parse().unwrap();
+        files.write(&name, &Secret::new("one")).unwrap();
+        let path = files.path(&name);
+        let before = std::fs::metadata(&path).unwrap();
+        assert_eq!(before.mode() & 0o7777, 0o400);
+        assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o7777, 0o700);
+        let old = std::fs::File::open(&path).unwrap();
+        files.write(&name, &Secret::new("two")).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two", "the path stays");
+        assert_eq!(std::io::read_to_string(old).unwrap(), "one", "whoever reads, reads one of them");
+        assert_ne!(std::fs::metadata(&path).unwrap().ino(), before.ino());
+        drop(files);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_place_where_others_could_replace_ours_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places { named: Some(dir.path().to_owned()), ..Places::default() };
+        for (mode, is_fit) in [(0o777, false), (0o775, false), (0o1777, true), (0o755, true)] {
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(Files::make(&places, &dice()).is_ok(), is_fit, "{mode:o}");
+        }
+        let elsewhere = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(elsewhere.path(), &link).unwrap();
+        let files = made(&link);
+        assert!(
+            files.path(&"A".parse().unwrap()).starts_with(elsewhere.path()),
+            "a path of ours has no link in it"
+        );
+    }
+
+    #[test]
+    fn what_somebody_put_in_our_way_is_not_written_into() {
+        // The same dice make the same name: as if somebody had known it before.
+        let dir = tempfile::tempdir().unwrap();
+        let taken = made(dir.path()).path.clone();
+        std::fs::create_dir(&taken).unwrap();
+        let places = Places { named: Some(dir.path().to_owned()), ..Places::default() };
+        assert!(Files::make(&places, &dice()).is_err());
+        std::fs::remove_dir(&taken).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), &taken).unwrap();
+        assert!(Files::make(&places, &dice()).is_err());
+        assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_write_that_fails_names_its_variable_and_not_its_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = made(dir.path());
+        std::fs::remove_dir(&files.path).unwrap();
+        let error = files.write(&"A".parse().unwrap(), &Secret::new("canary")).unwrap_err().to_string();
+        assert!(error.contains('A') && error.contains("kept") && !error.contains("canary"), "{error}");
+    }
+
+    #[test]
+    fn a_place_on_a_disk_is_passed_over_and_named() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap_or_else(|_| tempfile::tempdir().unwrap());
+        let places = Places { given: vec![dir.path().into(), "/nowhere".into()], ..Places::default() };
+        if Directory::open(dir.path(), Medium::Memory, None).is_ok() {
+            return; // this whole machine lies in memory
+        }
+        let error = Files::make(&places, &dice()).unwrap_err().to_string();
+        assert!(error.contains("on a disk") && error.contains("/nowhere"), "{error}");
+        assert!(error.contains("--file-directory"), "{error}");
+    }
+}
