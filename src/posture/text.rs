@@ -96,8 +96,9 @@ pub fn blast(report: &Report, identity: &IdentityPart) -> String {
 fn warning(report: &Report) -> Option<String> {
     match &report.ledger.trust {
         Trust::Tampered { seq, fault } => Some(format!(
-            "THE LEDGER IS NOT WHAT WAS WRITTEN: record {seq}: {fault}.\nOnly its {} before the fault were counted. \
+            "THE LEDGER IS NOT WHAT WAS WRITTEN: record {seq}: {}.\nOnly its {} before the fault were counted. \
              Keep the directory as evidence.\n",
+            clean(fault),
             count(report.ledger.counted, "record")
         )),
         Trust::Missing | Trust::Whole { .. } => None,
@@ -133,7 +134,7 @@ fn of_identity(identity: &IdentityPart) -> Vec<String> {
         (Some(worst), Some(best)) => format!("{worst} to {best}"),
         _ => "never".into(),
     };
-    out.push(format!("  evidence    demands {}, seen {seen}", identity.demands));
+    out.push(format!("  evidence    demands {}, seen {}", identity.demands, clean(&seen)));
     let last = identity.last_used.as_deref().unwrap_or("never, as far as the ledger tells");
     out.push(format!(
         "  used        {} lately, {} denied; last {last}",

@@ -46,9 +46,9 @@ pub(super) fn lifetimes(out: &mut String, report: &Report) {
     let bottom = high - 20.0;
     for (at, name) in TICKS {
         let x = place(at as f64);
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"4\" y2=\"{bottom:.1}\"/><text class=\"dim\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{name}</text>\n",
+            "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"4\" y2=\"{bottom:.1}\"/><text class=\"dim\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{name}</text>",
             high - 5.0
         );
     }
@@ -206,7 +206,7 @@ type Edges = BTreeMap<(usize, usize, usize), Kind>;
 
 /// Puts issuers, then APIs, at the height of those that lead to them, so that fewer lines cross.
 fn untangle(nodes: &mut [Vec<&str>; 3], edges: &mut Edges) {
-    for column in 1..3 {
+    for column in [1, 2] {
         // Places over how many there are, so that columns of different lengths compare.
         let height = |at: usize| {
             let from: Vec<usize> = edges
