@@ -177,13 +177,17 @@ fn of_credential(all: &mut Vec<Remedy>, identity: &IdentityPart, credential: &Cr
     }
     if let Some(exception) = &credential.exception {
         let (until, owner) = (&exception.until, &exception.owner);
+        let mend = match credential.kind {
+            Kind::Static | Kind::Bridged => "have an issuer make it anew",
+            Kind::Dynamic | Kind::Bound => "bind it",
+        };
         if exception.days_left < 0 {
             let what = format!("its exception ended at {until}: it is denied");
-            let remedy = format!("bind it and take the exception out, or have {owner} decide again");
+            let remedy = format!("{mend} and take the exception out, or have {owner} decide again");
             add("EXCEPTION_ENDED", open, what, remedy);
         } else if exception.days_left < SOON {
             let what = format!("its exception ends in {} ({until})", count_days(exception.days_left));
-            add("EXCEPTION_ENDING", open, what, format!("bind it before then, or have {owner} decide again"));
+            add("EXCEPTION_ENDING", open, what, format!("{mend} before then, or have {owner} decide again"));
         }
     }
     if credential.wants == "token" && (credential.audience.is_none() || !credential.audience_checked) {
