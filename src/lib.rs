@@ -43,6 +43,7 @@ pub mod client;
 pub mod shim;
 pub mod scan;
 pub mod config;
+pub mod posture;
 pub mod daemon;
 pub mod doctor;
 pub mod dev;

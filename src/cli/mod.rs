@@ -19,6 +19,7 @@ mod keys;
 mod migrate;
 mod operator;
 mod paint;
+mod posture;
 mod registration;
 mod scan;
 mod seal;
@@ -82,6 +83,7 @@ enum Command {
     Man(docs::Man),
     /// Propose how a program's env files and units move over: identity, credentials, what to run, whom to ask.
     Migrate(migrate::Migrate),
+    Posture(posture::Posture),
     /// Have the agent read its settings again.
     Reload(OperatorSocket),
     /// Publish an identity's next key, which signs once every issuer takes it; again, to try it now.
@@ -278,6 +280,7 @@ fn run(command: Command) -> Result<(), Exit> {
         Command::Keys(command) => command.run(),
         Command::Man(command) => command.run(Cli::command()),
         Command::Migrate(command) => command.run(),
+        Command::Posture(command) => command.run(),
         Command::Disable(command) => on_runtime(command.run()),
         Command::Enable(command) => on_runtime(command.run()),
         Command::Revoke(command) => on_runtime(command.run()),
