@@ -36,6 +36,9 @@ use super::{
 };
 use crate::attest::{AttestError, Challenge, Peer};
 
+/// When the agent stops, whoever has just connected may still say what for. A client that connects to speak does so at once.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
+
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What one connection may do.
@@ -100,11 +103,19 @@ where
         match protocol {
             Protocol::Http1 => {
                 let mut connection = pin!(http1(limits).serve_connection(io, service));
+                // Told to stop, hyper hangs up on a connection that has said nothing yet; HTTP/1.1 has no goodbye that its client
+                // could tell from a lost answer.
+                let mut silent = pin!(async { sleep(FIRST_WORDS).await });
+                let mut leaving = false;
                 poll_fn(|cx| {
-                    if stopping() {
+                    let mut served = connection.as_mut().poll(cx).map(|_| ());
+                    let may_leave = served.is_pending() && !leaving && stopping();
+                    if may_leave && (spoke.load(Ordering::Relaxed) || silent.as_mut().poll(cx).is_ready()) {
+                        leaving = true;
                         connection.as_mut().graceful_shutdown();
+                        served = connection.as_mut().poll(cx).map(|_| ());
                     }
-                    turn(connection.as_mut().poll(cx).map(|_| ()), &corked, cx)
+                    turn(served, &corked, cx)
                 })
                 .await
             }
@@ -363,6 +374,29 @@ mod tests {
         }
         drop(theirs);
         assert_eq!(served.await.unwrap(), Ended::Shutdown);
+    }
+
+    #[tokio::test]
+    async fn whoever_connects_at_the_last_moment_is_answered_and_whoever_says_nothing_holds_nobody_up() {
+        let (stop, stopped) = watch::channel(false);
+        let (ours, peer, mut late) = pair();
+        let served =
+            tokio::spawn(serve(Protocol::Http1, ours, peer, service_fn(echo), LIMITS, stopped.clone()));
+        let (ours, peer, mut silent) = pair();
+        let ended = tokio::spawn(serve(Protocol::Http1, ours, peer, service_fn(echo), LIMITS, stopped));
+        stop.send(true).unwrap();
+        // Both have seen it: on this one thread, everybody who was woken has had a turn.
+        tokio::task::yield_now().await;
+        assert!(!served.is_finished());
+        let request = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nlate";
+        late.write_all(request).await.unwrap();
+        let mut answer = vec![];
+        late.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("|late"), "{answer:?}");
+        assert_eq!(served.await.unwrap(), Ended::Shutdown);
+        assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+        assert_eq!(ended.await.unwrap(), Ended::Shutdown);
     }
 
     #[tokio::test]
