@@ -16,7 +16,10 @@ use std::{
 };
 
 use container::{Container, can_boot, text, until};
-use keybearer::audit::{EventType, read};
+use keybearer::{
+    audit::{EventType, read},
+    dev::Fault,
+};
 use serde_json::Value;
 use support::{BINARY, RESOURCE, built, install, issuer, register_keys, skip};
 
@@ -156,7 +159,10 @@ async fn a_host_from_installation_to_purge() {
     it_is_locked_down(&host);
     a_program_can_be_named_by_its_path(&host);
     a_broken_file_is_refused_at_reload_and_the_old_one_goes_on(&host);
+    // What was live outlives the agent: no call may need the issuer.
+    issuer.handle.set_fault(Fault::Unavailable, None);
     nobody_notices_that_it_is_started_anew_or_upgraded(&host, dir.path(), &second);
+    issuer.handle.set_fault(Fault::None, None);
     what_hangs_is_started_anew(&host);
     a_socket_that_lets_in_more_than_the_settings_is_refused(&host);
     removed_and_purged_it_leaves_the_ledger(&host);
