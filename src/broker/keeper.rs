@@ -15,7 +15,8 @@ use tokio::{
 
 use super::{
     Books, Failure, Fetched, Live, News, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
-    revocations::{Cause, Revocation, Revocations, Revoked},
+    pending::Left,
+    revocations::{Cause, Placed, Revocation, Revocations, Revoked},
     shelf::{Action, Event, Shelf, WaiterId},
     stowed::{Found, StowFile, StowedLive},
 };
@@ -51,7 +52,8 @@ pub struct Keeper {
     own_way: mpsc::WeakUnboundedSender<Request>,
     waiting: HashMap<WaiterId, oneshot::Sender<Result<Fetched, Failure>>>,
     topics: HashMap<Order, watch::Sender<Topic>>,
-    fetches: JoinSet<(Order, Issued)>,
+    /// With the settings they were placed by.
+    fetches: JoinSet<(Order, Arc<Books>, Issued)>,
     revocations: Revocations,
     attempts: JoinSet<(u64, Result<(), IssueError>)>,
     advices: JoinSet<(Order, Arc<Credential>, Option<Advice>)>,
@@ -62,7 +64,7 @@ pub struct Keeper {
     unbound: Vec<StowedLive>,
     dice: Arc<dyn Dice>,
     next_waiter: WaiterId,
-    /// The settings before a reload, for as long as it is carried out.
+    /// The settings by which what is being ended was made, where those of now do not do.
     before: Option<Arc<Books>>,
     /// Whether revocations came or went since they were kept for the next start.
     unkept: bool,
@@ -131,8 +133,10 @@ impl Keeper {
                     Some(request) => self.heard(request),
                 },
                 Some(fetched) = self.fetches.join_next() => match fetched {
-                    Ok((order, issued)) => {
+                    Ok((order, books, issued)) => {
                         self.shared.look_out(&order, &issued);
+                        let another_since = books.who(&order) != self.shared.books.load().who(&order);
+                        self.before = another_since.then_some(books);
                         let chance = (fraction(&*self.dice), fraction(&*self.dice));
                         Some(Event::Fetched { order, issued: Box::new(issued), chance })
                     }
@@ -176,10 +180,14 @@ impl Keeper {
                 Event::Asked { order, waiter: self.next_waiter, min_ttl, deadline }
             }
             Request::Keep { keeps, before } => {
-                self.before = Some(before);
+                let now = self.shared.books.load_full();
+                // Another issuer may go by that name now, to which what the one before made is nothing.
+                let keeps = |order: &Order| keeps(order) && before.who(order) == now.who(order);
                 // What the settings do not grant any more dies.
-                self.end_unbound(|order| !keeps(order), Cause::Settings);
-                Event::Kept { keep: self.shelf.orders().filter(|order| keeps(order)).cloned().collect() }
+                self.end_unbound(|order| !keeps(order), Cause::Settings, Some(&before));
+                let keep = self.shelf.orders().filter(|order| keeps(order)).cloned().collect();
+                self.before = Some(before);
+                Event::Kept { keep }
             }
             Request::Leave(done) => {
                 let (now, books) = (self.shared.clock.boot(), self.shared.books.load());
@@ -198,7 +206,7 @@ impl Keeper {
                 Event::Rejected { order, credential: rejected, waiter: self.next_waiter, deadline }
             }
             Request::Retire { which, cause, done } => {
-                let waited = self.end_unbound(|order| which.takes(order), cause);
+                let waited = self.end_unbound(|order| which.takes(order), cause, None);
                 let count = self.shelf.count(&which) + waited;
                 // Whoever asked may be gone again.
                 let _ = done.send(count);
@@ -310,15 +318,17 @@ impl Keeper {
             if let Some(certificate) = first
                 && let Err(error) = had(&shared, &keeper, certificate).await
             {
-                return (order, Issued { result: Err(error), facts: IssueFacts::default() });
+                let issued = Issued { result: Err(error), facts: IssueFacts::default() };
+                return (order, shared.books.load_full(), issued);
             }
-            let placed = shared.placed(&shared.books.load(), &order);
+            let books = shared.books.load_full();
+            let placed = shared.placed(&books, &order);
             let held = shared.live.load().get(&order).map(|live| Arc::clone(&live.credential));
             let issued = match placed {
                 Ok((issuer, signers)) => issuer.issue(&order, &signers, held.as_deref()).await,
                 Err(error) => Issued { result: Err(error), facts: IssueFacts::default() },
             };
-            (order, issued)
+            (order, books, issued)
         });
     }
 
@@ -339,7 +349,22 @@ impl Keeper {
         Event::Advised { order, credential, window, renew_at, again: Some(now + advice.again) }
     }
 
+    /// At the issuer that `books` have, or those of now.
     fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {
+        let now = self.shared.books.load_full();
+        let books = books.unwrap_or(&now);
+        let (placed, who) = (self.shared.placed(books, &order), books.who(&order).to_owned());
+        self.revoke_at(placed, who, order, credential, cause);
+    }
+
+    fn revoke_at(
+        &mut self,
+        placed: Result<Placed, IssueError>,
+        who: String,
+        order: Order,
+        credential: Arc<Credential>,
+        cause: Cause,
+    ) {
         // Before another is fetched: whatever its issuer comes to say, it is not handed out again.
         forget(&order, &credential, self.shared.books.load().keys.vault());
         // Nothing of it is at its issuer, as of an entry that was only read: to drop it is all.
@@ -347,11 +372,8 @@ impl Keeper {
             return;
         }
         let now = self.shared.clock.boot();
-        let placed = match books {
-            Some(books) => self.shared.placed(books, &order),
-            None => self.shared.placed(&self.shared.books.load(), &order),
-        };
-        let over = self.revocations.add(Revocation { order, credential, cause, placed, since: now }, now);
+        let revocation = Revocation { order, credential, cause, placed, who, since: now };
+        let over = self.revocations.add(revocation, now);
         self.over(over);
     }
 
@@ -423,12 +445,12 @@ impl Keeper {
 
     /// Of what was left and is not live again, that which `dies` has to: otherwise it would come back with its certificate. For how
     /// many orders that was.
-    fn end_unbound(&mut self, dies: impl Fn(&Order) -> bool, cause: Cause) -> usize {
+    fn end_unbound(&mut self, dies: impl Fn(&Order) -> bool, cause: Cause, books: Option<&Books>) -> usize {
         let (now, wall) = (self.shared.clock.boot(), self.shared.clock.wall());
         let dropped: Vec<_> = self.unbound.extract_if(.., |left| dies(&left.order)).collect();
         for left in &dropped {
             for credential in left.to_revoke(now, wall) {
-                self.revoke(left.order.clone(), Arc::new(credential), cause, None);
+                self.revoke(left.order.clone(), Arc::new(credential), cause, books);
             }
         }
         dropped.len()
@@ -437,8 +459,16 @@ impl Keeper {
     /// What an agent before this one could not finish.
     fn take_up_pending(&mut self) {
         let left = self.pending.as_ref().map(|pending| pending.left_behind(&*self.shared.clock));
-        for (order, credential, cause) in left.unwrap_or_default() {
-            self.revoke(order, Arc::new(credential), cause, None);
+        let books = self.shared.books.load_full();
+        for Left { who, order, credential, cause } in left.unwrap_or_default() {
+            let placed = if books.who(&order) == who {
+                self.shared.placed(&books, &order)
+            } else {
+                // It is not even told that there was something to revoke: that would be to tell it a secret.
+                let detail = "another issuer goes by that name now; at the one that made it, revoke by hand";
+                Err(IssueError::Refused { reason: Reason::IssuerConfig, detail: detail.into() })
+            };
+            self.revoke_at(placed, who, order, Arc::new(credential), cause);
         }
     }
 

@@ -642,6 +642,8 @@ fn absent(identity: &str, what: &str) -> IssueError {
 }
 
 #[cfg(test)]
+mod namesakes;
+#[cfg(test)]
 mod restarts;
 #[cfg(test)]
 mod tended;

@@ -27,12 +27,25 @@ const PURPOSE: &str = "pending revocations";
 #[derive(Debug)]
 pub struct PendingFile(SealedFile);
 
+/// A revocation that an agent before this one could not finish.
+#[derive(Debug)]
+pub(super) struct Left {
+    /// Who its issuer is.
+    pub(super) who: String,
+    pub(super) order: Order,
+    pub(super) credential: Credential,
+    pub(super) cause: Cause,
+}
+
 /// As little of a revocation as its issuer has to be told.
 #[derive(Deserialize, Serialize)]
 struct Kept {
     identity: String,
     credential: String,
     issuer: String,
+    /// Who that is: the name may be another's at the next start.
+    #[serde(default)]
+    who: String,
     client_id: String,
     token: String,
     /// What it is to its issuer.
@@ -80,6 +93,7 @@ impl PendingFile {
                 identity: revocation.order.identity.to_string(),
                 credential: revocation.order.credential.to_string(),
                 issuer: revocation.order.issuer.to_string(),
+                who: revocation.who.clone(),
                 client_id: revocation.order.client_id.to_string(),
                 client_auth: revocation.order.terms.client_auth.clone(),
                 wants: match &revocation.order.terms.wants {
@@ -114,7 +128,7 @@ impl PendingFile {
     }
 
     /// What an agent before this one left behind, as far as it still lives.
-    pub(super) fn left_behind(&self, clock: &dyn Clock) -> Vec<(Order, Credential, Cause)> {
+    pub(super) fn left_behind(&self, clock: &dyn Clock) -> Vec<Left> {
         let kept: Vec<Kept> = match self.0.read() {
             Ok(kept) => kept.unwrap_or_default(),
             Err(error) => {
@@ -128,7 +142,7 @@ impl PendingFile {
     }
 }
 
-fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credential, Cause)> {
+fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<Left> {
     let left = u64::try_from(kept.until - wall.as_second()).ok().filter(|left| *left > 0)?;
     let left = Duration::from_secs(left);
     let token = Secret::new(kept.token.as_str());
@@ -169,7 +183,7 @@ fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<(Order, Credentia
         jti: None,
         form: Form::default(),
     };
-    Some((order, credential, Cause::named(&kept.cause)?))
+    Some(Left { who: kept.who.clone(), order, credential, cause: Cause::named(&kept.cause)? })
 }
 
 #[cfg(test)]
@@ -199,12 +213,13 @@ mod tests {
             credential: Arc::new(waits),
             cause: Cause::Operator,
             placed: Err(error),
+            who: String::new(),
             since: clock.boot(),
         };
         file.keep([&revocation].into_iter());
         let left = file.left_behind(&*clock);
         assert_eq!(left.len(), 1);
-        assert_eq!(left[0].0.terms.client_auth, client_auth);
+        assert_eq!(left[0].order.terms.client_auth, client_auth);
     }
 
     #[test]
@@ -236,12 +251,15 @@ mod tests {
                     credential: Arc::new(waits),
                     cause: Cause::Exited,
                     placed: Err(error),
+                    who: String::new(),
                     since: clock.boot(),
                 }
             })
             .collect();
         file.keep(waiting.iter());
-        let [(leased, one, _), (signed, two, _)] = &file.left_behind(&*clock)[..] else { panic!("both") };
+        let [leased, signed] = &file.left_behind(&*clock)[..] else { panic!("both") };
+        let ((leased, one), (signed, two)) =
+            ((&leased.order, &leased.credential), (&signed.order, &signed.credential));
         assert_eq!((&leased.terms.wants, &signed.terms.wants), (&lease, &certificate));
         assert_eq!(one.handle().expose_str(), Some("token lease 300 -"));
         assert_eq!(one.payload.as_str(), "leased_values");

@@ -67,6 +67,8 @@ pub(super) struct Revocation {
     pub(super) cause: Cause,
     /// As they were when it was taken off the shelf: the settings may name neither any more.
     pub(super) placed: Result<Placed, IssueError>,
+    /// Who that issuer is; a name can be given to another.
+    pub(super) who: String,
     pub(super) since: Boot,
 }
 
@@ -245,6 +247,7 @@ mod tests {
             credential: Arc::new(credential(at(0), Duration::from_secs(life))),
             cause: Cause::Exited,
             placed: Err(error),
+            who: String::new(),
             since: at(0),
         }
     }

@@ -339,6 +339,7 @@ async fn what_has_to_die_after_a_restart_waits_for_the_certificate_to_show() {
         credential: Arc::new(minted("token", clock.boot(), clock.wall(), life)),
         cause: Cause::Operator,
         placed: Err(absent("payments", "issuer")),
+        who: String::new(),
         since: clock.boot(),
     };
     // As the restart finds it: the certificate's terms as far as they were kept.

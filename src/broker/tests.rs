@@ -74,7 +74,7 @@ pub(super) struct FakeIssuer {
     pub(super) bound: Mutex<Option<Arc<dyn Signer>>>,
     pub(super) certificate: Mutex<Option<Arc<ClientCertificate>>>,
     /// Whether it does not even take tokens back.
-    deaf: std::sync::atomic::AtomicBool,
+    pub(super) deaf: std::sync::atomic::AtomicBool,
     serial: AtomicUsize,
     endpoints: Arc<Vec<Target>>,
 }
@@ -247,28 +247,37 @@ pub(super) fn order(issuer: &str, credential: &str) -> Order {
     }
 }
 
-struct House {
-    clock: Arc<PausedClock>,
-    corp: Arc<FakeIssuer>,
+pub(super) struct House {
+    pub(super) clock: Arc<PausedClock>,
+    pub(super) corp: Arc<FakeIssuer>,
     other: Arc<FakeIssuer>,
-    broker: Broker,
-    keeper: tokio::task::JoinHandle<()>,
-    told: mpsc::UnboundedReceiver<News>,
+    pub(super) broker: Broker,
+    pub(super) keeper: tokio::task::JoinHandle<()>,
+    pub(super) told: mpsc::UnboundedReceiver<News>,
 }
 
-fn house() -> House {
+pub(super) fn house() -> House {
     house_keeping(|_| None)
 }
 
 /// One that may keep what it could not finish.
 fn house_keeping(pending: impl FnOnce(&Arc<PausedClock>) -> Option<PendingFile>) -> House {
+    house_of(|_| {}, pending)
+}
+
+/// The same, with other settings.
+pub(super) fn house_of(
+    settings: impl FnOnce(&mut Books),
+    pending: impl FnOnce(&Arc<PausedClock>) -> Option<PendingFile>,
+) -> House {
     let clock = PausedClock::new();
     let (corp, other) = (FakeIssuer::new(&clock, 300), FakeIssuer::new(&clock, 300));
     let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> = HashMap::from([
         ("corp".into(), Arc::clone(&corp) as Arc<dyn Issuer>),
         ("other".into(), Arc::clone(&other) as _),
     ]);
-    let books = Books { issuers, keys: keys(), ..Books::default() };
+    let mut books = Books { issuers, keys: keys(), ..Books::default() };
+    settings(&mut books);
     let pending = pending(&clock);
     let (telling, told) = mpsc::unbounded_channel();
     let (broker, keeper) = new(books, Arc::clone(&clock) as _, SeededDice::from_seed(3), telling, pending);
@@ -285,7 +294,7 @@ pub(super) async fn next_revoked(told: &mut mpsc::UnboundedReceiver<News>) -> Re
 }
 
 impl House {
-    async fn get(&self, credential: &str) -> Result<Fetched, Failure> {
+    pub(super) async fn get(&self, credential: &str) -> Result<Fetched, Failure> {
         self.get_within(credential, 30).await
     }
 
