@@ -1,16 +1,22 @@
 //! The files that variables name. In go values; out come paths of files that nobody else can read, in a directory of our own on a
 //! file system that lies in memory. A file is replaced whole by a rename, so its path stays and whoever reads it sees one value or
-//! the next. All of it is gone when we end, but not when we are killed: what is left then lies in memory, readable to its user only.
+//! the next. All of it is gone when we end. What is left by one of us that was killed lies in memory, readable to its user only, until that
+//! user's next one comes by and takes it away: whoever stays holds a lock on its directory. One that became its program cannot, and
+//! its directory has a name that nobody takes away; that is only where the service manager or the login does.
 
 use std::{
     ffi::OsStr,
-    fs::{self, DirBuilder, Permissions},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustix::process::geteuid;
+use rustix::{
+    fs::{FlockOperation, OFlags, flock},
+    process::geteuid,
+};
 
 use crate::{
     clock::Dice,
@@ -18,6 +24,12 @@ use crate::{
     secret::{Secret, hex},
     shim::file::{Access, Directory, FileError, Medium},
 };
+
+/// What begins the name of a directory whose maker stays, and holds a lock on it.
+const HELD: &str = "keybearer-exec-";
+
+/// What begins the name of one whose maker becomes its program.
+const LEFT: &str = "keybearer-once-";
 
 /// Why there is no file.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +71,8 @@ pub struct Places {
 pub struct Files {
     directory: Directory,
     path: PathBuf,
+    /// Keeps others from taking the directory for one that was left.
+    _lock: File,
     names: Vec<Variable>,
     dice: Arc<dyn Dice>,
 }
@@ -70,7 +84,8 @@ impl Files {
     /// [`FilesError`].
     pub fn make(places: &Places, dice: &Arc<dyn Dice>) -> Result<Self, FilesError> {
         if let Some(path) = places.named.clone() {
-            return Self::within(&path, Medium::Any, dice).map_err(|why| FilesError::Directory { path, why });
+            return Self::within(&path, Medium::Any, places.uncleaned, dice)
+                .map_err(|why| FilesError::Directory { path, why });
         }
         let mut candidates = places.given.clone();
         if places.uncleaned {
@@ -79,7 +94,7 @@ impl Files {
         }
         let mut tried = vec![];
         for candidate in candidates {
-            match Self::within(&candidate, Medium::Memory, dice) {
+            match Self::within(&candidate, Medium::Memory, places.uncleaned, dice) {
                 Ok(files) => return Ok(files),
                 Err(why) => tried.push(format!("{}: {why}", candidate.display())),
             }
@@ -90,7 +105,7 @@ impl Files {
         Err(FilesError::NoPlace(tried.join("; ")))
     }
 
-    fn within(place: &Path, medium: Medium, dice: &Arc<dyn Dice>) -> Result<Self, String> {
+    fn within(place: &Path, medium: Medium, stays: bool, dice: &Arc<dyn Dice>) -> Result<Self, String> {
         let said = |error: std::io::Error| error.to_string();
         let unfit = |error: FileError| match error {
             FileError::Disk { filesystem, .. } => format!("it is on a disk ({filesystem})"),
@@ -100,14 +115,17 @@ impl Files {
         let place = place.canonicalize().map_err(said)?;
         // Nobody else can put something in the place of what we make there.
         Directory::open(&place, medium, None).map_err(unfit)?;
+        sweep(&place);
         let mut tail = [0; 8];
         dice.fill(&mut tail);
-        let path = place.join(format!("keybearer-exec-{}", hex(&tail)));
+        let path = place.join(format!("{}{}", if stays { HELD } else { LEFT }, hex(&tail)));
         // It has to be new: what somebody else put there is not ours to write into.
         DirBuilder::new().mode(0o700).create(&path).map_err(said)?;
         fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(said)?; // whatever the umask made of it
+        // Whoever swept it away before it was locked will have removed it: then it cannot be opened, or not be written into.
+        let lock = held(&path).map_err(said)?;
         let directory = Directory::open(&path, medium, None).map_err(unfit)?;
-        Ok(Self { directory, path, names: vec![], dice: Arc::clone(dice) })
+        Ok(Self { directory, path, _lock: lock, names: vec![], dice: Arc::clone(dice) })
     }
 
     /// Where the file of a variable is.
@@ -139,12 +157,37 @@ impl Drop for Files {
     }
 }
 
+/// Takes away what those of our user left who were killed. What cannot be taken away is left as it is: it is in nobody's way.
+fn sweep(place: &Path) {
+    let Ok(entries) = fs::read_dir(place) else { return };
+    let ours =
+        entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(HELD.as_bytes()));
+    for path in ours.map(|entry| entry.path()) {
+        // Held until all of it is gone.
+        let Ok(_lock) = held(&path) else { continue };
+        for file in fs::read_dir(&path).into_iter().flatten().flatten() {
+            let _ = fs::remove_file(file.path());
+        }
+        let _ = fs::remove_dir(&path);
+    }
+}
+
+/// Locks a directory that is our user's alone, and that nobody holds.
+fn held(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::DIRECTORY | OFlags::NOFOLLOW).bits();
+    let directory = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(path)?;
+    let meta = directory.metadata()?;
+    if meta.uid() != geteuid().as_raw() || meta.mode() & 0o077 != 0 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(directory)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
-
     use super::*;
-    use crate::clock::SeededDice;
+    use crate::clock::{SeededDice, SystemDice};
 
     fn dice() -> Arc<dyn Dice> {
         SeededDice::from_seed(3)
@@ -172,6 +215,37 @@ mod tests {
         assert_ne!(std::fs::metadata(&path).unwrap().ino(), before.ino());
         drop(files);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_one_that_was_killed_left_the_next_one_takes_away_and_nothing_else() {
+        // LEGACY 2.5
+        let dir = tempfile::tempdir().unwrap();
+        let make = |stays| {
+            let places = Places { named: Some(dir.path().to_owned()), uncleaned: stays, ..Places::default() };
+            let mut files = Files::make(&places, &SystemDice::shared()).unwrap();
+            files.write(&"TOKEN".parse().unwrap(), &Secret::new("canary")).unwrap();
+            files
+        };
+        let there = |path: &Path| path.join("TOKEN").exists();
+        let (runs, killed, program) = (make(true), make(true), make(false));
+        let paths = [&runs, &killed, &program].map(|files| files.path.clone());
+        // As the kernel does it for whoever is killed, or becomes another program: what is open is closed, and nothing is run.
+        for files in [killed, program] {
+            let files = std::mem::ManuallyDrop::new(files);
+            flock(&files._lock, FlockOperation::Unlock).unwrap();
+        }
+        let link = dir.path().join(format!("{HELD}link"));
+        std::os::unix::fs::symlink(&paths[2], &link).unwrap();
+        let open = dir.path().join(format!("{HELD}open"));
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, Permissions::from_mode(0o755)).unwrap();
+
+        drop(make(true));
+        assert_eq!(paths.each_ref().map(|path| there(path)), [true, false, true]);
+        assert!(!paths[1].exists() && link.is_symlink() && open.exists());
+        drop(runs);
+        assert!(!paths[0].exists());
     }
 
     #[test]
