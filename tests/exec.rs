@@ -451,8 +451,8 @@ async fn a_rotation_restarts_the_program_with_the_new_value_after_the_old_one_is
     let lock = agent.dir.path().join("lock");
     // Ends slowly, and so does what it has started: none may be left when the next one begins.
     let script = format!(
-        "mkdir {lock} || echo overlap; echo start $TOKEN; \
-         trap 'echo ends; exit 0' TERM; \
+        "trap 'echo ends; exit 0' TERM; \
+         mkdir {lock} || echo overlap; echo start $TOKEN; \
          setsid sh -c 'trap \"sleep 0.3; rmdir {lock}; exit\" TERM; while :; do sleep 1000 & wait $!; done' & \
          {FOREVER}",
         lock = lock.display(),

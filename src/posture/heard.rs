@@ -60,7 +60,8 @@ pub(super) struct Use {
     pub(super) named: BTreeSet<String>,
     pub(super) longest_s: Option<u64>,
     pub(super) units: BTreeSet<String>,
-    pub(super) humans: BTreeMap<u32, u64>,
+    /// Processes with a person behind them that were served, by what gave them away.
+    pub(super) humans: BTreeMap<String, u64>,
     /// The record with which nothing came, if nothing came since.
     pub(super) failing_since: Option<u64>,
     /// What was handed out and may live, by its hash, until when.
@@ -132,6 +133,9 @@ impl Heard {
             (EventType::CredentialRenew, Outcome::Success) => used.failing_since = None,
             (EventType::IssueFailure, _) => used.failing_since = Some(record.seq),
             (EventType::Denial, _) if counts => used.denied += 1,
+            (EventType::HumanSession, Outcome::Success) if counts => {
+                *used.humans.entry(entry.event.reason.clone().unwrap_or_default()).or_default() += 1;
+            }
             (EventType::CredentialReturn | EventType::CredentialRevoke, outcome) => {
                 let what = entry.credential.as_ref();
                 let hash = what.and_then(|what| what.token_hash.clone()).unwrap_or_default();
@@ -158,7 +162,7 @@ impl Heard {
                 self.sealed_by = Some(by);
             }
             EventType::LedgerGap if counts => self.gaps.push(record.seq),
-            EventType::ReuseDetected if counts => {
+            EventType::ReuseDetected | EventType::TwoPlaces if counts => {
                 let who = entry.workload.as_ref().map_or("nobody known", |who| &who.id);
                 let reason = entry.event.reason.clone().unwrap_or_default();
                 self.alarms.push((record.seq, who.to_owned(), reason));
@@ -200,10 +204,6 @@ impl Use {
         if let Some(peer) = &entry.peer {
             self.levels.extend(peer.level.clone());
             self.units.extend(peer.unit.as_ref().map(|unit| unit.name.clone()));
-            // The service manager fetches for a unit: who has logged in there says nothing of the program.
-            if let Some(uid) = peer.loginuid.filter(|_| entry.service_manager.is_none()) {
-                *self.humans.entry(uid).or_default() += 1;
-            }
         }
     }
 

@@ -73,8 +73,9 @@ pub(super) fn part(asked: &Asked<'_>, identity: &Identity, covers: bool) -> Iden
             .collect::<BTreeSet<_>>()
             .into_iter()
             .collect(),
-        humans: all().flat_map(|used| &used.humans).fold(BTreeMap::new(), |mut all, (uid, times)| {
-            *all.entry(*uid).or_default() += times;
+        people: identity.humans.as_str(),
+        humans: all().flat_map(|used| &used.humans).fold(BTreeMap::new(), |mut all, (sign, times)| {
+            *all.entry(sign.clone()).or_default() += times;
             all
         }),
         reach: reach(asked, identity, &credentials),

@@ -88,11 +88,11 @@ fn of_identity(all: &mut Vec<Remedy>, identity: &IdentityPart) {
             remedy,
         });
     };
-    if !identity.humans.is_empty() {
-        let times: u64 = identity.humans.values().sum();
-        let uids: Vec<String> = identity.humans.keys().map(ToString::to_string).collect();
-        let what = format!("{} to processes of login sessions (uid {})", handed(times), uids.join(", "));
-        let remedy = "match the unit, so that a shell of the same user is somebody else; give people an identity of their own";
+    if !identity.humans.is_empty() && identity.people != "allowed" {
+        let sessions = count(identity.humans.values().sum::<u64>(), "session");
+        let signs: Vec<&str> = identity.humans.keys().map(String::as_str).collect();
+        let what = format!("{sessions} of people served ({})", signs.join(", "));
+        let remedy = "humans = \"refused\", or match the unit, so that a shell of the same user is somebody else; give people an identity of their own";
         add("HUMAN_USE", Exposure::Seen, what, remedy.into());
     }
     if identity.units.len() > 1 {
@@ -205,10 +205,6 @@ fn of_credential(all: &mut Vec<Remedy>, identity: &IdentityPart, credential: &Cr
             "client_auth = \"private_key_jwt\" or a certificate; or have the platform make it for minutes";
         add("PROOF_REPLAYABLE", Exposure::Host, what, remedy.into());
     }
-}
-
-fn handed(times: u64) -> String {
-    format!("something was handed out {}", if times == 1 { "once".into() } else { count(times, "time") })
 }
 
 fn count_days(days: i64) -> String {

@@ -184,8 +184,10 @@ pub struct IdentityPart {
     pub denied: u64,
     /// The units that it was seen in, in that time.
     pub units: Vec<String>,
-    /// How often a process of a login session was served, by the uid that logged in, in that time.
-    pub humans: BTreeMap<u32, u64>,
+    /// What becomes of a person who comes as it: told, refused or allowed.
+    pub people: &'static str,
+    /// How many processes with a person behind them were served, by what gave them away, in that time.
+    pub humans: BTreeMap<String, u64>,
     /// What whoever takes it over has (S15).
     pub reach: Reach,
 }

@@ -349,10 +349,12 @@ fn each_control_turns_over_when_it_is_violated() {
         ),
         ("NHI-9", Pass, sound(), calm()),
         ("NHI-9", Fail, sound(), event("reuse_detected", &[("/event/reason", json!("FOREIGN_IDENTITY"))])),
+        ("NHI-9", Fail, sound(), event("two_places", &[])),
         ("NHI-9", Fail, sound(), used(&[("/credential/thumbprint", json!("key of payments"))])),
         ("NHI-9", Fail, sound(), used(&[("/peer/unit/name", json!("other.service"))])),
         ("NHI-10", Pass, sound(), calm()),
-        ("NHI-10", Fail, sound(), used(&[("/peer/loginuid", json!(1000))])),
+        ("NHI-10", Fail, sound(), event("human_session", &[("/event/reason", json!("LOGIN_UID"))])),
+        ("NHI-10", Pass, sound(), event("human_session", &[("/event/outcome", json!("denied"))])),
         (
             "NHI-10",
             NotApplicable,
@@ -506,7 +508,7 @@ fn codes(report: &Report) -> Vec<String> {
 fn what_to_do_is_sorted_by_assurance_exposure_and_age_and_gone_once_done() {
     // S47
     let mut records = with_mailer();
-    records.push(record(1, "credential_release", "mailer", "smtp", &[("/peer/loginuid", json!(0))]));
+    records.push(record(1, "human_session", "mailer", "smtp", &[("/event/reason", json!("TERMINAL"))]));
     let all = codes(&made(&burdened(), &records));
     assert_eq!(
         all,

@@ -281,11 +281,11 @@ fn reuse(facts: &Facts<'_>) -> Said {
 }
 
 fn humans(facts: &Facts<'_>) -> Said {
-    let served = facts.who(|one| !one.humans.is_empty());
+    let served = facts.who(|one| !one.humans.is_empty() && one.people != "allowed");
     if !served.is_empty() {
         return fail(
-            format!("processes of login sessions were served as {}", names(&served)),
-            "match the unit, so that a shell of the same user is somebody else",
+            format!("people were served as {}", names(&served)),
+            "humans = \"refused\", or match the unit, so that a shell of the same user is somebody else",
         );
     }
     if facts.handed_out() == 0 {
@@ -294,9 +294,17 @@ fn humans(facts: &Facts<'_>) -> Said {
     let alone = facts.who(|one| !one.attested && one.handed_out > 0);
     if !alone.is_empty() {
         return not_applicable(format!(
-            "no record names a login, but only a kernel with audit tells of one, and this rests on the user alone: {}",
+            "nobody was told of, but whoever hides all signs of a session is a service to what rests on the user alone: {}",
             names(&alone)
         ));
     }
-    pass("no process of a login session was served, and each identity is matched by more than its user")
+    let theirs = facts.who(|one| one.people == "allowed");
+    let theirs = if theirs.is_empty() {
+        String::new()
+    } else {
+        format!("; for people, as the settings say: {}", names(&theirs))
+    };
+    pass(format!(
+        "no person was served as a service, and each identity is matched by more than its user{theirs}"
+    ))
 }
