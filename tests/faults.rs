@@ -7,10 +7,11 @@ mod support;
 #[path = "support/vault.rs"]
 mod vault;
 
-use std::{os::unix::net::UnixStream, process::Command, thread};
+use std::{os::unix::net::UnixStream, process::Command, sync::Arc, thread};
 
 use disk::Disk;
-use support::{Setup, body, get, is_root, issuer, skip};
+use keybearer::dev::Fault;
+use support::{BINARY, Setup, TestAgent, body, get, is_root, issuer, skip};
 use vault::Vault;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,6 +48,40 @@ async fn a_full_disk_means_no_credential_and_passes() {
     let (code, _) = agent.stop();
     assert_eq!(code, Some(0));
     keybearer::audit::verify(&state.join("audit"), None).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_cannot_be_recorded_loses_nothing_of_what_was_live() {
+    // AUD-02: an agent that is not on record does not run, and takes up nothing.
+    let test = "a_start_that_cannot_be_recorded_loses_nothing_of_what_was_live";
+    if !is_root() {
+        return skip(test, "only root can mount a small disk");
+    }
+    let issuer = issuer(300);
+    let setup = Setup::new(issuer.handle.url());
+    let Some(disk) = Disk::mount(&setup.dir.path().join("state")) else {
+        return skip(test, "a tmpfs cannot be mounted here");
+    };
+    let agent = setup.start(Some(&issuer.handle));
+    let ask = |agent: &TestAgent| get(&agent.socket("http.sock"), "/v1/credentials/orders");
+    let token = |answer: &str| body(answer)["access_token"].as_str().unwrap().to_owned();
+    let held = token(&ask(&agent).1);
+    issuer.handle.set_fault(Fault::Unavailable, None);
+    disk.fill();
+    while ask(&agent).0 == 200 {}
+    let dir = Arc::clone(&agent.dir);
+    agent.stop();
+
+    let mut starts = Command::new("timeout");
+    let failed = starts.args(["20", BINARY, "agent", "--config"]).arg(dir.path().join("agent.toml")).output();
+    let failed = failed.unwrap();
+    assert_eq!(failed.status.code(), Some(74), "{failed:?}");
+    assert!(dir.path().join("run/live").exists());
+    disk.clear();
+    let agent = TestAgent::start(dir);
+    let (status, answer) = ask(&agent);
+    assert_eq!((status, token(&answer)), (200, held));
+    agent.verify().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

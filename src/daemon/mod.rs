@@ -315,9 +315,7 @@ impl Daemon {
         } = self;
         // From here on it is no reason to end.
         let mut hangup = signal(SignalKind::hangup()).ok();
-        keys.forget_left();
         let scribe = tokio::spawn(scribe.run());
-        let keeper = tokio::spawn(keeper.run());
         tokio::spawn({
             let journey = Arc::clone(&journey);
             async move { journey.write_down(news).await }
@@ -351,6 +349,10 @@ impl Daemon {
                 record(&journey, EventType::KeyOpen, what).await?;
             }
         }
+
+        // What an agent before this one left is taken up, and away, by one that is on record as running: where that cannot be, it waits.
+        keys.forget_left();
+        let keeper = tokio::spawn(keeper.run());
 
         let (stop, stopped) = watch::channel(false);
         let (orders, mut ordered) = mpsc::channel::<Ordered>(1);
