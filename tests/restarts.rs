@@ -59,8 +59,8 @@ async fn a_restart_while_the_issuer_is_down_costs_nobody_a_credential() {
     assert!(String::from_utf8_lossy(&failed.stderr).contains("http.sock"), "{failed:?}");
     fs::remove_file(&in_the_way).unwrap();
     let agent = TestAgent::start(dir);
-    assert!(!files.iter().any(|file| file.exists()), "it is taken up once");
     assert_eq!(program.get(), (token.clone(), fingerprint.clone()));
+    assert!(!files.iter().any(|file| file.exists()), "it is taken up once");
     // With the key that it is bound to: a proof of it is taken by the API.
     let errand = program.ask(&format!("errand {}", api.orders()));
     assert_eq!(errand["api_statuses"], json!([401, 200]), "{errand}");
