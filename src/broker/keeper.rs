@@ -191,7 +191,8 @@ impl Keeper {
             }
             Request::Leave(done) => {
                 let (now, books) = (self.shared.clock.boot(), self.shared.books.load());
-                let left = self.stow.as_ref().map(|stow| stow.leave(self.shelf.held(), &books, now));
+                let unbound = std::mem::take(&mut self.unbound);
+                let left = self.stow.as_ref().map(|stow| stow.leave(self.shelf.held(), unbound, &books, now));
                 // Whoever asked waits for it to end; how many there are is for the log.
                 let _ = done.send(left.unwrap_or_default());
                 return None;

@@ -212,6 +212,8 @@ async fn what_is_bound_to_a_certificate_waits_for_it() {
     let held = first.get(bound()).await.unwrap().credential;
     assert_eq!(held.binding(), Binding::Mtls);
     first.stops().await;
+    // One that stops before it has the certificate leaves what it found.
+    assert_eq!(stage.agent().stops().await, 1);
     // The issuer of tokens is down; that of certificates has what it kept.
     stage.corp.down_for("bound", retry(None));
     let next = stage.agent();

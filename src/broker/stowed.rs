@@ -10,7 +10,7 @@
 //! Certificates are not in it: each is kept with its key in a file of its own (`keys`). What is bound to a key that the next agent
 //! does not have is let go of: nobody could use it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -98,15 +98,18 @@ impl StowFile {
         Self { file: SealedFile::new(path, key, PURPOSE, dice), boot }
     }
 
-    /// Leaves what is live for the next agent. How many orders that are.
+    /// Leaves what is live for the next agent, and what is `unbound` still and was not had anew. How many orders that are.
     pub(super) fn leave<'a>(
         &self,
         live: impl Iterator<Item = (&'a Order, &'a Arc<Live>)>,
+        unbound: Vec<StowedLive>,
         books: &Books,
         now: Boot,
     ) -> usize {
         let of = |(order, live): (&Order, &Arc<Live>)| StowedLive::of(order, books.who(order), live, now);
-        let live: Vec<_> = live.filter_map(of).collect();
+        let mut live: Vec<_> = live.filter_map(of).collect();
+        let had: HashSet<Order> = live.iter().map(|live| live.order.clone()).collect();
+        live.extend(unbound.into_iter().filter(|left| !had.contains(&left.order)));
         let path = self.file.path().display();
         let stowed = Stowed { boot: self.boot.clone(), live };
         let left = match &*stowed.live {
