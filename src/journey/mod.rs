@@ -4,8 +4,10 @@
 
 mod account;
 mod alarms;
+mod explain;
 mod forward;
 mod lives;
+mod news;
 mod pace;
 mod places;
 mod prove;
@@ -20,31 +22,29 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tokio::time::timeout;
 
 use crate::{
     api::{ApiError, Apis},
-    attest::{
-        AttestError, Attestor, Challenge, Errand, Evidence, Hold, Interests, Missing, Peer, Turns, Workload,
-    },
+    attest::{AttestError, Attestor, Challenge, Interests, Missing, Peer, Turns, Workload},
     audit::{Entry, EventType, Ledger, LedgerError, Outcome, Receipt},
-    broker::{Broker, Failure, Fetched, News, Subscription},
+    broker::{Broker, Failure, Fetched, Subscription},
     clock::{Clock, Dice, uuid_v7},
     credential::{Bound, Credential},
-    issuer::Order,
     keys::ClientCertificate,
-    policy::{Denial, Door, Entitlement, Explanation, Grant, Policy, Purpose, Reason, Wish},
+    policy::{Denial, Door, Entitlement, Grant, Policy, Purpose, Reason, Wish},
     proof::Nonces,
     secret::{Fingerprint, Secret},
 };
 use account::Account;
 use alarms::Alarms;
+pub use explain::Explained;
 pub use forward::{Forwarded, Forwarding};
 use lives::Lives;
 use pace::Pace;
 pub use prove::{Proved, Proving};
 pub use remembered::Remembered;
-use reuse::{Handles, Owner, Party};
+use reuse::{Handles, Party};
 pub use session::{Call, Session};
 use signals::People;
 
@@ -429,67 +429,6 @@ impl Journey {
         Ok((revoked, receipt))
     }
 
-    /// Who a process would be and what it would get at this socket, for an operator. Grants nothing.
-    ///
-    /// # Errors
-    /// A [`Refusal`] if the operator's question cannot be recorded; the inner error if the process is gone.
-    pub async fn explain(
-        &self,
-        session: &Session,
-        pid: u32,
-        (name, scope, door): (&str, &[String], &Door),
-    ) -> Result<Result<Explained, AttestError>, Refusal> {
-        let rules = self.rules.load_full();
-        let (attestor, interests) = (Arc::clone(&self.attestor), Arc::clone(&rules.interests));
-        let read = spawn_blocking(move || attestor.evidence(pid, Hold::Socket, &interests)).await;
-        let evidence = match read.unwrap_or(Err(AttestError::PeerExited)) {
-            Ok(evidence) => evidence,
-            Err(error) => return Ok(Err(error)),
-        };
-        let facts = account::facts(&evidence);
-        let wish = Wish { credential: name, scope, ..Wish::at(door) };
-        Ok(Ok(self.explained(session, &rules, (format!("pid {pid}"), &wish), (&evidence, facts)).await?))
-    }
-
-    /// The same of a unit, as if the service manager asked for a credential of it: a unit in this slice.
-    ///
-    /// # Errors
-    /// A [`Refusal`] if the operator's question cannot be recorded.
-    pub async fn explain_errand(
-        &self,
-        session: &Session,
-        errand: Errand,
-        slice: &str,
-        name: &str,
-    ) -> Result<Explained, Refusal> {
-        let rules = self.rules.load_full();
-        let evidence = errand.evidence(slice);
-        let of_the_unit = |(fact, _): &(&str, _)| fact.starts_with("unit") || *fact == "slices";
-        let facts = account::facts(&evidence).into_iter().filter(of_the_unit).collect();
-        let whom = errand.unit.clone();
-        let door = Door::ServiceManager(Arc::new(errand));
-        let wish = Wish { credential: name, ..Wish::at(&door) };
-        self.explained(session, &rules, (whom, &wish), (&evidence, facts)).await
-    }
-
-    async fn explained(
-        &self,
-        session: &Session,
-        rules: &Rules,
-        (whom, wish): (String, &Wish<'_>),
-        (evidence, facts): (&Evidence, Vec<account::Fact>),
-    ) -> Result<Explained, Refusal> {
-        let (reason, explanation) = rules.policy.explain(evidence, wish, self.clock.wall());
-        // Asked only who it is: that it names no credential is no fault.
-        let reason = reason.filter(|reason| !(wish.credential.is_empty() && *reason == Reason::NoCredential));
-        let mut entry = self.entry(EventType::Explain, Outcome::Success);
-        entry.peer = Some(account::bare_peer(session.peer()));
-        entry.socket = Some(session.socket.to_string());
-        let entry = entry.detail(format!("{whom}: {}", reason.map_or("granted", Reason::as_str)));
-        let receipt = self.ledger.record(entry).await?;
-        Ok(Explained { reason, explanation, facts, receipt })
-    }
-
     /// Whether the process is in one of `groups`, by its own ids now and not by what a directory of users says. What cannot be
     /// read is no.
     pub fn is_in_group(&self, session: &Session, groups: &[u32]) -> bool {
@@ -523,56 +462,6 @@ impl Journey {
         // Nobody is answered, so nothing is held back if it cannot be written; the ledger's health says so.
         if let Err(error) = self.ledger.record(entry).await {
             tracing::error!(%error, reason, "a cut connection could not be recorded");
-        }
-    }
-
-    /// Writes down what became of credentials that had to die before their time, what issuers were asked for nobody in particular, and
-    /// what they have seen before, until nobody tells any more.
-    pub async fn write_down(&self, mut told: mpsc::UnboundedReceiver<News>) {
-        let outcome = |done: bool| if done { Outcome::Success } else { Outcome::Failed };
-        loop {
-            let news = tokio::select! {
-                news = told.recv() => news,
-                () = self.broker.hears_of_reuse() => {
-                    self.tell_of_reuse().await;
-                    continue;
-                }
-            };
-            let Some(news) = news else { return };
-            let environment = self.rules.load().environment.clone();
-            let entry = match &news {
-                News::Revoked(revoked) => {
-                    let entry = self.entry(EventType::CredentialRevoke, outcome(revoked.error.is_none()));
-                    account::revoked(entry, revoked, &environment)
-                }
-                News::TakenUp(order, held) => {
-                    self.taken_up(order, held);
-                    continue;
-                }
-                News::Renewed(renewed) => {
-                    let entry = self.entry(EventType::CredentialRenew, outcome(renewed.result.is_ok()));
-                    account::renewed(entry, renewed, &environment)
-                }
-            };
-            // Nobody is answered, so nothing is held back if it cannot be written; the ledger's health says so.
-            if let Err(error) = self.ledger.record(entry).await {
-                tracing::error!(%error, "what an issuer did for nobody in particular could not be recorded");
-            }
-        }
-    }
-
-    /// What an agent before this one gave to somebody dies with that process still, and raises no alarm for being used.
-    fn taken_up(&self, order: &Order, held: &[Arc<Credential>]) {
-        for credential in held {
-            let owner = Owner {
-                identity: Arc::clone(&order.identity),
-                credential: Arc::clone(&order.credential),
-                instance: order.instance,
-            };
-            self.handles.take_up(credential.fingerprint, owner, credential.window.until, self.clock.boot());
-        }
-        if let Some(instance) = order.instance {
-            self.lives.take_up(instance, &self.broker);
         }
     }
 
@@ -649,19 +538,6 @@ impl Journey {
 /// One who listens for rotations.
 #[derive(Debug)]
 pub struct Watching(Subscription);
-
-/// The answer to an operator's why.
-#[derive(Debug)]
-pub struct Explained {
-    /// Why not; None if it would be granted.
-    pub reason: Option<Reason>,
-    /// What was weighed.
-    pub explanation: Explanation,
-    /// The evidence, a line each: name, value or why it is missing.
-    pub facts: Vec<account::Fact>,
-    /// That it was asked is on record.
-    pub receipt: Receipt,
-}
 
 fn wish<'a>(session: &'a Session, request: &'a Request) -> Wish<'a> {
     Wish { credential: &request.name, scope: &request.scope, door: &session.door, purpose: Purpose::Take }
