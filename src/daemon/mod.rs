@@ -4,6 +4,7 @@
 mod books;
 mod facts;
 mod lockdown;
+mod memory;
 mod pulse;
 mod seal;
 mod steward;
@@ -25,6 +26,7 @@ use tokio::{
 use uuid::Uuid;
 
 pub use lockdown::{LockdownError, give_up};
+pub use memory::{Memory, SwapError, keep_out_of_swap};
 
 use crate::{
     api::ApiError,
