@@ -313,6 +313,8 @@ async fn its_memory_is_locked_where_there_is_no_limit_and_otherwise_it_says_so_a
         client.get("orders", &[]).await.unwrap();
         clients.push(client);
     }
+    let status = String::from_utf8(agent.keybearer(&["status"]).stdout).unwrap();
+    assert!(status.contains("\nmemory    not locked"), "{status}");
     drop(clients);
     let (code, log) = agent.stop();
     assert_eq!(code, Some(0));
@@ -325,6 +327,8 @@ async fn its_memory_is_locked_where_there_is_no_limit_and_otherwise_it_says_so_a
         let name = "its_memory_is_locked_where_there_is_no_limit_and_otherwise_it_says_so_and_works (locked)";
         return skip(name, "the limit of locked memory cannot be lifted here, nor is this beyond it");
     }
+    let status = String::from_utf8(agent.keybearer(&["status"]).stdout).unwrap();
+    assert!(status.contains("\nmemory    locked"), "{status}");
     // Pages that nobody has touched are locked once they are: they take no memory before.
     let resident = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     println!("{}", resident.lines().filter(|line| line.starts_with("Vm")).collect::<Vec<_>>().join(" "));

@@ -381,6 +381,7 @@ impl Daemon {
             orders,
             clock: Arc::clone(&clock),
             started,
+            stop: stopped.clone(),
         };
         let http_face = HttpFace {
             journey: Arc::clone(&journey),
