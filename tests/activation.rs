@@ -19,7 +19,7 @@ use std::{
 };
 
 use rustix::net::sockopt::set_socket_passcred;
-use support::{BINARY, Setup, get, issuer, register};
+use support::{BINARY, Setup, get, is_root, issuer, register, skip};
 
 /// As the service manager makes it before the agent is there.
 fn socket(path: &Path, stamps: bool) -> UnixListener {
@@ -103,6 +103,36 @@ async fn a_socket_that_does_not_stamp_or_is_somebody_elses_is_not_served() {
     let (code, log) = ended(start(&config, &other, "1", &[]));
     assert_eq!(code, Some(69), "{log}");
     assert!(log.contains("another agent listens there"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_socket_is_for_no_other_group_than_the_agents_where_the_settings_name_none() {
+    // ATT-11: whoever may connect there may order.
+    if !is_root() {
+        let name = "the_operators_socket_is_for_no_other_group_than_the_agents_where_the_settings_name_none";
+        return skip(name, "only root gives a socket to another group");
+    }
+    let issuer = issuer(300);
+    let setup = Setup::new(issuer.handle.url()).with("operator_mode = \"0600\"", "operator_mode = \"0660\"");
+    let config = setup.write();
+    let run = setup.dir.path().join("run");
+    let given = |file: &str| {
+        let managers = socket(&run.join(file), true);
+        fs::set_permissions(run.join(file), fs::Permissions::from_mode(0o660)).unwrap();
+        std::os::unix::fs::chown(run.join(file), None, Some(54_321)).unwrap();
+        managers
+    };
+    let (code, log) = ended(start(&config, &given("operator.sock"), "$$", &[]));
+    assert_eq!(code, Some(69), "{log}");
+    assert!(log.contains("group 54321") && log.contains("SocketGroup="), "{log}");
+    // Of the others evidence decides who gets anything, and the log says whom the unit lets in.
+    fs::remove_file(run.join("operator.sock")).unwrap();
+    let http = given("http.sock");
+    let agent = start(&config, &http, "$$", &[]);
+    let answered = tokio::task::spawn_blocking(move || get(&run.join("http.sock"), "/live").0).await.unwrap();
+    let (code, log) = end(agent);
+    assert_eq!((answered, code), (200, Some(0)), "{log}");
+    assert!(log.contains("54321") && log.contains("which group may connect"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

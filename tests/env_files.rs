@@ -678,3 +678,48 @@ async fn a_watched_template_is_written_again_at_each_rotation() {
     assert_eq!(stage.read("etc/my.cnf"), "password = \"p3\"\n");
     assert_eq!(watcher.stop().0, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_leaves_no_core_and_is_open_to_nobody_who_does_not_have_to_look_at_it() {
+    // KEY-02
+    let stage = stage(&[("password", "p1")], 300, "");
+    fs::write(stage.path("t"), "{{ database.password }}\n").unwrap();
+    for (command, arguments) in [
+        ("template", &["@t", "@out", "--watch"][..]),
+        ("env-file", &["--format", "sh", "--env", "P=database.password", "--out", "@env", "--watch"]),
+    ] {
+        let watcher = stage.watch(command, arguments);
+        let limits = fs::read_to_string(format!("/proc/{}/limits", watcher.child.id())).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+        assert_eq!(watcher.stop().0, Some(0));
+    }
+    if !is_root() {
+        let name =
+            "a_watcher_leaves_no_core_and_is_open_to_nobody_who_does_not_have_to_look_at_it (another user)";
+        return skip(name, "only root can run the agent's client as another user");
+    }
+    // Nobody but root can look into what is not dumpable: its files in /proc are root's.
+    const NOBODY: u32 = 65_533;
+    let issuer = issuer(300);
+    let setup = Setup::matching(issuer.handle.url(), &format!("match = {{ uid = {NOBODY} }}"));
+    let agent = setup.start(Some(&issuer.handle));
+    let place = tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap());
+    std::os::unix::fs::chown(place.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let program = agent.dir.path().join("keybearer");
+    support::install(Path::new(BINARY), &program);
+    let mut child = Command::new("setpriv")
+        .args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "--clear-groups".into()])
+        .arg(&program)
+        .args(["env-file", "--format", "sh", "--env", "T=orders.token", "--watch", "--out"])
+        .arg(place.path().join("env"))
+        .env("KEYBEARER_SOCKET", agent.socket("agent.sock"))
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    until(|| place.path().join("env").exists());
+    let owner = fs::metadata(format!("/proc/{}/environ", child.id())).unwrap().uid();
+    let _ = child.kill();
+    let _ = child.wait();
+    assert_eq!(owner, 0, "it is not dumpable, and got its credential all the same");
+}

@@ -493,6 +493,31 @@ async fn a_program_that_does_not_take_what_is_new_is_tried_some_times_and_then_w
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_cannot_be_held_does_not_run() {
+    // LEGACY 2.3: a child that nobody holds goes on without its supervisor.
+    let (_issuer, agent) = agent(4);
+    let script = format!("trap 'exit 0' TERM; echo start; {FOREVER}");
+    let flags: [&[&str]; 3] = [&ENV, &["--at-rotation", "orders=restart"], &QUICK];
+    let program = Running::start(&mut exec(&agent, &flags, &["sh", "-c", &script]));
+    program.skip_to("start");
+    // From now on no descriptor can have the number of the one that holds it, so the next one cannot be held.
+    let held = fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap().filter_map(|entry| {
+        let path = entry.unwrap().path();
+        let is_pidfd = fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().contains("pidfd"));
+        is_pidfd.then(|| path.file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap())
+    });
+    let number = held.min().expect("it is held by a pidfd");
+    let limit = format!("--nofile={number}:");
+    let limited = Command::new("prlimit").args(["--pid", &program.pid().to_string(), &limit]).status();
+    assert!(limited.unwrap().success());
+    let said = program.skip_to("nothing can be started: ");
+    assert!(said.contains("cannot be held") && said.contains("was killed"), "{said}");
+    // Others may have been started since, and none of them goes on either.
+    assert_eq!(children(program.pid()), Vec::<u32>::new());
+    program.signal("-KILL");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn where_there_is_no_room_for_a_file_the_old_one_is_kept_and_nothing_is_started_with_a_part() {
     let test = "where_there_is_no_room_for_a_file_the_old_one_is_kept_and_nothing_is_started_with_a_part";
     let (_issuer, agent) = agent(4);

@@ -281,3 +281,56 @@ async fn a_token_that_was_given_back_is_wiped_where_it_was_kept() {
     let swapped = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     println!("{}", swapped.lines().find(|line| line.starts_with("VmSwap")).unwrap_or("no swap"));
 }
+
+/// What the kernel says of a process's locked memory, in KiB.
+fn locked(agent: &TestAgent) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_memory_is_locked_where_there_is_no_limit_and_otherwise_it_says_so_and_works() {
+    // KEY-02
+    let issuer = issuer(300);
+    let setup = Setup::new(issuer.handle.url());
+    support::register(&issuer.handle, &setup.write());
+    // Somebody has set a limit that the agent may not lift, whoever it is.
+    let mut limited = vec!["prlimit", "--memlock=65536:65536"];
+    if is_root() {
+        limited.extend([
+            "setpriv",
+            "--bounding-set=-sys_resource,-ipc_lock",
+            "--inh-caps=-sys_resource,-ipc_lock",
+        ]);
+    }
+    let agent = TestAgent::start_under(setup.dir.clone(), &limited);
+    assert_eq!(locked(&agent), 0);
+    // It does not run out of what it may lock: forty programs at once have more than that between them.
+    let mut clients = vec![];
+    for _ in 0..40 {
+        let mut client = agent.client().await;
+        client.get("orders", &[]).await.unwrap();
+        clients.push(client);
+    }
+    let status = String::from_utf8(agent.keybearer(&["status"]).stdout).unwrap();
+    assert!(status.contains("\nmemory    not locked"), "{status}");
+    drop(clients);
+    let (code, log) = agent.stop();
+    assert_eq!(code, Some(0));
+    assert!(log.contains("not kept out of swap") && log.contains("LimitMEMLOCK=infinity"), "{log}");
+
+    let agent = TestAgent::start(setup.dir.clone());
+    if locked(&agent) == 0 {
+        let log = agent.stop().1;
+        assert!(log.contains("not kept out of swap"), "it says why: {log}");
+        let name = "its_memory_is_locked_where_there_is_no_limit_and_otherwise_it_says_so_and_works (locked)";
+        return skip(name, "the limit of locked memory cannot be lifted here, nor is this beyond it");
+    }
+    let status = String::from_utf8(agent.keybearer(&["status"]).stdout).unwrap();
+    assert!(status.contains("\nmemory    locked"), "{status}");
+    // Pages that nobody has touched are locked once they are: they take no memory before.
+    let resident = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    println!("{}", resident.lines().filter(|line| line.starts_with("Vm")).collect::<Vec<_>>().join(" "));
+    assert!(agent.client().await.get("orders", &[]).await.is_ok());
+}

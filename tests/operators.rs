@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use keybearer::{
     audit::{EventType, Outcome},
@@ -253,4 +253,83 @@ async fn the_keys_of_who_is_no_more_are_told_of_and_destroyed_by_hand() {
     let (done, words) = said(&agent, &["keys", "destroy", "old"]);
     assert!(done && words.starts_with("destroyed ") && !key.exists(), "{words}");
     assert!(!said(&agent, &["keys", "destroy", "old"]).0, "there is none any more");
+}
+
+/// A `status --watch` whose output goes into a pipe, and its lines as they come.
+struct Watching {
+    child: std::process::Child,
+    lines: std::sync::mpsc::Receiver<String>,
+}
+
+impl Watching {
+    fn of(socket: &Path) -> Self {
+        let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_keybearer"))
+            .args(["status", "--watch", "--socket"])
+            .arg(socket)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (heard, lines) = std::sync::mpsc::channel();
+        let output = std::io::BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in std::io::BufRead::lines(output).map_while(Result::ok) {
+                if heard.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// The next line that says this, and how many tables began on the way.
+    fn until(&self, words: &str) -> (String, usize) {
+        let mut begun = 0;
+        loop {
+            let line = self.lines.recv_timeout(Duration::from_secs(20));
+            let line = line.unwrap_or_else(|_| panic!("{words:?} was not said in 20 s"));
+            begun += usize::from(line.starts_with("READY  ") || line.starts_with("STALE  "));
+            if line.contains(words) {
+                return (line, begun);
+            }
+        }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_watches_is_told_of_each_change_once_and_of_an_agent_that_goes_and_comes() {
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    let socket = agent.socket("operator.sock");
+    let mut watching = Watching::of(&socket);
+    assert_eq!(watching.until("READY  keybearer ").1, 1);
+    watching.until("memory ");
+    // Nothing but times and counts changes meanwhile.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(said(&agent, &["disable", "shop", "--reason", "a drill"]).0);
+    let (_, begun) = watching.until("disabled: a drill");
+    assert_eq!(begun, 1, "one table for one change");
+    let dir = agent.dir.clone();
+    agent.stop();
+    let (gone, _) = watching.until("NOT THERE");
+    assert!(gone.contains(" since 20") && gone.contains('Z'), "{gone}");
+    let agent = TestAgent::start(dir);
+    let (_, begun) = watching.until("disabled: a drill");
+    assert_eq!(begun, 1, "and again when it is back");
+    let pid = watching.child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert_eq!(watching.child.wait().unwrap().code(), Some(0));
+    drop(agent);
+
+    // What is no agent's socket is not waited for.
+    let nobody = tempfile::tempdir().unwrap();
+    std::fs::write(nobody.path().join("operator.sock"), "").unwrap();
+    let mut refused = Watching::of(&nobody.path().join("operator.sock"));
+    assert_eq!(refused.child.wait().unwrap().code(), Some(69));
 }

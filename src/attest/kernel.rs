@@ -4,8 +4,8 @@
 //! here and never seen by anybody else.
 #![expect(
     unsafe_code,
-    reason = "SO_PEERCRED with pid 0, SO_PEERPIDFD, PIDFD_GET_INFO, SCM_CREDENTIALS beside SCM_RIGHTS, memfd_secret and the version \
-              of Landlock have no safe wrapper, and a descriptor that one is born with is only a number"
+    reason = "SO_PEERCRED with pid 0, SO_PEERPIDFD, PIDFD_GET_INFO, SCM_CREDENTIALS beside SCM_RIGHTS and the version of Landlock \
+              have no safe wrapper, and a descriptor that one is born with is only a number"
 )]
 
 use std::{
@@ -42,20 +42,6 @@ pub struct Chunk<'a> {
     pub sender: Option<Sender>,
     /// Whether descriptors came along or the control data did not fit: a reason to hang up (ATT-04).
     pub smuggled: bool,
-}
-
-/// Whether there is memfd_secret(2) here, and it is switched on.
-pub fn secret_memory() -> bool {
-    // SAFETY: it takes no pointer, and gives a new descriptor that nobody else has.
-    let made = unsafe { libc::syscall(libc::SYS_memfd_secret, 0) };
-    match RawFd::try_from(made) {
-        Ok(fd) if fd >= 0 => {
-            // SAFETY: it is open, and this is its only owner.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-            true
-        }
-        _ => false,
-    }
 }
 
 /// The version of Landlock here (landlock_create_ruleset(2)); `None` where there is none.

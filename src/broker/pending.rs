@@ -124,7 +124,7 @@ impl PendingFile {
         if kept.is_empty() {
             return self.0.remove();
         }
-        self.0.write(&kept, kept.iter().map(|kept| 1024 + kept.token.len()).sum())
+        self.0.write(&kept)
     }
 
     /// What an agent before this one left behind, as far as it still lives.

@@ -251,6 +251,8 @@ pub struct Health {
     pub last_reason: Option<Reason>,
     /// When it last answered well.
     pub last_ok: Option<Boot>,
+    /// When the first of these failures was.
+    pub failing_since: Option<Boot>,
     /// How far its clock was ahead of ours when it last said, in milliseconds (CLK-02).
     pub skew_ms: Option<i64>,
 }
@@ -605,6 +607,7 @@ impl Shelf {
         match &error {
             IssueError::Retry { after, .. } => {
                 health.failures += 1;
+                health.failing_since.get_or_insert(now);
                 (health.last_error, health.last_reason) = (Some(error.to_string()), Some(error.reason()));
                 let wait = back_off(health.failures, *after, chance.1);
                 let next = now + wait;

@@ -114,7 +114,7 @@ impl StowFile {
         let stowed = Stowed { boot: self.boot.clone(), live };
         let left = match &*stowed.live {
             [] => self.file.remove(),
-            live => self.file.write(&stowed, live.iter().map(StowedLive::room).sum()),
+            _ => self.file.write(&stowed),
         };
         match left {
             Ok(()) => stowed.live.len(),
@@ -162,12 +162,6 @@ impl StowedLive {
             asked: live.was_asked(),
             uses_left: live.uses_left(),
         })
-    }
-
-    /// About how many bytes it takes.
-    fn room(&self) -> usize {
-        let of = |credential: &StowedCredential| 1024 + credential.secret.room();
-        2048 + of(&self.credential) + self.before.iter().map(of).sum::<usize>()
     }
 
     /// As what it was, with the keys of now.
@@ -272,17 +266,6 @@ impl StowedCredential {
         let until = Boot::from_nanos(self.until).min(now + left);
         let from = Boot::from_nanos(self.from);
         (now < until && from <= now).then_some(Window { from, until, until_wall, spent: self.spent })
-    }
-}
-
-impl StowedSecret {
-    fn room(&self) -> usize {
-        match self {
-            Self::Token(token) => token.len(),
-            Self::Values { values, handle } => {
-                handle.len() + values.iter().map(|(name, value)| 8 + name.len() + value.len()).sum::<usize>()
-            }
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Exit, environment, on_runtime};
 use crate::{
     clock::{SystemClock, SystemDice},
     config::{Log, LogFormat, Mistake, load},
-    daemon::{BuildError, Daemon, Origin, give_up},
+    daemon::{BuildError, Daemon, Origin, give_up, keep_out_of_swap},
     wire::Inherited,
 };
 
@@ -103,12 +103,15 @@ fn raise_descriptors() {
     }
 }
 
-/// No core dumps, no tracing by others of the same user: keys are in this memory (KEY-02).
+/// No core dumps, no tracing by others of the same user, and no swap where that can be had: keys are in this memory (KEY-02).
 fn harden() {
     let undumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     let coreless = rustix::process::setrlimit(rustix::process::Resource::Core, none);
     for failed in [undumpable, coreless].into_iter().filter_map(Result::err) {
         tracing::warn!(error = %failed, "memory could not be made undumpable");
+    }
+    if let Err(error) = keep_out_of_swap() {
+        tracing::warn!(%error, "keys and tokens are not kept out of swap");
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     shim::{
         FetchError, Fetched, Rotations, Turn, fetch,
         file::{Access, Directory, FileError, Medium},
+        leave_no_core_beside,
     },
 };
 
@@ -161,6 +162,8 @@ impl Freshness {
         wanted: &BTreeSet<Arc<str>>,
         mut write: impl FnMut(&Fetched) -> Result<(), Exit>,
     ) -> Result<(), Exit> {
+        // Before there is anything to leave behind.
+        leave_no_core_beside(socket);
         // Before anything is written, so that no signal ends this between two steps.
         let mut ends = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let [term, int] = &mut ends;

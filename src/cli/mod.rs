@@ -23,6 +23,7 @@ mod posture;
 mod registration;
 mod scan;
 mod seal;
+mod status;
 mod template;
 
 use std::{collections::BTreeMap, future::Future, path::PathBuf, process::ExitCode};
@@ -102,7 +103,7 @@ enum Command {
     /// Find static secrets in units, env files, settings and pipelines, and say what takes their place. Exits with 65 if there are any.
     Scan(scan::Scan),
     /// How the agent, its issuers, its shelf and its ledger are.
-    Status(operator::StatusCommand),
+    Status(status::StatusCommand),
     /// Print the two headers of one request with a bound credential: the credential, and a proof that is good once.
     Prove(credential::Prove),
     /// Write a configuration file from a template, with credentials in it.

@@ -1,4 +1,4 @@
-//! `keybearer status`, `explain`, `reload`, `rotate`, `revoke`, `disable`, `enable`: an operator's questions and orders.
+//! `keybearer explain`, `reload`, `rotate`, `revoke`, `disable`, `enable`: an operator's questions and orders.
 
 use std::path::PathBuf;
 
@@ -10,18 +10,9 @@ use crate::{
     client::operator,
     proto::v1::{
         ActResponse, DisableRequest, EnableRequest, ExplainRequest, ExplainResponse, NearMiss, ReloadRequest,
-        RevokeRequest, RotateRequest, StatusRequest, StatusResponse,
+        RevokeRequest, RotateRequest,
     },
 };
-
-#[derive(Args, Debug)]
-pub(super) struct StatusCommand {
-    /// For machines.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    socket: OperatorSocket,
-}
 
 #[derive(Args, Debug)]
 pub(super) struct Explain {
@@ -129,155 +120,6 @@ pub(super) async fn reload(socket: PathBuf) -> Result<(), Exit> {
         return paint::line(&answer.messages.join("\n"));
     }
     Err(Exit::new(Exit::CONFIG, format!("the old settings stay:\n{}", answer.messages.join("\n"))))
-}
-
-impl StatusCommand {
-    pub(super) async fn run(self) -> Result<(), Exit> {
-        let status = operator(&self.socket.socket).await?.status(StatusRequest {}).await?.into_inner();
-        if self.json { print_json(&as_json(&status)) } else { print(&status) }
-    }
-}
-
-fn seconds(length: Option<prost_types::Duration>) -> Option<i64> {
-    length.map(|length| length.seconds)
-}
-
-/// A moment as people and machines read it.
-fn day(at: prost_types::Timestamp) -> String {
-    jiff::Timestamp::from_second(at.seconds).map(|at| at.to_string()).unwrap_or_default()
-}
-
-fn as_json(status: &StatusResponse) -> Value {
-    let ledger = status.ledger.clone().unwrap_or_default();
-    json!({
-        "version": status.version,
-        "environment": status.environment,
-        "config_digest": status.config_digest,
-        "uptime_s": seconds(status.uptime),
-        "max_level": status.max_level,
-        "max_level_why": status.max_level_why,
-        "connections": status.connections,
-        "turned_away": status.turned_away,
-        "identities": status.identities.iter().map(|it| json!({
-            "name": it.name, "owner": it.owner, "assurance": it.assurance, "credentials": it.credentials,
-            "kid": it.kid, "algorithm": it.algorithm,
-        })).collect::<Vec<_>>(),
-        "issuers": status.issuers.iter().map(|it| json!({
-            "name": it.name, "url": it.url, "state": it.state, "failures": it.failures,
-            "next_try_s": seconds(it.next_try), "skew_ms": it.skew_ms, "last_error": it.last_error,
-        })).collect::<Vec<_>>(),
-        "shelf": status.shelf.iter().map(|it| json!({
-            "identity": it.identity, "credential": it.credential, "issuer": it.issuer,
-            "expires_in_s": seconds(it.expires_in), "refresh_in_s": seconds(it.refresh_in),
-            "scope": it.scope, "fingerprint": it.fingerprint, "last_error": it.last_error,
-        })).collect::<Vec<_>>(),
-        "ledger": {"directory": ledger.directory, "records": ledger.records, "healthy": ledger.healthy},
-        "sealed": status.sealed.iter().map(|it| json!({
-            "identity": it.identity, "credential": it.credential, "fields": it.fields,
-            "since": it.since.map(day), "until": it.until.map(day), "reason": it.reason, "owner": it.owner,
-            "systemd_credential": it.systemd_credential, "fingerprint": it.fingerprint, "trouble": it.trouble,
-        })).collect::<Vec<_>>(),
-        "warnings": status.warnings,
-        "reload_error": status.reload_error,
-    })
-}
-
-fn print(status: &StatusResponse) -> Result<(), Exit> {
-    let uptime = paint::length(seconds(status.uptime).unwrap_or(0));
-    paint::line(&format!(
-        "{} {}  environment {}, up {uptime}, {} connected, settings {}",
-        paint::bold("keybearer"),
-        status.version,
-        status.environment,
-        status.connections,
-        status.config_digest.get(..12).unwrap_or_default()
-    ))?;
-    paint::line(&format!("evidence up to {}: {}", status.max_level, status.max_level_why))?;
-    let ledger = status.ledger.clone().unwrap_or_default();
-    let health = if ledger.healthy { paint::good("healthy") } else { paint::bad("cannot be written") };
-    paint::line(&format!("ledger   {health}, {} records in {}", ledger.records, ledger.directory))?;
-    // What somebody has to do comes before what is as it should be.
-    if !status.reload_error.is_empty() {
-        paint::line(&format!(
-            "{}\n{}",
-            paint::bad("the settings in force are older than the file:"),
-            status.reload_error
-        ))?;
-    }
-    for warning in &status.warnings {
-        paint::line(&format!("{} {warning}", paint::bold("note")))?;
-    }
-    section(
-        "issuers",
-        status.issuers.iter().map(|it| {
-            let next = seconds(it.next_try)
-                .map(|wait| format!("next try in {}", paint::length(wait)))
-                .unwrap_or_default();
-            vec![it.name.clone(), it.state.clone(), it.url.clone(), next, it.last_error.clone()]
-        }),
-    )?;
-    section(
-        "identities",
-        status.identities.iter().map(|it| {
-            let kid = it.kid.get(..8).unwrap_or_default();
-            vec![
-                it.name.clone(),
-                it.assurance.clone(),
-                format!("{} {kid}", it.algorithm),
-                it.credentials.join(" "),
-                it.owner.clone(),
-                match (&*it.disabled, &*it.next_kid) {
-                    ("", "") => String::new(),
-                    ("", next) => format!("next key {} is published", next.get(..8).unwrap_or_default()),
-                    (why, _) => paint::bad(&format!("disabled: {why}")),
-                },
-            ]
-        }),
-    )?;
-    section(
-        "live credentials",
-        status.shelf.iter().map(|it| {
-            let left = seconds(it.expires_in)
-                .map_or("none".into(), |left| format!("ends in {}", paint::length(left)));
-            let refresh = seconds(it.refresh_in)
-                .map(|wait| format!("refresh in {}", paint::length(wait)))
-                .unwrap_or_default();
-            vec![
-                format!("{}.{}", it.identity, it.credential),
-                it.issuer.clone(),
-                left,
-                refresh,
-                it.last_error.clone(),
-            ]
-        }),
-    )?;
-    if !status.sealed.is_empty() {
-        section(
-            "static secrets, until they are dynamic",
-            status.sealed.iter().map(|it| {
-                let since = match (it.since, &*it.systemd_credential) {
-                    (Some(since), _) => format!("sealed {}", day(since)),
-                    (None, "") => paint::bad("not there"),
-                    (None, name) => format!("systemd credential {name}"),
-                };
-                vec![
-                    format!("{}.{}", it.identity, it.credential),
-                    it.fields.join(" "),
-                    since,
-                    format!("denied from {}", it.until.map(day).unwrap_or_default()),
-                    it.reason.clone(),
-                    it.owner.clone(),
-                ]
-            }),
-        )?;
-    }
-    Ok(())
-}
-
-fn section(name: &str, rows: impl Iterator<Item = Vec<String>>) -> Result<(), Exit> {
-    let rows: Vec<Vec<String>> = rows.collect();
-    paint::line(&paint::bold(name))?;
-    if rows.is_empty() { paint::line("  none") } else { paint::line(paint::table(&rows).trim_end()) }
 }
 
 impl Explain {

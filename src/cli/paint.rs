@@ -26,7 +26,12 @@ pub(super) fn bad(text: &str) -> String {
 }
 
 fn painted(code: &str, text: &str) -> String {
-    if wanted() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    painted_if(wanted(), code, text)
+}
+
+/// The same for whoever knows already whether it is wanted.
+pub(super) fn painted_if(wanted: bool, code: &str, text: &str) -> String {
+    if wanted { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
 /// Prints a line. A reader that has gone ends the program quietly, as in any pipe.

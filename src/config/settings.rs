@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
-    issuer::terms::{SealedBy, Wants},
+    issuer::terms::{SealedBy, SealedTerms, Wants},
     keys::{CertificateSettings, Custody, Home, KeySettings, MACHINE_ID, SealSettings, SignedBy, Workshop},
     policy::{Assurance, Export, Exports, Identity, Policy},
     wire::ListenSettings,
@@ -439,6 +439,7 @@ fn host_name() -> String {
 fn agreements(identities: &[Identity], audit: &LedgerSettings) -> Vec<(String, String)> {
     let mut mistakes = Vec::new();
     let mut clients: BTreeMap<(&str, &str), &str> = BTreeMap::new();
+    let mut given: BTreeMap<&str, &str> = BTreeMap::new();
     for identity in identities {
         if identity.assurance == Assurance::Interim && audit.on_failure == OnFailure::Allow {
             let message = "\"interim\" is only for as long as every exchange is on record (S40): audit.on_failure = \"deny\"";
@@ -451,6 +452,22 @@ fn agreements(identities: &[Identity], audit: &LedgerSettings) -> Vec<(String, S
                     let key = format!("identities.{}.credentials.{}.client_id", identity.name, rule.name);
                     let message = format!(
                         "identities.{other} is the same client of this issuer: each identity has its own (NHI-9)"
+                    );
+                    mistakes.push((key, message));
+                }
+                _ => {}
+            }
+            let Wants::Sealed(SealedTerms { keeper: SealedBy::ServiceManager(name), .. }) = &rule.terms.wants
+            else {
+                continue;
+            };
+            match given.insert(name, &identity.name) {
+                Some(other) if *other != *identity.name => {
+                    let key =
+                        format!("identities.{}.credentials.{}.systemd_credential", identity.name, rule.name);
+                    let message = format!(
+                        "identities.{other} has {name:?} too: a secret is one identity's (NHI-9); give each a LoadCredentialEncrypted= \
+                         of its own"
                     );
                     mistakes.push((key, message));
                 }

@@ -657,6 +657,15 @@ fn the_commented_example_of_a_sealed_secret_loads_and_its_mistakes_are_told() {
         far.iter().any(|it| it.contains("smtp.exception.until: it ends") && it.contains("90 days")),
         "{far:#?}"
     );
+    // What one identity's secret is, another has no business with (NHI-9).
+    let second = format!("{}\n{smtp}", GOOD.split_once("[identities.payments]").unwrap().1);
+    let second = format!("[identities.payments]{second}").replace("payments", "invoices");
+    let second = second.replace("uid = 1000", "uid = 1001");
+    let told = mistakes(&format!("{all}\n{second}"));
+    let both = told.iter().find(|it| it.contains("identities.payments.credentials.smtp.systemd_credential"));
+    assert!(both.is_some_and(|it| it.contains("identities.invoices has \"smtp-password\" too")), "{told:#?}");
+    let apart = second.replace("smtp-password", "invoices-password");
+    Desk::with(&format!("{all}\n{apart}")).load(&[]).unwrap();
     // No exception makes it good enough for what matters most (S39).
     let high = all.replace("uid = 1000", "unit = \"payments.service\"").replace("interim", "high");
     let told = mistakes(&high);

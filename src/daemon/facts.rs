@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use jiff::Timestamp;
 
+use super::Memory;
 use crate::{
     attest::{Evidence, Hold, Level},
     clock::Boot,
@@ -74,6 +75,7 @@ pub(super) fn facts(
             ));
         }
     }
+    let memory = Memory::look();
     Facts {
         environment: settings.environment.clone(),
         max_level: max_level(probed),
@@ -90,6 +92,7 @@ pub(super) fn facts(
         sealed,
         warnings,
         reload_error: String::new(),
+        memory: (memory == Memory::Locked, memory.to_string()),
     }
 }
 

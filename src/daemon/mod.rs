@@ -4,6 +4,7 @@
 mod books;
 mod facts;
 mod lockdown;
+mod memory;
 mod pulse;
 mod seal;
 mod steward;
@@ -25,6 +26,7 @@ use tokio::{
 use uuid::Uuid;
 
 pub use lockdown::{LockdownError, give_up};
+pub use memory::{Memory, SwapError, keep_out_of_swap};
 
 use crate::{
     api::ApiError,
@@ -244,7 +246,10 @@ impl Daemon {
         let mut open = |socket| Listener::open(socket, &mut inherited);
         let exports = settings.exports.values().cloned().map(&mut open).collect::<Result<_, _>>()?;
         let workload = open(settings.listen.workload.clone())?;
-        let operator = open(settings.listen.operator.clone())?;
+        // Whoever may connect there may order: where the settings name no group it is the agent's own, whoever made the socket.
+        let mut of_operators = settings.listen.operator.clone();
+        of_operators.group.get_or_insert_with(|| rustix::process::getegid().as_raw());
+        let operator = open(of_operators)?;
         let http = open(settings.listen.http.clone())?;
         let systemd = open(settings.listen.systemd.clone())?;
         inherited.finish()?;
@@ -378,6 +383,7 @@ impl Daemon {
             orders,
             clock: Arc::clone(&clock),
             started,
+            stop: stopped.clone(),
         };
         let http_face = HttpFace {
             journey: Arc::clone(&journey),

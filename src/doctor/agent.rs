@@ -122,6 +122,7 @@ pub(super) async fn running(settings: &Settings) -> Vec<Finding> {
             "make room, and see whether the disk is sound",
         ));
     }
+    found.extend(memory(status.memory_locked, &status.memory, super::host::look().swap));
     for issuer in status.issuers.iter().filter(|issuer| issuer.failures > 0) {
         let what =
             format!("it fails for the agent, {} times in a row: {}", issuer.failures, issuer.last_error);
@@ -132,6 +133,19 @@ pub(super) async fn running(settings: &Settings) -> Vec<Finding> {
         ));
     }
     found
+}
+
+/// Whether keys and tokens of the agent that runs can go to swap (KEY-02). One that is older does not say.
+fn memory(locked: bool, words: &str, swap: Option<bool>) -> Option<Finding> {
+    match (locked, swap) {
+        _ if words.is_empty() => None,
+        (true, _) | (false, Some(false)) => Some(ok("agent memory", words)),
+        (false, _) => Some(warn(
+            "agent memory",
+            "it is not locked: keys and tokens may go to swap",
+            "LimitMEMLOCK=infinity in the agent's unit (the packaged one has it) and a restart; or encrypt swap, or swapoff -a",
+        )),
+    }
 }
 
 /// Why the agent did not tell.
@@ -184,6 +198,23 @@ mod tests {
 
     use super::*;
     use crate::doctor::Verdict;
+
+    #[test]
+    fn memory_that_can_go_to_swap_is_told_with_what_to_do() {
+        // KEY-02
+        for (locked, words, swap, verdict) in [
+            (true, "locked", Some(true), Some(Verdict::Ok)),
+            (false, "not locked", Some(false), Some(Verdict::Ok)),
+            (false, "not locked", Some(true), Some(Verdict::Warn)),
+            (false, "not locked", None, Some(Verdict::Warn)),
+            (false, "", Some(true), None),
+        ] {
+            let found = memory(locked, words, swap);
+            assert_eq!(found.as_ref().map(|found| found.verdict), verdict, "{locked} {swap:?}");
+            let remedy = found.filter(|found| found.verdict == Verdict::Warn).map(|found| found.remedy);
+            assert!(remedy.is_none_or(|remedy| remedy.contains("LimitMEMLOCK=infinity")));
+        }
+    }
 
     #[test]
     fn a_socket_that_is_not_ours_or_not_as_the_settings_say_is_told() {

@@ -2,10 +2,7 @@
 
 use super::{Finding, fail, ok, warn};
 use crate::{
-    attest::{
-        Hold, Peer,
-        kernel::{landlock_abi, secret_memory},
-    },
+    attest::{Hold, Peer, kernel::landlock_abi},
     config::Settings,
     policy::Assurance,
 };
@@ -15,8 +12,10 @@ use crate::{
 pub(super) struct Host {
     /// How a process can be pinned; none if it cannot.
     pub(super) hold: Option<Hold>,
-    /// Whether there is memory that not even the kernel's own debugger reads.
-    pub(super) secret_memory: bool,
+    /// Whether system calls can be given up.
+    pub(super) seccomp: bool,
+    /// Whether there is somewhere for pages to go; none if it cannot be told.
+    pub(super) swap: Option<bool>,
     /// The version of Landlock.
     pub(super) landlock: Option<u32>,
     /// Whether systemd vouches for units here.
@@ -28,7 +27,9 @@ pub(super) fn look() -> Host {
     let hold = pair.and_then(|(ours, _theirs)| Peer::pin(&ours).ok().map(|peer| peer.hold()));
     Host {
         hold,
-        secret_memory: secret_memory(),
+        seccomp: std::fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail")
+            .is_ok_and(|actions| actions.split_whitespace().any(|action| action == "errno")),
+        swap: std::fs::read_to_string("/proc/swaps").ok().map(|swaps| swaps.lines().count() > 1),
         landlock: landlock_abi(),
         systemd: std::path::Path::new("/run/systemd/system").is_dir(),
     }
@@ -68,11 +69,27 @@ pub(super) fn judge(host: &Host, settings: Option<&Settings>) -> Vec<Finding> {
             warn("systemd", "it does not run here: evidence is L2 at most", "a host with systemd")
         }
     });
-    found.push(if host.secret_memory {
-        ok("kernel memfd_secret", "there is memory that other programs cannot be made to read")
+    found.push(if host.seccomp {
+        ok("kernel seccomp", "the agent gives up the system calls that it never makes")
     } else {
-        let what = "no memfd_secret: keys lie in ordinary memory, which is not dumped";
-        warn("kernel memfd_secret", what, "Linux 5.14 or newer with CONFIG_SECRETMEM (secretmem.enable=1)")
+        let what = "no seccomp filters: whoever takes the agent over may start programs and listen elsewhere";
+        warn(
+            "kernel seccomp",
+            what,
+            "a kernel with CONFIG_SECCOMP_FILTER; the unit's own confinement needs it too",
+        )
+    });
+    found.push(match host.swap {
+        Some(false) => ok("swap", "this host has none"),
+        // Whether the agent that runs is kept out of it, it says itself.
+        Some(true) => {
+            ok("swap", "this host has swap: the agent keeps its memory out of it where its unit lets it")
+        }
+        None => warn(
+            "swap",
+            "/proc/swaps cannot be read: whether keys could go to swap is not known",
+            "mount /proc, or encrypt swap",
+        ),
     });
     found.push(match host.landlock {
         Some(version) => ok("kernel landlock", format!("version {version}")),
@@ -92,9 +109,16 @@ mod tests {
 
     #[test]
     fn what_a_kernel_lacks_is_told_with_what_to_do() {
-        let whole = Host { hold: Some(Hold::Socket), secret_memory: true, landlock: Some(6), systemd: true };
+        let whole = Host {
+            hold: Some(Hold::Socket),
+            seccomp: true,
+            swap: Some(false),
+            landlock: Some(6),
+            systemd: true,
+        };
         assert!(judge(&whole, None).iter().all(|finding| finding.verdict == Verdict::Ok));
-        let bare = Host { hold: Some(Hold::Opened), secret_memory: false, landlock: None, systemd: false };
+        let bare =
+            Host { hold: Some(Hold::Opened), seccomp: false, swap: None, landlock: None, systemd: false };
         let found = judge(&bare, None);
         assert!(found.iter().all(|finding| finding.verdict == Verdict::Warn && !finding.remedy.is_empty()));
         let blind = judge(&Host { hold: None, ..bare }, None);

@@ -119,8 +119,7 @@ impl ProofKeeper {
         if keys.is_empty() {
             return self.file.remove();
         }
-        let room = 512 * keys.len();
-        self.file.write(&Kept { boot: self.boot.clone(), keys }, room)
+        self.file.write(&Kept { boot: self.boot.clone(), keys })
     }
 }
 

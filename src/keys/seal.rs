@@ -108,14 +108,12 @@ impl SealedFile {
         &self.path
     }
 
-    /// Leaves this; there is always what was left before or this, whole. `room` is about how many bytes it takes.
+    /// Leaves this; there is always what was left before or this, whole.
     ///
     /// # Errors
     /// What was left before is there still.
-    pub fn write(&self, what: &impl Serialize, room: usize) -> io::Result<()> {
-        // Room for all at once: a buffer that grows leaves copies of secrets behind.
-        let mut plain = Zeroizing::new(Vec::with_capacity(room));
-        serde_json::to_writer(&mut *plain, what)?;
+    pub fn write(&self, what: &impl Serialize) -> io::Result<()> {
+        let mut plain = plain(what)?;
         let plain = Secret::new(std::mem::take(&mut *plain));
         let sealed = self.key.seal(self.purpose, &plain, &*self.dice);
         let sealed = sealed.ok_or_else(|| io::Error::other("it cannot be sealed"))?;
@@ -152,10 +150,39 @@ impl SealedFile {
     }
 }
 
+/// As JSON, in room for exactly that: a buffer that grows leaves copies of secrets behind, and an estimate of the room knows nothing of
+/// the characters that JSON escapes. So it is counted first.
+fn plain(what: &impl Serialize) -> io::Result<Zeroizing<Vec<u8>>> {
+    struct Counted(usize);
+    impl io::Write for Counted {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counted = Counted(0);
+    serde_json::to_writer(&mut counted, what)?;
+    let mut plain = Zeroizing::new(Vec::with_capacity(counted.0));
+    serde_json::to_writer(&mut *plain, what)?;
+    Ok(plain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::SystemDice;
+
+    #[test]
+    fn what_is_kept_is_written_once_and_nowhere_left_behind() {
+        // KEY-02: each of these characters is six in JSON.
+        for value in ["\u{1}".repeat(100_000), "\"\\".repeat(1000), String::new()] {
+            let plain = plain(&serde_json::json!({ "token": value })).unwrap();
+            assert_eq!(plain.capacity(), plain.len(), "it did not grow");
+        }
+    }
 
     #[test]
     fn what_is_sealed_opens_for_the_same_key_and_use_only() {

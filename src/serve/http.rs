@@ -16,6 +16,7 @@ use super::{
     forward,
     metrics::{CONTENT_TYPE, Metrics},
     proving,
+    ready::Readiness,
     status::{EXCHANGE, Told, invalid, told},
 };
 use crate::{
@@ -209,34 +210,9 @@ impl Face {
         }
     }
 
-    /// Ready, stale (what is live is served, but an issuer is out of reach), or down.
     fn ready(&self) -> Response<Full<Bytes>> {
-        let report = self.journey.broker().report();
-        let ledger = self.journey.ledger().health();
-        let mut why = Vec::new();
-        if *self.stop.borrow() {
-            why.push("the agent is shutting down".to_owned());
-        }
-        if !ledger.healthy {
-            why.push(format!("the ledger in {} cannot be written", ledger.directory.display()));
-        }
-        let mut down = !why.is_empty();
-        let failing = report.issuers.iter().filter(|(_, health)| health.failures > 0);
-        let failing: Vec<String> = failing
-            .map(|(name, health)| {
-                format!("issuer {name}: {}", health.last_error.as_deref().unwrap_or("it fails"))
-            })
-            .collect();
-        let stale = !failing.is_empty();
-        if stale && failing.len() == report.issuers.len() && self.journey.broker().live_count() == 0 {
-            down = true;
-        }
-        why.extend(failing);
-        let (status, state) = match (down, stale) {
-            (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "down"),
-            (false, true) => (StatusCode::OK, "stale"),
-            (false, false) => (StatusCode::OK, "ready"),
-        };
+        let Readiness { state, why } = Readiness::of(&self.journey, *self.stop.borrow());
+        let status = if state == "down" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
         json_response(status, None, &json!({"state": state, "why": why}))
     }
 }

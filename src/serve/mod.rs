@@ -8,6 +8,7 @@ pub mod grpc;
 pub mod http;
 pub mod metrics;
 pub mod operator;
+mod ready;
 pub mod service_manager;
 pub mod status;
 

@@ -6,12 +6,13 @@ use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use prost_types::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status, body::Body, service::Routes};
 use tower::Service as _;
 
 use super::{
     framed::{Framed, foreign},
+    ready::Readiness,
     status::told,
 };
 use crate::{
@@ -22,9 +23,9 @@ use crate::{
     keys::{Ending, Values},
     policy::{Door, Miss, Reason, name_is_sound},
     proto::v1::{
-        ActResponse, DisableRequest, EnableRequest, ExplainRequest, ExplainResponse, Fact, IdentityStatus,
-        IssuerStatus, LedgerStatus, NearMiss, ReloadRequest, ReloadResponse, RevokeRequest, RotateRequest,
-        SealRequest, SealedStatus, ShelfStatus, StatusRequest, StatusResponse,
+        ActResponse, DisableRequest, EnableRequest, ExceptionStatus, ExplainRequest, ExplainResponse, Fact,
+        IdentityStatus, IssuerStatus, LedgerStatus, NearMiss, ReloadRequest, ReloadResponse, RevokeRequest,
+        RotateRequest, SealRequest, SealedStatus, ShelfStatus, StatusRequest, StatusResponse,
         operator_server::{Operator, OperatorServer},
     },
     secret::Secret,
@@ -52,6 +53,8 @@ pub struct Facts {
     pub warnings: Vec<String>,
     /// Why the last reload failed, if the settings in force are older than the file.
     pub reload_error: String,
+    /// Whether keys and tokens are kept out of swap for certain, and in words.
+    pub memory: (bool, String),
 }
 
 /// The keys of an identity that issuers have to know, by their ids.
@@ -142,6 +145,8 @@ pub struct Face {
     pub clock: Arc<dyn Clock>,
     /// When the agent started.
     pub started: Boot,
+    /// Says that the agent is stopping.
+    pub stop: watch::Receiver<bool>,
 }
 
 /// Everything on the operators' socket.
@@ -184,8 +189,49 @@ impl Face {
             next_try: health.next_try.and_then(|next| prost_types::Duration::try_from(next.since(now)).ok()),
             last_error: health.last_error.unwrap_or_default(),
             skew_ms: health.skew_ms,
+            last_success: health.last_ok.and_then(|at| length(now.since(at))),
+            failing_for: health.failing_since.and_then(|at| length(now.since(at))),
         }
     }
+
+    /// What is weaker than it should be, as long as that is allowed; what ends first comes first.
+    fn exceptions(&self) -> Vec<ExceptionStatus> {
+        let (rules, wall) = (self.journey.rules(), self.clock.wall());
+        let mut all: Vec<ExceptionStatus> = rules
+            .policy
+            .identities()
+            .flat_map(|identity| identity.credentials.values().map(move |rule| (identity, rule)))
+            .filter_map(|(identity, rule)| {
+                let exception = rule.exception.as_ref()?;
+                let left = exception.until.duration_since(wall);
+                Some(ExceptionStatus {
+                    identity: identity.name.to_string(),
+                    credential: rule.name.to_string(),
+                    weakness: rule.weakness().into(),
+                    until: Some(Timestamp { seconds: exception.until.as_second(), nanos: 0 }),
+                    left: Some(prost_types::Duration { seconds: left.as_secs(), nanos: 0 }),
+                    reason: exception.reason.clone(),
+                    owner: exception.owner.clone(),
+                })
+            })
+            .collect();
+        all.sort_by_key(|one| {
+            (one.until.map_or(0, |until| until.seconds), one.identity.clone(), one.credential.clone())
+        });
+        all
+    }
+}
+
+fn length(length: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(length).ok()
+}
+
+/// How many descriptors are open, and how many may be.
+fn descriptors() -> (u32, u64) {
+    // The one that reads the directory is open while it is counted.
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, |all| all.count().saturating_sub(1));
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    (u32::try_from(open).unwrap_or(u32::MAX), limit.unwrap_or(u64::MAX))
 }
 
 #[tonic::async_trait]
@@ -195,7 +241,6 @@ impl Operator for Face {
         let (facts, report, rules) =
             (self.facts.load(), self.journey.broker().report(), self.journey.rules());
         let ledger = self.journey.ledger().health();
-        let length = |length: Duration| prost_types::Duration::try_from(length).ok();
         let identities = rules.policy.identities().map(|identity| {
             let keys = facts.keys.get(&*identity.name).cloned().unwrap_or_default();
             IdentityStatus {
@@ -208,6 +253,11 @@ impl Operator for Face {
                 next_kid: keys.next.unwrap_or_default(),
                 kid_before: keys.before.unwrap_or_default(),
                 disabled: facts.disabled.get(&*identity.name).cloned().unwrap_or_default(),
+                bindings: identity
+                    .credentials
+                    .values()
+                    .map(|rule| (rule.name.to_string(), rule.binding.to_string()))
+                    .collect(),
             }
         });
         let issuers = facts
@@ -237,6 +287,8 @@ impl Operator for Face {
         shelf.sort_by(|one, other| {
             (&one.identity, &one.credential).cmp(&(&other.identity, &other.credential))
         });
+        let readiness = Readiness::of(&self.journey, *self.stop.borrow());
+        let (descriptors, descriptors_limit) = descriptors();
         let mut warnings = self.journey.alarms();
         let wall = self.clock.wall();
         let mut endings: Vec<Ending> = facts.endings.iter().cloned().chain(report.endings()).collect();
@@ -266,12 +318,21 @@ impl Operator for Face {
                 directory: ledger.directory.display().to_string(),
                 records: ledger.records,
                 healthy: ledger.healthy,
+                unsigned: ledger.unsigned,
+                checkpoint_age: ledger.kept.and_then(|at| length(now.since(at))),
             }),
             connections: self.admissions.iter().map(|admission| admission.connected() as u32).sum(),
             turned_away: self.admissions.iter().map(|admission| admission.turned_away()).sum(),
             warnings,
             reload_error: facts.reload_error.clone(),
             sealed: facts.sealed.clone(),
+            readiness: readiness.state.into(),
+            readiness_why: readiness.why,
+            exceptions: self.exceptions(),
+            descriptors,
+            descriptors_limit,
+            memory: facts.memory.1.clone(),
+            memory_locked: facts.memory.0,
         }))
     }
 

@@ -9,7 +9,9 @@ mod rotations;
 mod stream;
 mod template;
 pub mod tools;
+mod undumped;
 
 pub use fetch::{FetchError, Fetched, declared, fetch, fetch_living, give_back, offers};
 pub use rotations::{Rotations, Turn};
 pub use template::{Cast, Template, TemplateError};
+pub use undumped::{leave_no_core, leave_no_core_beside};

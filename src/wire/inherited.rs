@@ -66,6 +66,10 @@ impl Inherited {
             wrong(&name, format!("{} is gone ({error}): restart its unit", path.display()))
         })?;
         fits(&meta, settings).map_err(|what| wrong(&name, what))?;
+        if settings.group.is_none() && meta.mode() & 0o070 != 0 {
+            // Its unit may let in whom it wants to: evidence decides who gets anything. The operators' socket always has a group here.
+            tracing::info!(socket = %path.display(), group = meta.gid(), "its unit says which group may connect, and the settings none");
+        }
         // It comes from a process that may have used it otherwise.
         rustix::io::ioctl_fionbio(&socket, true)
             .map_err(|error| wrong(&name, format!("it cannot be used: {}", io::Error::from(error))))?;

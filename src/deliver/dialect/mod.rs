@@ -72,6 +72,8 @@ pub enum Trouble {
     TrailingBackslash,
     /// Something that only double quotes carry, beside a `$`, which they do not.
     DollarAndQuote,
+    /// The same beside a backtick, between which a shell runs what it finds.
+    BacktickAndQuote,
     /// It is longer than so many bytes, with its name.
     TooLong(usize),
 }
@@ -273,6 +275,10 @@ impl fmt::Display for Trouble {
             Self::DollarAndQuote => {
                 "it has a \"$\" and something that only double quotes carry (a single quote, a carriage return or two \
                  backslashes), and within those these readers expand \"$\" each in its own way"
+            }
+            Self::BacktickAndQuote => {
+                "it has a backtick and something that only double quotes carry (a single quote, a carriage return or two \
+                 backslashes), and within those a shell that reads the file runs what follows a backtick"
             }
             Self::TooLong(most) => return write!(f, "it is longer than {most} bytes"),
         })

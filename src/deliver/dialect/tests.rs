@@ -210,6 +210,20 @@ fn shell_reads(shell: &str, file: &[u8]) -> Read {
     variables.collect()
 }
 
+/// What a shell that reads the file complains of: it finds no program, so whatever it would have run is named.
+fn shell_runs(file: &[u8]) -> String {
+    let mut place = tempfile::NamedTempFile::new().unwrap();
+    place.write_all(file).unwrap();
+    let mut shell = Command::new("/bin/sh");
+    let output = shell
+        .args(["-c", r#"set -a; . "$1""#, "sh"])
+        .arg(place.path())
+        .env_clear()
+        .env("PATH", "/nonexistent");
+    let output = output.stdin(Stdio::null()).output().unwrap();
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 fn wanted(values: &[&[u8]]) -> Read {
     values.iter().enumerate().map(|(at, value)| (format!("V{at}"), value.to_vec())).collect()
 }
@@ -219,7 +233,7 @@ fn nasty() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         4 => proptest::sample::select(vec![
             "'", "\"", "\\", "$", "${", "}", "`", "#", " #", "=", " ", "\t", "\n", "\r", "\r\n", "%", "%%", ";", "!", "~",
-            "*", "$(id)", "${HOME}", "$HOME", "\\n", "\\'", "\\\"", "\\\\", "export ", "A=b", "\u{7f}", "\u{1}", "\u{1b}[0m",
+            "*", "$(id)", "`id`", "${HOME}", "$HOME", "\\n", "\\'", "\\\"", "\\\\", "export ", "A=b", "\u{7f}", "\u{1}", "\u{1b}[0m",
             "\u{feff}", "\u{fffe}", "\u{fdd0}", "\u{10ffff}", "\u{85}", "\u{a0}", "\u{2028}", "é", "𝄞",
         ]).prop_map(str::to_owned),
         2 => "[a-zA-Z0-9._-]{1,6}",
@@ -283,6 +297,11 @@ proptest! {
                 prop_assert_eq!(shell_reads(shell, &file), wanted(&values), "{}", shell);
             }
         }
+        // Not its reader, but a likely one: it may read something else, and runs nothing.
+        for text in &texts {
+            let Ok(file) = written(&Dialect::Dotenv, &[text.as_bytes()]) else { continue };
+            prop_assert_eq!(shell_runs(&file), "", "{}", String::from_utf8_lossy(&file));
+        }
     }
 }
 
@@ -331,6 +350,16 @@ fn dotenv_refuses_what_its_readers_read_each_in_its_own_way() {
     for value in ["it's $5", "$\\\\a", "$\r"] {
         assert_eq!(text(&Dialect::Dotenv, value), Err(Trouble::DollarAndQuote), "{value:?}");
     }
+    // A shell that reads the file would run it.
+    for value in ["it's `id`", "\\\\`id`", "`id`\r"] {
+        assert_eq!(text(&Dialect::Dotenv, value), Err(Trouble::BacktickAndQuote), "{value:?}");
+    }
+    assert!(shell_runs(b"V0=\"it's `id`\"\n").contains("id"), "which is so");
+    assert_eq!(
+        shell_runs(text(&Dialect::Dotenv, "`id` $(id)").unwrap().as_bytes()),
+        "",
+        "within single quotes it stands"
+    );
     // Which is so: what single quotes would carry for one, the other reads differently.
     let both =
         |file: &[u8]| (compose_reads(file).unwrap_or_default(), python_reads(file).unwrap_or_default());

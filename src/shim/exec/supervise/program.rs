@@ -27,7 +27,7 @@ use rustix::{
     io::Errno,
     process::{
         Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, kill_process, kill_process_group,
-        pidfd_open, pidfd_send_signal, set_child_subreaper, test_kill_process_group, wait,
+        pidfd_open, pidfd_send_signal, set_child_subreaper, test_kill_process_group, wait, waitpid,
     },
 };
 
@@ -86,7 +86,17 @@ impl Program {
     pub fn start(&mut self, environment: &Environment) -> io::Result<()> {
         let pid = self.spawn(self.argv.clone(), environment, !self.shares_group)?;
         // It cannot be reaped before we do so, so this is no other process.
-        self.main = Some((pid, pidfd_open(pid, PidfdFlags::empty())?));
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                // Nobody could see it end, or end it: what is not held does not run.
+                let _ = kill_process(pid, Signal::KILL);
+                let _ = waitpid(Some(pid), WaitOptions::empty());
+                let words = format!("it cannot be held by a pidfd ({error}), and was killed");
+                return Err(io::Error::new(io::Error::from(error).kind(), words));
+            }
+        };
+        self.main = Some((pid, pidfd));
         self.group = (!self.shares_group).then_some(pid);
         self.asked.clear();
         Ok(())

@@ -9,13 +9,14 @@ use nix::sys::{
     signal::{SigSet, SigmaskHow, Signal as Number, raise},
     signalfd::{SfdFlags, SignalFd},
 };
-use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+use rustix::process::Signal;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::SignalKind,
 };
 
 use super::course::Ending;
+use crate::shim::leave_no_core;
 
 /// What is forwarded. All others do to us what they do to any program: what the kernel says about children, sockets and timers of
 /// ours (CHLD, URG, PIPE, ALRM) is nothing to the program.
@@ -132,9 +133,7 @@ pub fn end_as(ending: Ending) -> ! {
         Ending::Code(code) => std::process::exit(code),
         Ending::Signal(number) => {
             // What dumped core was the program. Ours would hold what we were given.
-            let none = Rlimit { current: Some(0), maximum: Some(0) };
-            let _ = rustix::process::setrlimit(Resource::Core, none);
-            let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+            leave_no_core();
             // To the first process of a namespace no signal does what it does by default.
             if std::process::id() != 1 {
                 let _ = signal_hook::low_level::emulate_default_handler(number);
