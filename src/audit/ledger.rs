@@ -1,12 +1,12 @@
 //! The ledger at work: many callers, one pen. A caller that knows of no other takes the pen and writes at once, without
 //! leaving its task. In a crowd, callers wait until their record is written: the scribe takes all that wait and writes them
 //! at once, so that they share one write (group commit). The pen, which is the file and the chain, lies behind a lock that
-//! is held for one write and never across a wait. A batch that cannot be written leaves no trace in the file.
+//! is held for one write and never across a wait. A batch that cannot be written leaves no trace in the file. While the pen turns to
+//! the next file, everybody waits with the scribe.
 
 use std::{
     fs::File,
-    io::{self, ErrorKind, Write as _},
-    mem,
+    io::{self, ErrorKind},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -15,33 +15,22 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use serde::Serialize;
-use tokio::{
-    sync::{Notify, mpsc, oneshot},
-    task::{JoinHandle, spawn_blocking, yield_now},
-    time::{Instant, sleep_until},
-};
+use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
 use super::{
-    Agent, Entry, EventType, Host, LedgerError, LedgerSettings, Line, OnFailure, Outcome, Sync,
-    book::{Book, Sink, keep_checkpoint},
+    Agent, Entry, EventType, Host, LedgerError, LedgerSettings, Line, OnFailure, Outcome, Scribe, Sync,
+    book::Book,
     counts::{Counts, Sort},
-    line::members,
-    tree::{Frontier, Hash, leaf},
+    pen::{Origin, Pen},
 };
 use crate::{
-    clock::{Boot, Clock, Dice, uuid_v7},
-    keys::{CheckpointKey, Vault},
-    secret::put_hex,
+    clock::{Boot, Clock, Dice},
+    keys::{Vault, settled},
 };
 
 /// How many callers may wait at once; more wait for a place.
 const QUEUE: usize = 4096;
-
-/// How many records share a write at most. Their callers are answered before the next are written, so that a crowd on one
-/// connection reads its first answers while we write its last.
-const BATCH: usize = 16;
 
 /// Opens the ledger, whose key is kept as `vault` says. Nothing runs until [`Scribe::run`] does.
 ///
@@ -62,8 +51,13 @@ pub fn open(
     let pen = Pen {
         sink: Box::new(book.file),
         length: book.length,
-        frontier: book.frontier,
-        prev: book.prev,
+        chain: book.chain,
+        began: book.began,
+        kept_from: book.kept_from,
+        closed: book.closed,
+        closed_bytes: book.closed_bytes,
+        resting: false,
+        unsettled: book.closed > 0,
         signed: book.signed,
         sign_at: book.signed.saturating_add(settings.checkpoint_records),
         torn: false,
@@ -74,7 +68,7 @@ pub fn open(
         dice,
     };
     let shared = Arc::new(Shared {
-        records: AtomicU64::new(pen.frontier.size()),
+        records: AtomicU64::new(pen.chain.size()),
         pen: Mutex::new(pen),
         sign: Notify::new(),
         counts: Counts::default(),
@@ -82,6 +76,7 @@ pub fn open(
         kept: AtomicU64::new(0),
         healthy: AtomicBool::new(true),
         signing: AtomicBool::new(true),
+        whole: AtomicBool::new(true),
         origin: ArcSwap::from_pointee(Origin::new(boot_id, host, agent)),
         settings,
     });
@@ -94,11 +89,11 @@ pub fn open(
         shared.write(&[&entry.into()]).map_err(LedgerError::Unwritable)?;
     }
     let ledger = Ledger { sender, calls, shared: Arc::clone(&shared) };
-    Ok((ledger, Scribe { receiver, called, shared, key: Arc::new(book.key) }))
+    Ok((ledger, Scribe::new(receiver, called, shared, book.key, book.unfinished)))
 }
 
 /// A line, and who waits for it to be written.
-type Waiting = (Line, oneshot::Sender<Result<Receipt, LedgerError>>);
+pub(super) type Waiting = (Line, oneshot::Sender<Result<Receipt, LedgerError>>);
 
 /// A way to have things recorded. Cheap to clone; the scribe ends when the last one is gone.
 #[derive(Clone, Debug)]
@@ -131,8 +126,10 @@ impl Ledger {
             return self.record(line).await;
         }
         let line = line.into();
-        let written = self.shared.write(&[&line]);
-        self.shared.judge(written, 1).receipt(0, &line)
+        match self.shared.write_now(&line) {
+            Some(written) => self.shared.judge(written, 1).receipt(0, &line),
+            None => self.record(line).await,
+        }
     }
 
     /// Whether the scribe is there: this waits until it answers, and writes nothing. `false` once it has ended.
@@ -165,14 +162,22 @@ impl Ledger {
             nanos => Some(Boot::from_nanos(nanos)),
         };
         let records = self.shared.records.load(Ordering::Relaxed);
+        let pen = self.shared.pen();
+        let (signed, files, bytes) = (pen.signed, pen.closed + 1, pen.closed_bytes + pen.length);
+        let kept_from = pen.kept_from;
+        drop(pen);
         Health {
             directory: self.shared.settings.directory.clone(),
             records,
-            unsigned: records.saturating_sub(self.shared.pen().signed),
+            files,
+            bytes,
+            kept_from,
+            unsigned: records.saturating_sub(signed),
             written: since_start(&self.shared.written),
             kept: since_start(&self.shared.kept),
             healthy: self.shared.healthy.load(Ordering::Relaxed)
-                && self.shared.signing.load(Ordering::Relaxed),
+                && self.shared.signing.load(Ordering::Relaxed)
+                && self.shared.whole.load(Ordering::Relaxed),
         }
     }
 }
@@ -184,7 +189,13 @@ pub struct Health {
     pub directory: PathBuf,
     /// How many records it has.
     pub records: u64,
-    /// Whether the last write, and the last checkpoint, went well.
+    /// How many files it has, the one that is written among them.
+    pub files: u64,
+    /// How many bytes its records have, and what is kept of those that were deleted.
+    pub bytes: u64,
+    /// The first record that retention left.
+    pub kept_from: u64,
+    /// Whether the last write, and the last checkpoint, went well, and no file was changed behind our back as far as we saw.
     pub healthy: bool,
     /// How many records no checkpoint covers yet.
     pub unsigned: u64,
@@ -216,36 +227,57 @@ impl Receipt {
 
 /// What callers and the scribe share.
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     pen: Mutex<Pen>,
     /// So much was written that a checkpoint is due.
-    sign: Notify,
+    pub(super) sign: Notify,
     records: AtomicU64,
     counts: Counts,
     /// When it was last written, and when last flushed and signed, in nanoseconds since boot; 0 if not since the start.
     written: AtomicU64,
-    kept: AtomicU64,
+    pub(super) kept: AtomicU64,
     /// Whether the last write went well, and whether the last checkpoint did: a write does not mend a checkpoint.
     healthy: AtomicBool,
-    signing: AtomicBool,
+    pub(super) signing: AtomicBool,
+    /// Whether every file was, when it was closed, what had been written. Nothing mends that.
+    pub(super) whole: AtomicBool,
     origin: ArcSwap<Origin>,
-    settings: LedgerSettings,
+    pub(super) settings: LedgerSettings,
 }
 
 impl Shared {
     /// The pen. Never kept across a wait.
-    fn pen(&self) -> MutexGuard<'_, Pen> {
+    pub(super) fn pen(&self) -> MutexGuard<'_, Pen> {
         self.pen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes `lines`, all or none; the number of the first.
-    fn write(&self, lines: &[&Line]) -> Result<u64, ErrorKind> {
+    pub(super) fn write(&self, lines: &[&Line]) -> Result<u64, ErrorKind> {
+        self.write_with(self.pen(), lines)
+    }
+
+    /// Writes one, unless the pen rests.
+    fn write_now(&self, line: &Line) -> Option<Result<u64, ErrorKind>> {
+        let pen = self.pen();
+        (!pen.resting).then(|| self.write_with(pen, &[line]))
+    }
+
+    /// Writes the last line of the file, after which the pen rests; a handle to flush it all.
+    pub(super) fn write_last(&self, line: &Line) -> Result<File, ErrorKind> {
         let mut pen = self.pen();
+        let flusher = pen.sink.flusher().map_err(|error| error.kind())?;
+        // Before it is written: no other record may come after it.
+        pen.resting = true;
+        self.write_with(pen, &[line]).inspect_err(|_| self.pen().resting = false)?;
+        Ok(flusher)
+    }
+
+    fn write_with(&self, mut pen: MutexGuard<'_, Pen>, lines: &[&Line]) -> Result<u64, ErrorKind> {
         let first = pen.write(lines, &self.origin.load())?;
-        self.records.store(pen.frontier.size(), Ordering::Relaxed);
+        self.records.store(pen.chain.size(), Ordering::Relaxed);
         self.written.store(pen.written.as_nanos(), Ordering::Relaxed);
-        if pen.frontier.size() >= pen.sign_at {
-            pen.sign_at = pen.frontier.size().saturating_add(self.settings.checkpoint_records);
+        if pen.chain.size() >= pen.sign_at {
+            pen.sign_at = pen.chain.size().saturating_add(self.settings.checkpoint_records);
             self.sign.notify_one();
         }
         drop(pen);
@@ -255,8 +287,19 @@ impl Shared {
         Ok(first)
     }
 
+    /// What puts everything that is written by now on disk. It waits for it, so it is for another thread.
+    pub(super) fn flush(&self) -> impl FnOnce() -> io::Result<()> + Send + 'static {
+        let pen = self.pen();
+        let (file, unsettled) = (pen.sink.flusher(), pen.unsettled);
+        let lines = self.settings.directory.join(super::files::LINES);
+        move || {
+            file?.sync_data()?;
+            if unsettled { settled(&lines) } else { Ok(()) }
+        }
+    }
+
     /// What became of `count` lines, for the health and for those who wait.
-    fn judge(&self, written: Result<u64, ErrorKind>, count: usize) -> Judged {
+    pub(super) fn judge(&self, written: Result<u64, ErrorKind>, count: usize) -> Judged {
         self.healthy.store(written.is_ok(), Ordering::Relaxed);
         let on_failure = self.settings.on_failure;
         if written.is_err() && on_failure == OnFailure::Allow {
@@ -268,275 +311,19 @@ impl Shared {
 
 /// A batch that was written, or was not.
 #[derive(Clone, Copy)]
-struct Judged {
+pub(super) struct Judged {
     written: Result<u64, ErrorKind>,
     on_failure: OnFailure,
 }
 
 impl Judged {
     /// The receipt of the line at `at` of the batch.
-    fn receipt(self, at: u64, line: &Line) -> Result<Receipt, LedgerError> {
+    pub(super) fn receipt(self, at: u64, line: &Line) -> Result<Receipt, LedgerError> {
         let exchange = line.exchange();
         match (self.written, self.on_failure) {
             (Ok(first), _) => Ok(Receipt { seq: Some(first + at), exchange }),
             (Err(_), OnFailure::Allow) => Ok(Receipt { seq: None, exchange }),
             (Err(kind), OnFailure::Deny) => Err(LedgerError::Unwritable(kind)),
         }
-    }
-}
-
-/// What all records of this run share, and the same spelled out.
-#[derive(Debug)]
-struct Origin {
-    boot_id: String,
-    host: Host,
-    agent: Agent,
-    spelled: String,
-}
-
-impl Origin {
-    fn new(boot_id: String, host: Host, agent: Agent) -> Self {
-        #[derive(Serialize)]
-        struct Members<'a> {
-            boot_id: &'a str,
-            host: &'a Host,
-            agent: &'a Agent,
-        }
-        let spelled = members(&Members { boot_id: &boot_id, host: &host, agent: &agent });
-        Self { boot_id, host, agent, spelled }
-    }
-}
-
-/// The file and the chain: whoever holds it writes.
-struct Pen {
-    sink: Box<dyn Sink>,
-    length: u64,
-    frontier: Frontier,
-    prev: Hash,
-    /// How many records the last checkpoint covers, and with how many the next is due before its time.
-    signed: u64,
-    sign_at: u64,
-    /// What was half written is there still: nothing may come after it.
-    torn: bool,
-    lost: u64,
-    written: Boot,
-    buffer: Vec<u8>,
-    clock: Arc<dyn Clock>,
-    dice: Arc<dyn Dice>,
-}
-
-impl Pen {
-    /// Appends `lines` in one write, or leaves the file as it was. A gap before them is told first. The number of the first.
-    fn write(&mut self, lines: &[&Line], origin: &Origin) -> Result<u64, ErrorKind> {
-        self.mend()?;
-        let mut buffer = mem::take(&mut self.buffer);
-        buffer.clear();
-        let (mut frontier, mut prev) = (self.frontier.clone(), self.prev);
-        let gap = (self.lost > 0).then(|| {
-            let entry = Entry::new(EventType::LedgerGap, Outcome::Failed, self.id());
-            Line::from(entry.detail(format!(
-                "{} records could not be written and are lost (audit.on_failure = allow)",
-                self.lost
-            )))
-        });
-        let first = frontier.size() + u64::from(gap.is_some());
-        let time = self.clock.wall();
-        let now = self.clock.boot();
-        let boot = now.as_nanos();
-        for line in gap.iter().chain(lines.iter().copied()) {
-            let (start, seq) = (buffer.len(), frontier.size());
-            // A Vec takes every byte.
-            let _ = write!(
-                buffer,
-                r#"{{"v":1,"seq":{seq},"time":"{time:.3}","boot_ns":{boot},{},"#,
-                origin.spelled
-            );
-            line.write(&mut buffer);
-            buffer.extend_from_slice(b",\"prev\":\"");
-            put_hex(&prev, &mut buffer);
-            buffer.extend_from_slice(b"\"}");
-            prev = leaf(&buffer[start..]);
-            frontier.push(prev);
-            buffer.push(b'\n');
-        }
-        let appended = self.sink.append(&buffer).map_err(|error| error.kind());
-        let added = buffer.len() as u64;
-        buffer.shrink_to(1 << 20);
-        self.buffer = buffer;
-        if let Err(kind) = appended {
-            tracing::error!(%kind, "the ledger cannot be written");
-            self.torn = true;
-            // If it fails, it is told, and tried again before the next record.
-            let _ = self.mend();
-            return Err(kind);
-        }
-        (self.frontier, self.prev, self.length, self.lost) = (frontier, prev, self.length + added, 0);
-        self.written = now;
-        Ok(first)
-    }
-
-    /// Cuts off what was half written, if anything was: a record after it would damage the ledger.
-    fn mend(&mut self) -> Result<(), ErrorKind> {
-        if self.torn {
-            self.sink.cut(self.length).map_err(|error| {
-                tracing::error!(%error, "what was half written to the ledger cannot be cut off: nothing is written after it");
-                error.kind()
-            })?;
-            self.torn = false;
-        }
-        Ok(())
-    }
-
-    fn id(&self) -> Uuid {
-        uuid_v7(self.clock.wall(), &*self.dice)
-    }
-}
-
-impl std::fmt::Debug for Pen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Pen({} records)", self.frontier.size())
-    }
-}
-
-/// Who writes for a crowd, and signs. One task.
-#[derive(Debug)]
-pub struct Scribe {
-    receiver: mpsc::Receiver<Waiting>,
-    /// Those who only want to know whether it is there.
-    called: mpsc::Receiver<oneshot::Sender<()>>,
-    shared: Arc<Shared>,
-    key: Arc<CheckpointKey>,
-}
-
-type Signing = JoinHandle<io::Result<u64>>;
-
-impl Scribe {
-    /// Writes until every [`Ledger`] is gone, and signs a last checkpoint.
-    pub async fn run(mut self) {
-        let every = self.shared.settings.checkpoint_every;
-        let mut next = Instant::now() + every;
-        let mut signing: Option<Signing> = None;
-        let mut due = false;
-        loop {
-            tokio::select! {
-                signed = async {
-                    match signing.as_mut() {
-                        Some(signing) => ended(signing.await),
-                        None => std::future::pending().await,
-                    }
-                } => {
-                    signing = None;
-                    self.note_signed(signed);
-                }
-                first = self.receiver.recv() => {
-                    let Some(first) = first else { break };
-                    // In a crowd, whoever is ready in this moment joins the batch. One alone is not kept waiting.
-                    if !self.receiver.is_empty() {
-                        yield_now().await;
-                    }
-                    let mut batch = vec![first];
-                    while batch.len() < BATCH && let Ok(next) = self.receiver.try_recv() {
-                        batch.push(next);
-                    }
-                    self.commit(batch).await;
-                }
-                Some(answer) = self.called.recv() => {
-                    // Nobody writes without the pen.
-                    drop(self.shared.pen());
-                    // Whoever called may have stopped waiting.
-                    let _ = answer.send(());
-                }
-                () = self.shared.sign.notified() => due = true,
-                () = sleep_until(next) => {
-                    next = Instant::now() + every;
-                    due = true;
-                }
-            }
-            if due && signing.is_none() {
-                due = false;
-                signing = self.sign();
-            }
-        }
-        if let Some(signing) = signing {
-            self.note_signed(ended(signing.await));
-        }
-        if let Some(signing) = self.sign() {
-            self.note_signed(ended(signing.await));
-        }
-    }
-
-    /// Writes a batch and answers everybody in it, all with a receipt or none.
-    async fn commit(&mut self, batch: Vec<Waiting>) {
-        let mut written = self.shared.write(&batch.iter().map(|(line, _)| line).collect::<Vec<_>>());
-        if self.shared.settings.sync == Sync::Always
-            && written.is_ok()
-            && let Err(kind) = self.flush().await
-        {
-            written = Err(kind);
-        }
-        let judged = self.shared.judge(written, batch.len());
-        for (at, (line, answer)) in batch.into_iter().enumerate() {
-            // A caller that has gone away has its record all the same.
-            drop(answer.send(judged.receipt(at as u64, &line)));
-        }
-    }
-
-    async fn flush(&self) -> Result<(), ErrorKind> {
-        let flusher = self.flusher().map_err(|error| error.kind())?;
-        ended(spawn_blocking(move || flusher.sync_data()).await).map_err(|error| error.kind())
-    }
-
-    fn flusher(&self) -> io::Result<File> {
-        self.shared.pen().sink.flusher()
-    }
-
-    /// Signs what is written by now, if anything is new, off this task: a slow disk delays nobody's record.
-    fn sign(&self) -> Option<Signing> {
-        let (size, root) = {
-            let mut pen = self.shared.pen();
-            if pen.frontier.size() == pen.signed {
-                return None;
-            }
-            pen.sign_at = pen.frontier.size().saturating_add(self.shared.settings.checkpoint_records);
-            (pen.frontier.size(), pen.frontier.root())
-        };
-        let (key, directory) = (Arc::clone(&self.key), self.shared.settings.directory.clone());
-        let flusher = self.flusher();
-        Some(spawn_blocking(move || {
-            flusher?.sync_data()?;
-            keep_checkpoint(&directory, &key.sign(size, root))?;
-            Ok(size)
-        }))
-    }
-
-    fn note_signed(&self, signed: io::Result<u64>) {
-        match signed {
-            Ok(size) => {
-                let mut pen = self.shared.pen();
-                pen.signed = size;
-                self.shared.kept.store(pen.clock.boot().as_nanos(), Ordering::Relaxed);
-                drop(pen);
-                self.shared.signing.store(true, Ordering::Relaxed);
-                tracing::debug!(size, "checkpoint");
-            }
-            Err(error) => {
-                self.shared.signing.store(false, Ordering::Relaxed);
-                tracing::error!(%error, "the ledger's checkpoint cannot be kept; trying again at the next one");
-            }
-        }
-    }
-}
-
-/// A blocking task ends with its result, or with a panic that counts as one that failed.
-fn ended<T>(joined: Result<io::Result<T>, tokio::task::JoinError>) -> io::Result<T> {
-    joined.unwrap_or_else(|error| Err(io::Error::other(error)))
-}
-
-#[cfg(test)]
-impl Scribe {
-    /// With another place to write to.
-    pub(super) fn writing_to(self, sink: Box<dyn Sink>) -> Self {
-        self.shared.pen().sink = sink;
-        self
     }
 }

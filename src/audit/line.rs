@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::{
     counts::Tally,
     record::{
-        ApiPart, CredentialPart, Entry, ErrandPart, HolderPart, IssuerPart, PeerPart, PolicyPart, TargetPart,
-        WorkloadPart,
+        ApiPart, CredentialPart, Entry, ErrandPart, HolderPart, IssuerPart, LedgerPart, PeerPart, PolicyPart,
+        TargetPart, WorkloadPart,
     },
 };
 
@@ -47,6 +47,7 @@ impl From<Entry> for Line {
             policy: &entry.policy,
             issuer_response: &entry.issuer_response,
             api_response: &entry.api_response,
+            ledger: &entry.ledger,
             detail: &entry.detail,
         };
         let said = Said { facts: members(&facts), event: json(&entry.event), tally: Tally::of(&entry) };
@@ -102,6 +103,7 @@ struct Facts<'a> {
     policy: &'a Option<PolicyPart>,
     issuer_response: &'a Option<IssuerPart>,
     api_response: &'a Option<ApiPart>,
+    ledger: &'a Option<LedgerPart>,
     detail: &'a Option<String>,
 }
 

@@ -4,27 +4,36 @@
 //! was changed.
 
 mod book;
+mod chain;
 mod counts;
 mod export;
+mod files;
 mod ledger;
 mod line;
+mod pen;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
+mod read;
 mod record;
+mod scribe;
 mod tree;
+mod turn;
 mod verify;
 
 use std::{path::PathBuf, time::Duration};
 
 pub use counts::Sort;
 pub use export::{Format, Standing, Timeless, line};
-pub use ledger::{Health, Ledger, Receipt, Scribe, open};
+pub use ledger::{Health, Ledger, Receipt, open};
 pub use line::{Line, Told};
+pub use read::{every_line, exists, last, read};
 pub use record::{
     Agent, ApiPart, CredentialPart, Entry, ErrandPart, Event, EventType, ExePart, HolderPart, Host,
-    IssuerPart, Outcome, PeerPart, PolicyPart, ProcessPart, Record, TargetPart, UnitPart, WorkloadPart,
+    IssuerPart, LedgerPart, Outcome, PeerPart, PolicyPart, ProcessPart, Record, TargetPart, UnitPart,
+    WorkloadPart,
 };
-pub use verify::{Fault, Report, VerifyError, every_line, read, verify};
+pub use scribe::Scribe;
+pub use verify::{Fault, Report, VerifyError, verify};
 
 /// Where the ledger is and how it behaves.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -41,6 +50,10 @@ pub struct LedgerSettings {
     pub checkpoint_every: Duration,
     /// After how many records a checkpoint is signed earlier.
     pub checkpoint_records: u64,
+    /// How long the file that is written may be, in bytes, before the next one is begun. It is looked at with each checkpoint.
+    pub rotate_at: u64,
+    /// How old records may grow before they are deleted, a file at a time; none if they stay.
+    pub keep: Option<Duration>,
 }
 
 /// When records reach the disk. Either way they are with the kernel before the answer leaves.

@@ -1,7 +1,7 @@
 //! A ledger in order, for whoever wants to put one out of order.
 
 use super::{
-    book::{HISTORY, LATEST, LINES},
+    files::{HISTORY, LATEST, LINES},
     tree::{Frontier, leaf},
 };
 use crate::{keys::CheckpointKey, secret::hex};

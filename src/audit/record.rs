@@ -89,6 +89,9 @@ pub struct Entry {
     /// What the API said.
     #[serde(default)]
     pub api_response: Option<ApiPart>,
+    /// Which file of the ledger was closed, and what is kept.
+    #[serde(default)]
+    pub ledger: Option<LedgerPart>,
     /// Anything else worth knowing.
     pub detail: Option<String>,
 }
@@ -110,6 +113,7 @@ impl Entry {
             policy: None,
             issuer_response: None,
             api_response: None,
+            ledger: None,
             detail: None,
         }
     }
@@ -227,6 +231,8 @@ pub enum EventType {
     LedgerGap,
     /// A torn end was cut off at start.
     LedgerRepaired,
+    /// The last record of a file: what follows is in the next one (AUD-25).
+    LedgerTurned,
     /// An identity was used from a place that it was never used from (S17).
     NewPlace,
     /// An operator had credentials or keys ended before their time.
@@ -479,6 +485,16 @@ pub struct ApiPart {
     pub latency_ms: Option<u64>,
     /// How often the request went out.
     pub attempts: u32,
+}
+
+/// A file of the ledger that ends with this record, and from where on the records themselves are kept. Before, only their leaf
+/// hashes are.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct LedgerPart {
+    /// The number of the file's first record.
+    pub first: u64,
+    /// The number of the first record that retention leaves.
+    pub kept_from: u64,
 }
 
 impl Record {

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{ConfigFile, Exit, agent::mistaken, environment, paint, print_json};
 use crate::{
-    audit::{Fault, Format, Record, Standing, Timeless, every_line, line, read, verify},
+    audit::{Fault, Format, Record, Standing, Timeless, every_line, last, line, read, verify},
     clock::SystemClock,
     config::load,
     keys::Verifier,
@@ -134,10 +134,18 @@ impl Audit {
             AuditCommand::Explain { place, seq } => {
                 let directory = place.directory()?;
                 let record = read(&directory, seq).map_err(|error| unreadable(&directory, &error))?.next();
-                let record = record.filter(|record| record.seq == seq);
-                let record =
-                    record.ok_or_else(|| Exit::new(Exit::DATA, format!("there is no record {seq}")))?;
-                paint::line(record.explain().trim_end())
+                match record {
+                    Some(record) if record.seq == seq => paint::line(record.explain().trim_end()),
+                    Some(kept) if kept.seq > seq => Err(Exit::new(
+                        Exit::DATA,
+                        format!(
+                            "record {seq} was deleted by retention (audit.keep); records are kept from {} on, and of those \
+                             before their hashes",
+                            kept.seq
+                        ),
+                    )),
+                    _ => Err(Exit::new(Exit::DATA, format!("there is no record {seq}"))),
+                }
             }
             AuditCommand::Export { place, format, since, key, anyway } => {
                 export(&place.directory()?, format, since, key, anyway)
@@ -156,15 +164,19 @@ fn verified(place: Place, key: Option<PathBuf>, json: bool) -> Result<(), Exit> 
     match verify(&directory, trusted.as_ref()) {
         Ok(report) if json => print_json(&json!({
             "ok": true, "records": report.records, "checkpoints": report.checkpoints, "signed": report.signed,
-            "torn": report.torn, "checkpoint": report.last,
+            "torn": report.torn, "files": report.files, "kept_from": report.kept_from, "checkpoint": report.last,
         })),
         Ok(report) => {
             let tail = report.records - report.signed;
             paint::line(&format!(
-                "{}: {} records whole, {} checkpoints, {tail} records after the last{}",
+                "{}: {} records whole, {} checkpoints, {tail} records after the last{}{}",
                 directory.display(),
                 report.records,
                 report.checkpoints,
+                match report.kept_from {
+                    0 => String::new(),
+                    from => format!("; of those before {from}, the hashes are: retention took the records"),
+                },
                 if report.torn { "; the end is torn and will be mended at the next start" } else { "" }
             ))
         }
@@ -214,15 +226,13 @@ fn export(
         Err(error) => error.sound,
     };
     let last = if broken.is_err() && anyway { u64::MAX } else { sound };
-    let (mut unreadable_lines, mut at, mut block) = (Vec::new(), 0, String::new());
-    for record in every_line(directory).map_err(|error| unreadable(directory, &error))? {
-        let here = at;
-        at += 1;
+    let (mut unreadable_lines, mut block) = (Vec::new(), String::new());
+    for (here, record) in every_line(directory).map_err(|error| unreadable(directory, &error))? {
         if here >= last {
             break;
         }
         let standing = if here < sound { Standing::Sound } else { Standing::Unsound };
-        let told = record.and_then(|record| {
+        let told = record.ok_or(here).and_then(|record| {
             let wanted = match since {
                 None => true,
                 Some(Since::Record(first)) => here >= first,
@@ -276,18 +286,9 @@ fn export(
 }
 
 fn tail(directory: &Path, lines: u64, follow: bool, exchange: Option<&str>, json: bool) -> Result<(), Exit> {
-    let open = |from| read(directory, from).map_err(|error| unreadable(directory, &error));
-    let mut next = 0;
-    let mut last: std::collections::VecDeque<Record> = Default::default();
-    for record in open(0)? {
-        next = record.seq + 1;
-        if exchange.is_none_or(|id| record.entry.exchange_id.0.to_string() == id) {
-            last.push_back(record);
-            if last.len() as u64 > lines {
-                last.pop_front();
-            }
-        }
-    }
+    let asked = |record: &Record| exchange.is_none_or(|id| record.entry.exchange_id.0.to_string() == id);
+    let most = usize::try_from(lines).unwrap_or(usize::MAX);
+    let (last, mut next) = last(directory, most, asked).map_err(|error| unreadable(directory, &error))?;
     if last.is_empty() && !follow {
         return Err(Exit::new(Exit::DATA, "there is no such record"));
     }
@@ -300,9 +301,9 @@ fn tail(directory: &Path, lines: u64, follow: bool, exchange: Option<&str>, json
     loop {
         // A file has no event for "longer" that reaches every file system; twice a second is soon enough for eyes.
         std::thread::sleep(Duration::from_millis(500));
-        for record in open(next)? {
+        for record in read(directory, next).map_err(|error| unreadable(directory, &error))? {
             next = record.seq + 1;
-            if exchange.is_none_or(|id| record.entry.exchange_id.0.to_string() == id) {
+            if asked(&record) {
                 show(&record, json)?;
             }
         }

@@ -127,8 +127,7 @@ impl Posture {
             Err(error) => (Trust::Tampered { seq: error.seq, fault: error.fault.to_string() }, error.sound),
         };
         let records = read(directory, 0).map_err(|error| unreadable(&error))?;
-        let most = usize::try_from(most).unwrap_or(usize::MAX);
-        records.take(most).for_each(|record| heard.hear(&record));
+        records.take_while(|record| record.seq < most).for_each(|record| heard.hear(&record));
         Ok((trust, heard))
     }
 }

@@ -135,6 +135,15 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A length of time, or a word that says that there is no end.
+    pub(super) fn duration_unless(&mut self, key: &'static str, word: &str) -> Option<Duration> {
+        match self.value(key).map(|value| &value.kind) {
+            None => None,
+            Some(ValueKind::String(text)) if text == word => None,
+            Some(_) => Some(self.duration(key, Duration::MAX)),
+        }
+    }
+
     pub(super) fn strings(&mut self, key: &'static str) -> Vec<String> {
         let items = match self.value(key).map(|value| &value.kind) {
             None => return vec![],

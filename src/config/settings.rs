@@ -346,6 +346,8 @@ fn audit(top: &mut Reader<'_>, state: &std::path::Path) -> LedgerSettings {
         on_failure: OnFailure::Deny,
         checkpoint_every: Duration::from_secs(60),
         checkpoint_records: 1000,
+        rotate_at: 64 << 20,
+        keep: None,
     };
     if let Some(mut audit) = top.table("audit") {
         settings.directory = audit.path("directory").unwrap_or(settings.directory);
@@ -368,6 +370,14 @@ fn audit(top: &mut Reader<'_>, state: &std::path::Path) -> LedgerSettings {
         }
         settings.checkpoint_records =
             audit.integer("checkpoint_records", settings.checkpoint_records, 1..=1_000_000);
+        settings.rotate_at = audit.integer("rotate_at", settings.rotate_at, 1 << 20..=1 << 40);
+        settings.keep = audit.duration_unless("keep", "forever");
+        if settings.keep.is_some_and(|keep| keep < Duration::from_secs(24 * 60 * 60)) {
+            audit.wrong(
+                "keep",
+                "it has to be \"forever\" or at least a day: what is deleted can be asked about no more",
+            );
+        }
         audit.finish();
     }
     settings

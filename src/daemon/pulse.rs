@@ -72,6 +72,8 @@ mod tests {
             on_failure: OnFailure::Deny,
             checkpoint_every: Duration::from_secs(60),
             checkpoint_records: 1000,
+            rotate_at: 64 << 20,
+            keep: None,
         };
         let host = Host { id: None, name: "h".into() };
         let agent = Agent { version: "0".into(), instance: "i".into(), config_digest: "d".into() };

@@ -10,7 +10,7 @@ use std::{
 
 use super::{Finding, fail, ok, warn};
 use crate::{
-    audit::{Report, VerifyError, verify},
+    audit::{Report, VerifyError, exists, verify},
     clock::Dice,
     config::Settings,
     keys::{FileError, Looked, Vault, looked},
@@ -86,7 +86,7 @@ pub(super) fn look(settings: &Settings, dice: Arc<dyn Dice>) -> Kept {
         vault: vault.map(|vault| vault.sealed_by().map(str::to_owned)),
         keys: opened,
         files: settings.key_files().map(from_outside).collect(),
-        ledger: audit.join("ledger.jsonl").exists().then(|| verify(&audit, None)),
+        ledger: exists(&audit).then(|| verify(&audit, None)),
         room,
     }
 }

@@ -354,6 +354,10 @@ impl Metrics {
             [([], f64::from(u8::from(ledger.healthy)))],
         )?;
         page.counters("ledger_records", "Records in the ledger", [([], ledger.records as f64)])?;
+        let help = "Files of the ledger, the one that is written among them";
+        page.gauges("ledger_files", None, help, [([], ledger.files as f64)])?;
+        let help = "How long the records are, and what is kept of those that retention took";
+        page.gauges("ledger_size", Some(&Unit::Bytes), help, [([], ledger.bytes as f64)])?;
         let help = "Records that no checkpoint covers yet";
         page.gauges("ledger_unsigned_records", None, help, [([], ledger.unsigned as f64)])?;
         let ago = |at: Option<Boot>| at.map(|at| ([], now.since(at).as_secs_f64()));

@@ -87,7 +87,8 @@ fn matter(kind: EventType) -> Matter {
         | EventType::ConfigLoad
         | EventType::ConfigRefused
         | EventType::LedgerGap
-        | EventType::LedgerRepaired => Matter::Agent,
+        | EventType::LedgerRepaired
+        | EventType::LedgerTurned => Matter::Agent,
         EventType::ForwardAnswer | EventType::ForwardSend | EventType::ProofMint | EventType::Protocol => {
             Matter::Api
         }

@@ -110,6 +110,7 @@ fn class(view: &View<'_>) -> (u32, u32) {
         | EventType::ExceptionEnding
         | EventType::LedgerGap
         | EventType::LedgerRepaired
+        | EventType::LedgerTurned
         | EventType::Protocol => 99,
         EventType::AttestationFailure
         | EventType::CredentialIssue

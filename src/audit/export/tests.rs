@@ -23,7 +23,7 @@ const HOSTILE: [&str; 12] = [
     "caf\u{e9} \u{1f511}",
 ];
 
-const KINDS: [EventType; 29] = [
+const KINDS: [EventType; 30] = [
     EventType::AgentStart,
     EventType::AgentStop,
     EventType::AttestationFailure,
@@ -49,6 +49,7 @@ const KINDS: [EventType; 29] = [
     EventType::KeyRotate,
     EventType::LedgerGap,
     EventType::LedgerRepaired,
+    EventType::LedgerTurned,
     EventType::OperatorRevoke,
     EventType::ProofMint,
     EventType::Protocol,

@@ -1,3 +1,5 @@
+mod turns;
+
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
@@ -24,11 +26,16 @@ fn settings(directory: &Path) -> LedgerSettings {
         on_failure: OnFailure::Deny,
         checkpoint_every: Duration::from_secs(60),
         checkpoint_records: 1000,
+        rotate_at: 64 << 20,
+        keep: None,
     }
 }
 
 fn try_open(settings: LedgerSettings) -> Result<(Ledger, Scribe), LedgerError> {
-    let clock = ManualClock::at("2026-01-01T00:00:00.5Z".parse().unwrap());
+    open_at(settings, ManualClock::at("2026-01-01T00:00:00.5Z".parse().unwrap()))
+}
+
+fn open_at(settings: LedgerSettings, clock: Arc<ManualClock>) -> Result<(Ledger, Scribe), LedgerError> {
     let host = Host { id: None, name: "h".into() };
     let agent = Agent { version: "0".into(), instance: "i".into(), config_digest: "d".into() };
     open(settings, host, "b".into(), agent, &Vault::default(), clock, SeededDice::from_seed(1))
