@@ -22,9 +22,10 @@ use super::{
 };
 use crate::{
     clock::{Boot, Dice, fraction},
-    credential::Credential,
-    issuer::{Advice, IssueError, IssueFacts, Issued, Order, Reason},
+    credential::{Credential, Payload},
+    issuer::{Advice, IssueError, IssueFacts, Issued, Order, Reason, sealed},
     keys::{Now, PairFile, Vault},
+    secret::Fingerprint,
 };
 
 /// A sleep is never longer: after a suspend the time since boot has jumped, and only a look at it tells.
@@ -55,7 +56,11 @@ pub struct Keeper {
     /// With the settings they were placed by.
     fetches: JoinSet<(Order, Arc<Books>, Issued)>,
     revocations: Revocations,
-    attempts: JoinSet<(u64, Result<(), IssueError>)>,
+    attempts: JoinSet<(u64, Arc<Revocation>, Result<(), IssueError>)>,
+    /// Who waits to hear what came of the first try to revoke what was given back.
+    returning: HashMap<Fingerprint, oneshot::Sender<Result<(), IssueError>>>,
+    /// What is being given back just now.
+    given_back: Option<Fingerprint>,
     advices: JoinSet<(Order, Arc<Credential>, Option<Advice>)>,
     told: mpsc::UnboundedSender<News>,
     pending: Option<PendingFile>,
@@ -91,6 +96,8 @@ impl Keeper {
             fetches: JoinSet::new(),
             revocations: Revocations::default(),
             attempts: JoinSet::new(),
+            returning: HashMap::new(),
+            given_back: None,
             advices: JoinSet::new(),
             told,
             pending,
@@ -119,7 +126,10 @@ impl Keeper {
             self.keep_pending(now);
             for (id, revocation) in self.revocations.due(now) {
                 let shared = Arc::clone(&self.shared);
-                self.attempts.spawn(async move { (id, revocation.attempt(&shared).await) });
+                self.attempts.spawn(async move {
+                    let tried = revocation.attempt(&shared).await;
+                    (id, revocation, tried)
+                });
             }
             let due = [self.shelf.next_due(), self.revocations.next_due()].into_iter().flatten().min();
             let due = due.into_iter().chain(self.unkept.then_some(self.keep_at)).min();
@@ -144,7 +154,11 @@ impl Keeper {
                     Err(_) => return,
                 },
                 Some(tried) = self.attempts.join_next() => match tried {
-                    Ok((id, result)) => {
+                    Ok((id, revocation, result)) => {
+                        if let Some(waiting) = self.returning.remove(&revocation.credential.fingerprint) {
+                            // Whoever hung up hears of it in the ledger only.
+                            let _ = waiting.send(result.clone());
+                        }
                         let chance = fraction(&*self.dice);
                         let over = self.revocations.tried(id, result, chance, self.shared.clock.boot());
                         self.over(over);
@@ -166,6 +180,11 @@ impl Keeper {
                     actions.extend(self.shelf.on(Event::Tick, now));
                 }
                 self.carry_out(actions);
+                // Of what somebody else had taken off the shelf already, there is nothing to tell.
+                let given_back = self.given_back.take();
+                if let Some(credential) = given_back.filter(|credential| !self.revocations.has(*credential)) {
+                    self.returning.remove(&credential);
+                }
                 self.revive();
                 self.publish_report();
             }
@@ -197,9 +216,12 @@ impl Keeper {
                 let _ = done.send(left.unwrap_or_default());
                 return None;
             }
-            Request::Release(order, credential) => {
-                forget(&order, &credential, self.shared.books.load().keys.vault());
-                Event::Released { order, credential }
+            Request::Release(order, done) => {
+                if let Some(live) = self.shared.live.load().get(&order) {
+                    self.returning.insert(live.credential.fingerprint, done);
+                    self.given_back = Some(live.credential.fingerprint);
+                }
+                Event::Released { order }
             }
             Request::Reject { order, rejected, deadline, answer } => {
                 self.next_waiter += 1;
@@ -368,13 +390,32 @@ impl Keeper {
     ) {
         // Before another is fetched: whatever its issuer comes to say, it is not handed out again.
         forget(&order, &credential, self.shared.books.load().keys.vault());
+        let waiting = self.returning.remove(&credential.fingerprint);
         // Nothing of it is at its issuer, as of an entry that was only read: to drop it is all.
         if credential.handle().is_empty() {
+            if let Some(waiting) = waiting {
+                let is_static = matches!(credential.payload, Payload::Static(_));
+                // Whoever hung up wanted no more of it.
+                let _ = waiting.send(if is_static { Err(sealed::not_ours_to_end()) } else { Ok(()) });
+            }
             return;
         }
         let now = self.shared.clock.boot();
         let revocation = Revocation { order, credential, cause, placed, who, since: now };
+        let fingerprint = revocation.credential.fingerprint;
         let over = self.revocations.add(revocation, now);
+        if let Some(waiting) = waiting {
+            match &over {
+                Some(Revoked { credential, error: Some(error), .. })
+                    if credential.fingerprint == fingerprint =>
+                {
+                    let (reason, detail) = (Reason::IssuerUnavailable, error.clone());
+                    // Whoever hung up hears of it in the ledger only.
+                    let _ = waiting.send(Err(IssueError::Retry { reason, detail, after: None }));
+                }
+                _ => drop(self.returning.insert(fingerprint, waiting)),
+            }
+        }
         self.over(over);
     }
 

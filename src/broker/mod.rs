@@ -287,7 +287,8 @@ enum Request {
         deadline: Boot,
         answer: oneshot::Sender<Result<Fetched, Failure>>,
     },
-    Release(Order, Arc<Credential>),
+    /// The issuer's word to the first try is for whoever waits; nobody's, if there was nothing to give back.
+    Release(Order, oneshot::Sender<Result<(), IssueError>>),
     Retire {
         which: Which,
         cause: Cause,
@@ -389,21 +390,15 @@ impl Broker {
     /// [`Failure`] if the issuer did not confirm; it is off the shelf all the same.
     pub async fn release(&self, grant: &Grant) -> Result<bool, Failure> {
         let books = self.shared.books.load_full();
-        let order = books.order(grant)?;
-        let Some(live) = self.shared.live.load().get(&order).cloned() else { return Ok(false) };
-        let request = Request::Release(order.clone(), Arc::clone(&live.credential));
-        self.sender.send(request).map_err(|_| Failure::Closed)?;
+        let (done, tried) = oneshot::channel();
+        // Whoever hangs up meanwhile has given it back all the same: it is the keeper's from here on.
+        self.sender.send(Request::Release(books.order(grant)?, done)).map_err(|_| Failure::Closed)?;
         let failed =
             |error| Failure::Issue { error, retry_after: None, attempts: 1, facts: IssueFacts::default() };
-        let (issuer, signers) = self.shared.placed(&books, &order).map_err(failed)?;
-        match issuer.revoke(&order, &signers, &live.credential).await {
-            Ok(()) => Ok(true),
-            Err(error) => {
-                // It is tried again until it ends; the keeper is gone only when the agent is.
-                let credential = Arc::clone(&live.credential);
-                let _ = self.sender.send(Request::Revoke(order, credential, Cause::GivenBack));
-                Err(failed(error))
-            }
+        match tried.await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(error)) => Err(failed(error)),
+            Err(_) => Ok(false),
         }
     }
 

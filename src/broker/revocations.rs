@@ -13,6 +13,7 @@ use crate::{
     clock::Boot,
     credential::Credential,
     issuer::{IssueError, Issuer, Order, Reason, Signers},
+    secret::Fingerprint,
 };
 
 /// So many are tried at once at one issuer: a host that goes down is no flood for it, and one that hangs is in nobody else's
@@ -101,6 +102,7 @@ impl Revocation {
             tries,
             took: now.since(self.since),
             error,
+            waits: false,
         }
     }
 }
@@ -120,6 +122,8 @@ pub struct Revoked {
     pub took: Duration,
     /// Why it was not revoked, if it was not: it works until it ends by itself.
     pub error: Option<String>,
+    /// Whether it is tried again until then, and what became of it is told once more.
+    pub waits: bool,
 }
 
 /// All that wait.
@@ -138,19 +142,35 @@ struct Waiting {
 }
 
 impl Revocations {
-    /// Takes one more; what became of it at once, if there are too many.
+    /// Takes one more; what became at once of it, or of one that makes room for it, if there are too many. What an operator orders
+    /// finds room: whatever a program has left to be revoked makes way for it.
     pub(super) fn add(&mut self, revocation: Revocation, now: Boot) -> Option<Revoked> {
-        let issuer = &revocation.order.issuer;
-        if self.waiting.values().filter(|waiting| waiting.revocation.order.issuer == *issuer).count() >= MOST
-        {
+        let issuer = Arc::clone(&revocation.order.issuer);
+        let of_it = |waiting: &&Waiting| waiting.revocation.order.issuer == issuer;
+        let mut over = None;
+        if self.waiting.values().filter(of_it).count() >= MOST {
             let error =
                 format!("{MOST} revocations wait for {issuer} already: it works until it ends by itself");
-            return Some(revocation.over(0, Some(error), now));
+            let gives_way =
+                |waiting: &&Waiting| !waiting.under_way && waiting.revocation.cause != Cause::Operator;
+            let others = self.waiting.iter().filter(|(_, waiting)| of_it(waiting) && gives_way(waiting));
+            let soonest = others.min_by_key(|(_, waiting)| waiting.revocation.credential.window.until);
+            let displaced = match soonest.map(|(id, _)| *id).filter(|_| revocation.cause == Cause::Operator) {
+                Some(id) => self.waiting.remove(&id),
+                None => None,
+            };
+            let Some(displaced) = displaced else { return Some(revocation.over(0, Some(error), now)) };
+            over = Some(displaced.revocation.over(displaced.tries, Some(error), now));
         }
         self.next += 1;
         let revocation = Arc::new(revocation);
         self.waiting.insert(self.next, Waiting { revocation, tries: 0, at: now, under_way: false });
-        None
+        over
+    }
+
+    /// Whether any of this credential waits.
+    pub(super) fn has(&self, credential: Fingerprint) -> bool {
+        self.waiting.values().any(|waiting| waiting.revocation.credential.fingerprint == credential)
     }
 
     /// How many wait.
@@ -162,16 +182,20 @@ impl Revocations {
     pub(super) fn due(&mut self, now: Boot) -> Vec<(u64, Arc<Revocation>)> {
         let mut busy = self.busy();
         let due = self.waiting.iter_mut().filter(|(_, waiting)| !waiting.under_way && waiting.at <= now);
-        due.filter_map(|(id, waiting)| {
-            let busy = busy.entry(Arc::clone(&waiting.revocation.order.issuer)).or_default();
-            if *busy >= AT_ONCE {
-                return None;
-            }
-            *busy += 1;
-            (waiting.under_way, waiting.tries) = (true, waiting.tries + 1);
-            Some((*id, Arc::clone(&waiting.revocation)))
-        })
-        .collect()
+        // What an operator orders does not queue behind what programs leave.
+        let mut due: Vec<_> = due.collect();
+        due.sort_by_key(|(_, waiting)| waiting.revocation.cause != Cause::Operator);
+        due.into_iter()
+            .filter_map(|(id, waiting)| {
+                let busy = busy.entry(Arc::clone(&waiting.revocation.order.issuer)).or_default();
+                if *busy >= AT_ONCE {
+                    return None;
+                }
+                *busy += 1;
+                (waiting.under_way, waiting.tries) = (true, waiting.tries + 1);
+                Some((*id, Arc::clone(&waiting.revocation)))
+            })
+            .collect()
     }
 
     /// How many are under way, by issuer.
@@ -183,7 +207,7 @@ impl Revocations {
         busy
     }
 
-    /// What came of trying; what became of it, once that is known (OA-43).
+    /// What came of trying; what became of it, once that is known, and before that once, if it has to wait (OA-43).
     pub(super) fn tried(
         &mut self,
         id: u64,
@@ -200,7 +224,8 @@ impl Revocations {
                 Some(after) => {
                     waiting.at = now + back_off(waiting.tries, after, chance);
                     if waiting.at < waiting.revocation.credential.window.until {
-                        return None;
+                        let waits = waiting.revocation.over(1, Some(error.to_string()), now);
+                        return (waiting.tries == 1).then_some(Revoked { waits: true, ..waits });
                     }
                     Some(format!("it ended by itself before its issuer confirmed: {error}"))
                 }
@@ -268,7 +293,7 @@ mod tests {
         assert!(all.add(revocation(300), at(0)).is_none());
         let (id, _) = all.due(at(0)).remove(0);
         assert!(all.due(at(0)).is_empty(), "one at a time");
-        assert!(all.tried(id, down(Some(7)), 0.0, at(1)).is_none());
+        assert!(all.tried(id, down(Some(7)), 0.0, at(1)).unwrap().waits);
         assert_eq!(all.next_due(), Some(at(8)), "not before the issuer said");
         assert!(all.due(at(7)).is_empty());
         assert_eq!(all.due(at(8)).len(), 1);
@@ -294,8 +319,41 @@ mod tests {
         let (id, _) = all.due(at(0)).remove(0);
         let (reason, after) = (Reason::KeyUnavailable, Duration::from_secs(5));
         let missing = IssueError::Later { reason, detail: "no key".into(), after };
-        assert!(all.tried(id, Err(missing), 0.0, at(1)).is_none());
+        assert!(all.tried(id, Err(missing), 0.0, at(1)).unwrap().waits);
         assert_eq!(all.next_due(), Some(at(6)));
+    }
+
+    #[test]
+    fn what_an_operator_orders_finds_room_and_comes_first() {
+        // GA-10: a program that asks for many and leaves them all keeps nobody else's from being revoked.
+        let mut all = Revocations::default();
+        for life in 0..MOST {
+            assert!(all.add(revocation(300 + life as u64), at(0)).is_none());
+        }
+        let ordered = || Revocation { cause: Cause::Operator, ..revocation(900) };
+        let displaced = all.add(ordered(), at(0)).unwrap();
+        assert_eq!((displaced.cause, displaced.credential.window.until), (Cause::Exited, at(300)));
+        assert!(displaced.error.is_some(), "told, not forgotten");
+        assert_eq!(all.due(at(0))[0].1.cause, Cause::Operator);
+        for _ in 1..MOST - AT_ONCE {
+            assert_eq!(all.add(ordered(), at(0)).unwrap().cause, Cause::Exited);
+        }
+        assert_eq!(all.len(), MOST);
+    }
+
+    #[test]
+    fn what_has_to_wait_is_told_at_once_and_once() {
+        // AUD-02: whoever has it meanwhile could use it.
+        let mut all = Revocations::default();
+        assert!(all.add(revocation(300), at(0)).is_none());
+        let (id, _) = all.due(at(0)).remove(0);
+        let waits = all.tried(id, down(Some(10)), 0.0, at(1)).unwrap();
+        assert!(waits.waits && waits.error.is_some());
+        let (id, _) = all.due(at(20)).remove(0);
+        assert!(all.tried(id, down(Some(10)), 0.0, at(20)).is_none());
+        let (id, _) = all.due(at(40)).remove(0);
+        let over = all.tried(id, Ok(()), 0.0, at(40)).unwrap();
+        assert!(!over.waits && over.error.is_none());
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub enum Event {
     /// These end now, whoever has them.
     Retired { which: Which, cause: Cause },
     /// This credential was given back.
-    Released { order: Order, credential: Arc<Credential> },
+    Released { order: Order },
     /// What an agent before this one left is live again.
     TakenUp { order: Order, live: Box<Live> },
     /// These, and no others, are had and kept fresh without being asked for: each from the moment beside it on.
@@ -349,17 +349,15 @@ impl Shelf {
                     }
                 }
             }
-            Event::Released { order, credential } => {
+            Event::Released { order } => {
                 if let Some(slot) = self.slots.get_mut(&order)
                     && let Some(live) = slot.live.take()
                 {
                     // What it is being renewed to ends with it: a lease that goes on is the one that was given back.
                     slot.outdated = slot.fetching;
-                    // Whoever gives it back waits to hear of the newest; those before it go the same way (OA-43).
-                    // Another may have come meanwhile: it goes too, for the caller wants none.
+                    // Those before it go the same way (OA-43), for the caller wants none.
                     let held = live.still_held(now).into_iter();
-                    let others = held.filter(|held| !Arc::ptr_eq(held, &credential));
-                    actions.extend(others.map(|held| Action::Revoke(order.clone(), held, Cause::GivenBack)));
+                    actions.extend(held.map(|held| Action::Revoke(order.clone(), held, Cause::GivenBack)));
                     actions.push(Action::Publish(order, None));
                 }
             }

@@ -694,6 +694,32 @@ async fn what_was_on_its_way_when_it_ended_is_not_used_once_it_is_allowed_again(
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_gives_one_back_and_hangs_up_has_given_it_back() {
+    // OA-43, TM-08
+    let mut house = house();
+    let held = house.get("a").await.unwrap().credential;
+    house.corp.deaf.store(true, Ordering::Relaxed);
+    let (done, tried) = oneshot::channel();
+    house.broker.sender.send(Request::Release(order("corp", "a"), done)).unwrap();
+    drop(tried);
+    // Before the issuer hears of it, it is on record that it waits.
+    let waits = next_revoked(&mut house.told).await;
+    assert_eq!((waits.cause, waits.credential.fingerprint), (Cause::GivenBack, held.fingerprint));
+    assert!(waits.waits && house.broker.live_count() == 0);
+    house.corp.deaf.store(false, Ordering::Relaxed);
+    let revoked = next_revoked(&mut house.told).await;
+    assert_eq!((revoked.cause, revoked.error, revoked.waits), (Cause::GivenBack, None, false));
+    // Of two that give it back at once, one hears that there is nothing.
+    house.get("a").await.unwrap();
+    let [one, two] = [(); 2].map(|()| {
+        let (done, tried) = oneshot::channel();
+        house.broker.sender.send(Request::Release(order("corp", "a"), done)).unwrap();
+        tried
+    });
+    assert!(one.await.unwrap().is_ok() && two.await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_given_back_while_it_is_renewed_does_not_come_back() {
     // OA-43, S37
     let mut house = house();
@@ -707,9 +733,11 @@ async fn what_is_given_back_while_it_is_renewed_does_not_come_back() {
     // Whoever wants more life has it renewed.
     let renewing = tokio::spawn(get(house.broker.clone(), 295));
     sleep(Duration::from_millis(20)).await;
-    house.broker.sender.send(Request::Release(leased(None), Arc::clone(&first))).unwrap();
+    house.broker.sender.send(Request::Release(leased(None), oneshot::channel().0)).unwrap();
     *house.corp.same.lock().unwrap() = false;
     sleep(Duration::from_secs(1)).await;
+    let revoked = next_revoked(&mut house.told).await;
+    assert_eq!((revoked.cause, revoked.credential.fingerprint), (Cause::GivenBack, first.fingerprint));
     let revoked = timeout(patience, next_revoked(&mut house.told)).await.unwrap();
     assert_eq!((revoked.cause, revoked.error), (Cause::Unclaimed, None), "what it was renewed to");
     let given = renewing.await.unwrap().unwrap().credential.fingerprint;

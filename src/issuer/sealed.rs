@@ -150,13 +150,18 @@ impl Issuer for Sealed {
         _: &'a Signers,
         _: &'a Credential,
     ) -> Pending<'a, Result<(), IssueError>> {
-        let detail = "nobody can end it but where it is checked: change it there, then keybearer seal".into();
-        Box::pin(async { Err(IssueError::Refused { reason: Reason::IssuerConfig, detail }) })
+        Box::pin(async { Err(not_ours_to_end()) })
     }
 
     fn endpoints(&self) -> Arc<Vec<Target>> {
         Arc::default()
     }
+}
+
+/// Why giving one back ends nothing.
+pub fn not_ours_to_end() -> IssueError {
+    let detail = "nobody can end it but where it is checked: change it there, then keybearer seal".into();
+    IssueError::Refused { reason: Reason::IssuerConfig, detail }
 }
 
 #[cfg(test)]

@@ -435,6 +435,9 @@ pub(super) fn revoked(entry: Entry, revoked: &Revoked, environment: &str) -> Ent
     let process = order.instance.map(|instance| format!(", of pid {}", instance.pid)).unwrap_or_default();
     let ended = match &revoked.error {
         None => "its issuer confirmed".to_owned(),
+        Some(error) if revoked.waits => {
+            format!("it works meanwhile, and is tried again until it ends: {error}")
+        }
         Some(error) => format!("it works until it ends: {error}"),
     };
     let (tries, took) = (revoked.tries, revoked.took.as_millis());
