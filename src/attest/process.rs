@@ -116,7 +116,8 @@ impl Process {
     /// The link text of its executable: a hint for people, never compared (ATT-12).
     pub(super) fn path_hint(&self) -> Option<String> {
         let link = readlinkat(&self.dir, "exe", Vec::with_capacity(256)).ok()?;
-        Some(link.to_string_lossy().into_owned())
+        // Whoever named it may have put in it what a terminal obeys, or what looks like another line (TM-27).
+        Some(link.to_string_lossy().chars().map(|c| if c.is_control() { '?' } else { c }).collect())
     }
 
     /// What the inode of its executable is.

@@ -250,11 +250,11 @@ fn export(
         }
         // A write for each of a million lines would be most of the time.
         if block.len() > 64 << 10 {
-            paint::line(std::mem::take(&mut block).trim_end_matches('\n'))?;
+            paint::verbatim(std::mem::take(&mut block).trim_end_matches('\n'))?;
         }
     }
     if !block.is_empty() {
-        paint::line(block.trim_end_matches('\n'))?;
+        paint::verbatim(block.trim_end_matches('\n'))?;
     }
     let skipped = match unreadable_lines.as_slice() {
         [] => String::new(),
@@ -314,7 +314,7 @@ fn show(record: &Record, json: bool) -> Result<(), Exit> {
     if json {
         let line =
             serde_json::to_string(record).map_err(|error| Exit::new(Exit::SOFTWARE, error.to_string()))?;
-        return paint::line(&line);
+        return paint::verbatim(&line);
     }
     let entry = &record.entry;
     let word = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();

@@ -92,7 +92,7 @@ impl Prove {
         let credential = agent.get(&self.name, &self.scope).await?;
         let proof = agent.prove(&credential, &self.method, &self.url, self.nonce.as_deref()).await?;
         let token = access_token(&credential)?;
-        paint::line(&format!("Authorization: {} {}\nDPoP: {proof}", token.token_type, token.token))
+        paint::verbatim(&format!("Authorization: {} {}\nDPoP: {proof}", token.token_type, token.token))
     }
 }
 
@@ -116,7 +116,7 @@ impl Wanted {
             let source = format!("{}.{field}", self.name).parse::<Source>();
             let source = source.map_err(|what| Exit::new(Exit::USAGE, what))?;
             let value = source.value(credential).map_err(|no| Exit::new(Exit::DATA, no.to_string()))?;
-            return paint::line(value.expose_str().unwrap_or_default());
+            return paint::verbatim(value.expose_str().unwrap_or_default());
         }
         if self.json {
             let mut shown = about(credential);
@@ -136,20 +136,20 @@ impl Wanted {
                 None => return Err(unknown_kind()),
             }
             // One line each, so that a stream of them can be read line by line.
-            return paint::line(&shown.to_string());
+            return paint::verbatim(&shown.to_string());
         }
         match &credential.kind {
             Some(Kind::AccessToken(token)) if self.header => {
-                paint::line(&format!("Authorization: {} {}", token.token_type, token.token))
+                paint::verbatim(&format!("Authorization: {} {}", token.token_type, token.token))
             }
-            Some(Kind::AccessToken(token)) => paint::line(&token.token),
+            Some(Kind::AccessToken(token)) => paint::verbatim(&token.token),
             _ if self.header => {
                 Err(Exit::new(Exit::USAGE, "only an access token goes into a header: leave --header out"))
             }
             // As programs read them from one file: the leaf first, and the key, where it is handed out, before it.
             Some(Kind::X509Certificate(_)) => {
                 let pair = credential.client_certificate.clone().unwrap_or_default();
-                paint::line(format!("{}{}", pair.key_pem, pair.chain_pem).trim_end())
+                paint::verbatim(format!("{}{}", pair.key_pem, pair.chain_pem).trim_end())
             }
             Some(
                 Kind::LeasedValues(LeasedValues { values }) | Kind::StaticValues(StaticValues { values }),
@@ -161,7 +161,7 @@ impl Wanted {
                     let what = format!("{name} has more than one line: say --json");
                     return Err(Exit::new(Exit::DATA, what));
                 }
-                names.iter().try_for_each(|(name, value)| paint::line(&format!("{name}={value}")))
+                names.iter().try_for_each(|(name, value)| paint::verbatim(&format!("{name}={value}")))
             }
             None => Err(unknown_kind()),
         }

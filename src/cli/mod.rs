@@ -315,5 +315,5 @@ fn environment() -> BTreeMap<String, String> {
 
 /// Prints JSON for machines.
 fn print_json(value: &serde_json::Value) -> Result<(), Exit> {
-    paint::line(&format!("{value:#}"))
+    paint::verbatim(&format!("{value:#}"))
 }

@@ -34,8 +34,31 @@ pub(super) fn painted_if(wanted: bool, code: &str, text: &str) -> String {
     if wanted { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-/// Prints a line. A reader that has gone ends the program quietly, as in any pipe.
+/// Prints words, a line or several. Some of them others have written, such as whoever named a program: what a terminal would obey is
+/// shown as a question mark, but for the colours that are ours (TM-27).
 pub(super) fn line(text: &str) -> Result<(), Exit> {
+    verbatim(&harmless(text))
+}
+
+fn harmless(text: &str) -> String {
+    const OURS: [&str; 5] = ["\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m"];
+    // Those turn the order of letters round.
+    let turns =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let ours = OURS.iter().find(|code| rest.starts_with(**code)).filter(|_| wanted());
+        let taken = ours.map_or(first.len_utf8(), |code| code.len());
+        let obeyed = ours.is_none() && (first.is_control() && first != '\n' || turns(first));
+        shown.push_str(if obeyed { "?" } else { &rest[..taken] });
+        rest = &rest[taken..];
+    }
+    shown
+}
+
+/// Prints what was asked for, as it is, and ends the line. A reader that has gone ends the program quietly, as in any pipe.
+pub(super) fn verbatim(text: &str) -> Result<(), Exit> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Exit::new(0, "")),
@@ -70,5 +93,18 @@ pub(super) fn length(seconds: i64) -> String {
         120..7200 => format!("{} min", seconds / 60),
         7200..172_800 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_writes_to_an_operators_terminal_by_the_name_of_a_program() {
+        // TM-27. A test's output is no terminal: not even colours are ours.
+        let named = "/tmp/\x1b[2K\r\u{9b}31myes\u{202e}\x07\x1b[31m";
+        assert_eq!(harmless(named), "/tmp/?[2K??31myes???[31m");
+        assert_eq!(harmless("two\nlines: \u{e9}\u{4e2d}"), "two\nlines: \u{e9}\u{4e2d}");
     }
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FlockOperation, OFlags, flock},
+    fs::{AtFlags, Dir, FlockOperation, OFlags, flock, unlinkat},
     process::geteuid,
 };
 
@@ -30,6 +30,9 @@ const HELD: &str = "keybearer-exec-";
 
 /// What begins the name of one whose maker becomes its program.
 const LEFT: &str = "keybearer-once-";
+
+/// How many names are tried, where others of us are starting and sweeping.
+const TRIES: u32 = 8;
 
 /// Why there is no file.
 #[derive(Debug, thiserror::Error)]
@@ -116,16 +119,28 @@ impl Files {
         // Nobody else can put something in the place of what we make there.
         Directory::open(&place, medium, None).map_err(unfit)?;
         sweep(&place);
-        let mut tail = [0; 8];
-        dice.fill(&mut tail);
-        let path = place.join(format!("{}{}", if stays { HELD } else { LEFT }, hex(&tail)));
-        // It has to be new: what somebody else put there is not ours to write into.
-        DirBuilder::new().mode(0o700).create(&path).map_err(said)?;
-        fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(said)?; // whatever the umask made of it
-        // Whoever swept it away before it was locked will have removed it: then it cannot be opened, or not be written into.
-        let lock = held(&path).map_err(said)?;
-        let directory = Directory::open(&path, medium, None).map_err(unfit)?;
-        Ok(Self { directory, path, _lock: lock, names: vec![], dice: Arc::clone(dice) })
+        let mut why = String::new();
+        for _ in 0..TRIES {
+            let mut tail = [0; 8];
+            dice.fill(&mut tail);
+            let path = place.join(format!("{}{}", if stays { HELD } else { LEFT }, hex(&tail)));
+            // It has to be new: what somebody else put there is not ours to write into.
+            DirBuilder::new().mode(0o700).create(&path).map_err(said)?;
+            // Another one of us that came by in this moment took it for one that was left: then it is held, or gone.
+            let ours = || {
+                fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(said)?; // whatever the umask made of it
+                let lock = held(&path).map_err(said)?;
+                Ok((lock, Directory::open(&path, medium, None).map_err(unfit)?))
+            };
+            match ours() {
+                Ok((lock, directory)) => {
+                    return Ok(Self { directory, path, _lock: lock, names: vec![], dice: Arc::clone(dice) });
+                }
+                Err(error) => why = error,
+            }
+            let _ = fs::remove_dir(&path);
+        }
+        Err(why)
     }
 
     /// Where the file of a variable is.
@@ -163,12 +178,12 @@ fn sweep(place: &Path) {
     let ours =
         entries.flatten().filter(|entry| entry.file_name().as_encoded_bytes().starts_with(HELD.as_bytes()));
     for path in ours.map(|entry| entry.path()) {
-        // Held until all of it is gone.
-        let Ok(_lock) = held(&path) else { continue };
-        for file in fs::read_dir(&path).into_iter().flatten().flatten() {
-            let _ = fs::remove_file(file.path());
+        // Held until all of it is gone. What is removed is in the directory that was looked at, whatever its path leads to by now.
+        let Ok(directory) = held(&path) else { continue };
+        for file in Dir::read_from(&directory).into_iter().flatten().flatten() {
+            let _ = unlinkat(&directory, file.file_name(), AtFlags::empty());
         }
-        let _ = fs::remove_dir(&path);
+        let _ = fs::remove_dir(&path); // only if it is empty
     }
 }
 
@@ -246,6 +261,22 @@ mod tests {
         assert!(!paths[1].exists() && link.is_symlink() && open.exists());
         drop(runs);
         assert!(!paths[0].exists());
+    }
+
+    #[test]
+    fn many_that_start_at_once_are_in_nobodys_way() {
+        // As the units of one user at boot: each sweeps while the others make theirs.
+        let dir = tempfile::tempdir().unwrap();
+        let makes = || {
+            let places = Places { named: Some(dir.path().to_owned()), uncleaned: true, ..Places::default() };
+            for _ in 0..50 {
+                let mut files = Files::make(&places, &SystemDice::shared()).unwrap();
+                files.write(&"TOKEN".parse().unwrap(), &Secret::new("canary")).unwrap();
+                assert!(files.path.join("TOKEN").exists());
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(makes))));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
