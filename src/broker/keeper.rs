@@ -14,10 +14,10 @@ use tokio::{
 };
 
 use super::{
-    Books, Failure, Fetched, Live, News, PendingFile, Report, Request, Shared, Shelved, Topic, ask,
+    Books, Failure, Fetched, Live, News, PendingFile, Renewed, Report, Request, Shared, Shelved, Topic, ask,
     pending::Left,
     revocations::{Cause, Placed, Revocation, Revocations, Revoked},
-    shelf::{Action, Event, Shelf, WaiterId},
+    shelf::{Action, Event, Shelf, Source, WaiterId},
     stowed::{Found, StowFile, StowedLive},
 };
 use crate::{
@@ -174,12 +174,21 @@ impl Keeper {
             };
             if let Some(event) = event {
                 let now = self.shared.clock.boot();
+                let fetched = match &event {
+                    Event::Fetched { order, .. } => Some(order.clone()),
+                    _ => None,
+                };
                 let mut actions = self.shelf.on(event, now);
                 // What is due by now is not left for the next nap.
                 if self.shelf.next_due().is_some_and(|due| due <= now) {
                     actions.extend(self.shelf.on(Event::Tick, now));
                 }
-                self.carry_out(actions);
+                let unheard = self.carry_out(actions);
+                // Everybody who asked has gone: what the issuer made is on record all the same.
+                if let (Some(order), Some((credential, facts))) = (fetched, unheard) {
+                    // Nobody listens only when the agent ends.
+                    let _ = self.told.send(News::Renewed(Renewed { order, result: Ok(credential), facts }));
+                }
                 // Of what somebody else had taken off the shelf already, there is nothing to tell.
                 let given_back = self.given_back.take();
                 if let Some(credential) = given_back.filter(|credential| !self.revocations.has(*credential)) {
@@ -265,16 +274,23 @@ impl Keeper {
         })
     }
 
-    fn carry_out(&mut self, actions: Vec<Action>) {
+    /// What an issuer made for callers, if none of them is there any more to hear of it.
+    fn carry_out(&mut self, actions: Vec<Action>) -> Option<(Arc<Credential>, IssueFacts)> {
+        let (mut heard, mut unheard) = (false, None);
         let mut published: Option<HashMap<Order, Arc<Live>>> = None;
         // What the settings do not name any more is ended with what they named before.
         let before = self.before.take();
         for action in actions {
             match action {
                 Action::Answer(waiter, answer) => {
-                    if let Some(waiting) = self.waiting.remove(&waiter) {
+                    let Some(waiting) = self.waiting.remove(&waiter) else { continue };
+                    match waiting.send(answer) {
+                        Ok(()) => heard = true,
                         // A caller that hung up needs no answer.
-                        let _ = waiting.send(answer);
+                        Err(Ok(Fetched { credential, source: Source::Issuer(facts) })) => {
+                            unheard = Some((credential, facts));
+                        }
+                        Err(_) => {}
                     }
                 }
                 Action::Fetch(order) => self.fetch(order),
@@ -327,6 +343,7 @@ impl Keeper {
         if let Some(map) = published {
             self.shared.live.store(Arc::new(map));
         }
+        unheard.filter(|_| !heard)
     }
 
     fn fetch(&mut self, order: Order) {
@@ -472,7 +489,7 @@ impl Keeper {
                     // Nobody listens only when the agent ends.
                     let _ = self.told.send(News::TakenUp(order.clone(), live.still_held(now)));
                     let actions = self.shelf.on(Event::TakenUp { order: order.clone(), live }, now);
-                    self.carry_out(actions);
+                    let _ = self.carry_out(actions); // nothing was fetched
                 }
                 Ok(Found::Unbound) => self.unbound.push(left),
                 // What the settings do not place any more is ended when they are held against it.

@@ -694,6 +694,22 @@ async fn what_was_on_its_way_when_it_ended_is_not_used_once_it_is_allowed_again(
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_an_issuer_made_for_who_is_gone_is_told_all_the_same() {
+    // AUD-02: a credential that is nowhere on record.
+    let mut house = house();
+    house.get_within("a", 0).await.unwrap_err();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(house.corp.diary().len(), 1);
+    let Some(News::Renewed(made)) = house.told.recv().await else { panic!("nothing is told") };
+    assert_eq!((&*made.order.credential, made.result.is_ok()), ("a", true));
+    // Where one of two has gone, the other's record tells.
+    let (gone, stays) = tokio::join!(house.get_within("b", 0), house.get("b"));
+    assert!(gone.is_err() && stays.is_ok());
+    sleep(Duration::from_secs(1)).await;
+    assert!(house.told.try_recv().is_err());
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_gives_one_back_and_hangs_up_has_given_it_back() {
     // OA-43, TM-08
     let mut house = house();
