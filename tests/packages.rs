@@ -47,6 +47,8 @@ const FILES: &[&str] = &[
     "/usr/share/doc/keybearer/examples/client.conf",
     "/usr/share/doc/keybearer/examples/templates/pgpass",
     "/usr/share/fish/vendor_completions.d/keybearer.fish",
+    "/usr/share/keybearer/grafana/keybearer.json",
+    "/usr/share/keybearer/prometheus/keybearer.rules.yml",
     "/usr/share/man/man1/keybearer.1.gz",
     "/usr/share/man/man1/keybearer-agent.1.gz",
 ];
