@@ -149,6 +149,9 @@ struct Broken {
 
 fn none(_: &Path) {}
 
+/// statfs(2).
+const TMPFS: i64 = 0x0102_1994;
+
 #[test]
 fn each_of_many_broken_setups_is_named_with_its_remedy() {
     let good = front(0, None, |_| {});
@@ -174,7 +177,17 @@ fn each_of_many_broken_setups_is_named_with_its_remedy() {
     let mismatch = with_ca(&secure.url, &ca);
     let pair = mismatched(mismatch.dir.path());
     let sealing = base();
-    let cases = [
+    let unsealed = base();
+    let given = unsealed.dir.path().join("sealing.key");
+    fs::write(&given, "a sealing key that is kept elsewhere").unwrap();
+    chmod(&given, 0o400);
+    let until = jiff::Timestamp::from_second(SystemClock::shared().wall().as_second() + 86_400 * 30).unwrap();
+    let unsealed = unsealed.and(&format!(
+        "\n[keys]\nsealing_key = \"{}\"\n\n[identities.shop.credentials.smtp]\nkind = \"sealed\"\nfields = [\"password\"]\n\
+         exception = {{ owner = \"shop@example.com\", reason = \"the mail server knows no OAuth yet\", until = \"{until:.0}\" }}\n",
+        given.display()
+    ));
+    let mut cases = vec![
         broken(
             "a key of the settings is misspelt",
             base().with("timeout =", "time_out ="),
@@ -303,6 +316,30 @@ fn each_of_many_broken_setups_is_named_with_its_remedy() {
             "/nowhere/sealing.key",
             "sealing_key",
         ),
+        broken(
+            "the state directory is another machine's",
+            base(),
+            |dir| fs::write(dir.join("state/machine"), format!("{} adopted\n", "0".repeat(64))).unwrap(),
+            "machine",
+            "belongs to a",
+            "keybearer keys adopt",
+        ),
+        broken(
+            "who is switched off cannot be told",
+            base(),
+            |dir| fs::write(dir.join("state/disabled.json"), "shop").unwrap(),
+            "disabled identities",
+            "disabled.json",
+            "on purpose",
+        ),
+        broken(
+            "a sealed secret was never put in",
+            unsealed,
+            none,
+            "sealed secret of shop.smtp",
+            "nothing is sealed for it yet",
+            "keybearer seal shop smtp",
+        ),
         broken("somebody changed the ledger", base(), spoil_ledger, "ledger", "record 0", "as evidence"),
         broken(
             "an exception has hardly a day left",
@@ -313,6 +350,18 @@ fn each_of_many_broken_setups_is_named_with_its_remedy() {
             "bind it",
         ),
     ];
+    // Where even what is built lies in memory, there is no such setup to be had.
+    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    if rustix::fs::statfs(place.path()).unwrap().f_type != TMPFS {
+        cases.push(broken(
+            "what is kept for the next start outlives the host's power",
+            Setup::within(place, &good.url, "match = { uid = 64001 }"),
+            none,
+            "runtime directory",
+            "is on a disk",
+            "runtime_directory below /run",
+        ));
+    }
     let mut named = BTreeSet::new();
     for Broken { how, setup, then, about, what, remedy } in cases {
         let dir = setup.dir.path().to_owned();
@@ -332,7 +381,7 @@ fn each_of_many_broken_setups_is_named_with_its_remedy() {
         let found = found.unwrap_or_else(|| panic!("{how}: nothing about {about} with {what:?} in {text}"));
         let said = found["remedy"].as_str().unwrap();
         assert!(said.contains(remedy) || (about == "settings" && !said.is_empty()), "{how}: {said}");
-        let soon = how == "an exception has hardly a day left";
+        let soon = how == "an exception has hardly a day left" || how.contains("outlives the host's power");
         assert_eq!(
             (found["verdict"].as_str().unwrap(), code),
             if soon { ("warn", 0) } else { ("fail", 65) },

@@ -3,7 +3,11 @@
 
 mod support;
 
-use std::process::Command;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::Command,
+};
 
 use keybearer::proto::v1::credential::Kind;
 use serde_json::Value;
@@ -141,4 +145,155 @@ async fn workloads_on_the_same_socket_may_not_read_it() {
         record.entry.detail.as_deref().is_some_and(|detail| detail.contains("metrics are for"))
     });
     assert_eq!(refused.count(), 3, "each is on record");
+}
+
+/// What each family of a page is called by those who ask for it, with the labels that its series have here.
+fn families(page: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut families = BTreeMap::new();
+    for line in page.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|line| line.split_once(' ')) {
+            let total = if kind == "counter" { "_total" } else { "" };
+            families.insert(format!("{name}{total}"), BTreeSet::new());
+        } else if let Some((name, labels)) = line.split_once('{').filter(|_| !line.starts_with('#')) {
+            let labels = labels.split("=\"").filter_map(|piece| piece.rsplit([',', '"']).next());
+            let labels = labels.filter(|label| !label.is_empty() && !label.contains(['}', ' ']));
+            families.get_mut(name).unwrap().extend(labels.map(str::to_owned));
+        }
+    }
+    families
+}
+
+/// A question to Prometheus: the families that it names, and all labels that it names with them.
+fn asked(question: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let (mut names, mut labels) = (BTreeSet::new(), BTreeSet::new());
+    for (at, _) in question.match_indices("keybearer_") {
+        names.insert(question[at..].split(|c| !word(c)).next().unwrap().to_owned());
+    }
+    for braces in question.split('{').skip(1).filter_map(|rest| rest.split('}').next()) {
+        labels.extend(
+            braces.split(',').filter_map(|one| Some(one.split_once(['=', '!'])?.0.trim().to_owned())),
+        );
+    }
+    for by in ["by (", "on (", "without ("] {
+        for list in question.split(by).skip(1).filter_map(|rest| rest.split(')').next()) {
+            labels.extend(list.split(',').map(|label| label.trim().to_owned()));
+        }
+    }
+    (names, labels)
+}
+
+/// Every question of a dashboard, with the labels that its legend names.
+fn questions(value: &Value, found: &mut Vec<(String, Vec<String>)>) {
+    match value {
+        Value::Object(map) => {
+            if let Some(Value::String(question)) = map.get("expr") {
+                let texts = ["legendFormat", "textFormat"].iter().filter_map(|key| map.get(*key)?.as_str());
+                found.push((question.clone(), texts.flat_map(|text| named(text, "{{", "}}")).collect()));
+            }
+            map.values().for_each(|value| questions(value, found));
+        }
+        Value::Array(values) => values.iter().for_each(|value| questions(value, found)),
+        _ => {}
+    }
+}
+
+/// What stands between two marks.
+fn named(text: &str, open: &str, close: &str) -> Vec<String> {
+    let pieces = text.split(open).skip(1).filter_map(|rest| rest.split(close).next());
+    pieces.map(|piece| piece.trim().to_owned()).collect()
+}
+
+/// Holds questions against what an agent really says.
+fn hold(families: &BTreeMap<String, BTreeSet<String>>, question: &str, told: &[String]) -> BTreeSet<String> {
+    let (names, mut labels) = asked(question);
+    labels.extend(told.iter().cloned());
+    for name in &names {
+        assert!(families.contains_key(name), "no agent says {name}: {question}");
+    }
+    for label in labels {
+        // What the scraper adds.
+        let there = label == "instance" || names.iter().any(|name| families[name].contains(&label));
+        assert!(there, "no series of {names:?} has the label {label}: {question}");
+    }
+    names
+}
+
+// The issuer answers while this test waits for the agent.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dashboard_and_the_alerts_ask_for_what_an_agent_says_and_for_all_of_it() {
+    let issuer = issuer(300);
+    let agent = Setup::new(issuer.handle.url()).start(Some(&issuer.handle));
+    let mut client = agent.client().await;
+    client.get("orders", &[]).await.unwrap();
+    client.get("stranger", &[]).await.unwrap_err();
+    issuer.handle.set_fault(keybearer::dev::Fault::Unavailable, None);
+    client.get("orders", &["orders:read".into()]).await.unwrap_err();
+    let mut families = families(&page(&agent));
+    // What did not happen here has no series; its labels are those of `src/serve/metrics.rs`.
+    for (name, labels) in
+        [("keybearer_signals_total", &["event", "reason"][..]), ("keybearer_alarms_total", &["reason"])]
+    {
+        families.get_mut(name).unwrap().extend(labels.iter().map(ToString::to_string));
+    }
+    for (name, labels) in &families {
+        let bare = ["ledger", "evidence", "reload", "revocations", "start"];
+        let bare = bare.iter().any(|word| name.starts_with(&format!("keybearer_{word}_")));
+        assert_eq!(labels.is_empty(), bare, "{name}: {labels:?}");
+    }
+    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging");
+    let text = std::fs::read_to_string(packaging.join("grafana/keybearer.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let mut asked_for = BTreeSet::new();
+    let mut all = vec![];
+    questions(&dashboard, &mut all);
+    for (question, told) in &all {
+        asked_for.extend(hold(&families, question, told));
+    }
+    assert!(all.len() > 30);
+    // Who an identity belongs to is for those who join it to something else.
+    let left_out = BTreeSet::from(["keybearer_identity_info".to_owned()]);
+    let there: BTreeSet<String> = families.keys().cloned().collect();
+    assert_eq!(there.difference(&asked_for).cloned().collect::<BTreeSet<_>>(), left_out);
+    // Each panel says what it shows, in a unit, from a source that whoever imports it chooses.
+    for panel in dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
+        let title = panel["title"].as_str().unwrap();
+        assert!(panel["description"].as_str().is_some_and(|text| text.len() > 20), "{title}");
+        assert_eq!(panel["datasource"]["uid"], "${datasource}", "{title}");
+        let text = panel["fieldConfig"].to_string();
+        assert!(text.contains("\"unit\"") && text.contains("\"thresholds\""), "{title}");
+    }
+    let ids: Vec<_> =
+        dashboard["panels"].as_array().unwrap().iter().map(|panel| panel["id"].as_i64()).collect();
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len());
+
+    let rules = std::fs::read_to_string(packaging.join("prometheus/keybearer.rules.yml")).unwrap();
+    let mut alerts = BTreeSet::new();
+    for alert in rules.split("- alert: ").skip(1) {
+        let line = |key: &str| {
+            let found = alert.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "));
+            found.unwrap_or_else(|| panic!("no {key} in {alert}")).to_owned()
+        };
+        let told = [line("summary"), line("description")].concat();
+        let told =
+            named(&told, "$labels.", " ").into_iter().map(|label| label.trim_end_matches("}}").to_owned());
+        hold(&families, &line("expr"), &told.collect::<Vec<_>>());
+        assert!(line("labels").contains("severity: "), "{alert}");
+        alerts.insert(alert.lines().next().unwrap().to_owned());
+    }
+    for name in ["CredentialNearExpiry", "IssuerDown", "LedgerUnhealthy", "DenialsRising", "ClockSkew"] {
+        assert!(alerts.contains(&format!("Keybearer{name}")), "{alerts:?}");
+    }
+    // Whoever has Prometheus has its own reader of such files.
+    let checked = Command::new("promtool")
+        .args(["check", "rules"])
+        .arg(packaging.join("prometheus/keybearer.rules.yml"))
+        .output();
+    match checked {
+        Ok(checked) => assert!(checked.status.success(), "{checked:?}"),
+        Err(_) => skip(
+            "the_dashboard_and_the_alerts_ask_for_what_an_agent_says_and_for_all_of_it (promtool)",
+            "it is not here",
+        ),
+    }
 }

@@ -52,6 +52,8 @@ const FILES: &[&str] = &[
     "/usr/share/doc/keybearer/examples/client.conf",
     "/usr/share/doc/keybearer/examples/templates/pgpass",
     "/usr/share/fish/vendor_completions.d/keybearer.fish",
+    "/usr/share/keybearer/grafana/keybearer.json",
+    "/usr/share/keybearer/prometheus/keybearer.rules.yml",
     "/usr/share/man/man1/keybearer.1.gz",
     "/usr/share/man/man1/keybearer-agent.1.gz",
 ];
@@ -317,6 +319,21 @@ fn it_is_locked_down(host: &Container) {
     }
     assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".into(), "2".into()));
     assert_ne!(field("Uid:").split('\t').next(), Some("0"));
+    // KEY-02: no limit binds what it locks, as far as this machine lets its service manager grant that.
+    let limits = host.must(&["cat", &format!("/proc/{}/limits", pid.trim())]);
+    let unbound =
+        limits.lines().any(|line| line.starts_with("Max locked memory") && line.contains("unlimited"));
+    assert_eq!(field("VmLck:") != "0 kB", unbound, "{status}");
+    let told = host.must(&["keybearer", "status"]);
+    assert!(told.contains(if unbound { "\nmemory    locked" } else { "\nmemory    not locked" }), "{told}");
+    let asked = host.must(&["systemctl", "show", "--property=LimitMEMLOCK", "--value", "keybearer.service"]);
+    assert_eq!(asked.trim(), "infinity");
+    if !unbound {
+        skip(
+            "it_is_locked_down (memory)",
+            "this machine does not let its service manager lift the limit of locked memory",
+        );
+    }
     // It can write where it has to, and start nothing.
     let mounts = host.must(&["cat", &format!("/proc/{}/mountinfo", pid.trim())]);
     let options = |place: &str| {

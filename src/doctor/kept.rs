@@ -2,6 +2,7 @@
 //! they belong to; others are told how to have that done.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -13,7 +14,8 @@ use crate::{
     audit::{Report, VerifyError, exists, verify},
     clock::Dice,
     config::Settings,
-    keys::{FileError, Looked, Vault, looked},
+    issuer::terms::{SealedBy, SealedTerms, Wants},
+    keys::{FileError, Looked, Safe, Vault, looked},
 };
 
 /// So little room is none.
@@ -38,6 +40,12 @@ pub(super) struct Kept {
     files: Vec<(PathBuf, Option<(u32, u32)>)>,
     ledger: Option<Result<Report, VerifyError>>,
     room: Option<u64>,
+    /// Why the state directory is not this machine's, if it is not.
+    stranger: Option<String>,
+    /// The file that names whom an operator switched off, and why it cannot be read, if it cannot.
+    disabled: Option<(PathBuf, String)>,
+    /// The secrets that the agent keeps sealed, and what is wrong with each.
+    sealed: Vec<(String, Result<(), String>)>,
 }
 
 /// A directory: owner and mode, if it is there.
@@ -60,13 +68,14 @@ impl Directory {
 }
 
 pub(super) fn look(settings: &Settings, dice: Arc<dyn Dice>) -> Kept {
+    let kept = &settings.kept;
     let user = rustix::process::geteuid().as_raw();
     let state = settings.kept.disabled.parent().unwrap_or(Path::new("/")).to_owned();
     let (keys, audit) = (settings.kept.keys.directory.clone(), settings.audit.directory.clone());
     let owner = |path: &Path| std::fs::metadata(path).ok().map(|meta| meta.uid());
     let agent = [&audit, &keys, &state].into_iter().find_map(|path| owner(path)).unwrap_or(user);
     let runtime = settings.kept.revocations.parent().unwrap_or(Path::new("/"));
-    let vault = Vault::to_look(&settings.kept.sealing, dice);
+    let vault = Vault::to_look(&settings.kept.sealing, Arc::clone(&dice));
     let opened = match &vault {
         Ok(vault) if user == agent => Some(looked(&settings.keys, &settings.certificates, vault)),
         _ => None,
@@ -74,6 +83,16 @@ pub(super) fn look(settings: &Settings, dice: Arc<dyn Dice>) -> Kept {
     let from_outside = |path: &Path| {
         let meta = std::fs::symlink_metadata(path).ok();
         (path.to_owned(), meta.map(|meta| (meta.uid(), meta.mode() & 0o7777)))
+    };
+    // From outside only whether it is there and as it should be; whether it opens, its user can tell.
+    let safe = vault.as_ref().ok().map(|vault| {
+        Safe::new(vault.clone(), kept.sealed.clone(), kept.home.clone(), None, Arc::clone(&dice))
+    });
+    let sealed = |identity: &str, credential: &str| match &safe {
+        Some(safe) if user == agent => {
+            safe.open(identity, credential).map(drop).map_err(|error| error.to_string())
+        }
+        _ => Ok(()),
     };
     let room = audit.ancestors().find(|path| path.exists());
     let room = room.and_then(|path| rustix::fs::statvfs(path).ok()).map(|fs| fs.f_bavail * fs.f_frsize);
@@ -88,7 +107,30 @@ pub(super) fn look(settings: &Settings, dice: Arc<dyn Dice>) -> Kept {
         files: settings.key_files().map(from_outside).collect(),
         ledger: exists(&audit).then(|| verify(&audit, None)),
         room,
+        stranger: kept.home.as_ref().and_then(|home| home.look().err()).map(|error| error.to_string()),
+        disabled: disabled(&kept.disabled).err().map(|why| (kept.disabled.clone(), why)),
+        sealed: settings
+            .policy
+            .identities()
+            .flat_map(|identity| identity.credentials.values().map(move |rule| (&identity.name, rule)))
+            .filter(|(_, rule)| {
+                matches!(&rule.terms.wants, Wants::Sealed(SealedTerms { keeper: SealedBy::Agent, .. }))
+            })
+            .map(|(identity, rule)| (format!("{identity} {}", rule.name), sealed(identity, &rule.name)))
+            .collect(),
     }
+}
+
+/// As the agent reads it at its start.
+fn disabled(path: &Path) -> Result<(), String> {
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if is_missing(&error) => return Ok(()),
+        // Others cannot look, and are told so of the keys.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        read => read.map_err(|error| error.to_string())?,
+    };
+    let read: Result<BTreeMap<String, String>, _> = serde_json::from_str(&text);
+    read.map(drop).map_err(|error| error.to_string())
 }
 
 pub(super) fn judge(kept: &Kept, settings: &Settings) -> Vec<Finding> {
@@ -116,6 +158,29 @@ pub(super) fn judge(kept: &Kept, settings: &Settings) -> Vec<Finding> {
         ),
         Err(error) => fail("sealing key", error.to_string(), "mend or name it in [keys] sealing_key"),
     });
+    if let Some(why) = &kept.stranger {
+        found.push(fail(
+            "machine",
+            why.as_str(),
+            "the agent does not start on it: move the directory away, so that keys are made here, and register those; only if the other \
+             host is gone for good: keybearer keys adopt",
+        ));
+    }
+    if let Some((path, why)) = &kept.disabled {
+        found.push(fail(
+            "disabled identities",
+            format!("{} cannot be read: {why}", path.display()),
+            "mend it, or take it away on purpose: whoever was switched off is on again then, and the agent does not start before",
+        ));
+    }
+    found.extend(kept.sealed.iter().map(|(of, opened)| {
+        let about = format!("sealed secret of {}", of.replace(' ', "."));
+        match opened {
+            Ok(()) if kept.user == kept.agent => ok(about, "it is there, and opens"),
+            Ok(()) => ok(about, "it is for the agent's user to open, and was not looked at"),
+            Err(why) => fail(about, why.as_str(), format!("put it in: keybearer seal {of}")),
+        }
+    }));
     found.extend(keys(kept));
     found.extend(ledger(kept, settings));
     found
