@@ -156,6 +156,47 @@ async fn answers_that_nobody_reads_are_not_gathered_without_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_broken_connections_leaves_a_few_records_which_count_all() {
+    // TM-20: whoever fills the ledger fills the disk, and then nobody is answered.
+    let (_issuer, agent, before) = warm("").await;
+    for _ in 0..300 {
+        let mut stream = connect(&agent);
+        stream.write_all(b"this is no preface, and no HTTP/2 at all").unwrap();
+        drain(&mut stream);
+    }
+    unharmed(&agent, before).await;
+    let dir = std::sync::Arc::clone(&agent.dir);
+    agent.stop();
+    let records: Vec<_> = keybearer::audit::read(&dir.path().join("state/audit"), 0).unwrap().collect();
+    let cut = records.iter().filter(|record| record.entry.event.reason.as_deref() == Some("PROTOCOL"));
+    let words: Vec<String> = cut.map(|record| record.entry.detail.clone().unwrap()).collect();
+    let gathered: Vec<u64> = words
+        .iter()
+        .filter_map(|words| words.split_once("the last of ")?.1.split(' ').next()?.parse().ok())
+        .collect();
+    let (alone, gathered_in_all) = ((words.len() - gathered.len()) as u64, gathered.iter().sum::<u64>());
+    assert_eq!(alone + gathered_in_all, 300, "{words:?}");
+    assert!(words.len() < 30, "{} records", words.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_refused_without_end_is_on_record_each_time_and_waits() {
+    // TM-20, AUD-01
+    let (_issuer, agent, before) = warm("").await;
+    let mut client = agent.client().await;
+    let records = agent.records().len();
+    let began = uptime();
+    let mut refused = 0;
+    while uptime() - began < 3.0 {
+        client.get("none", &[]).await.unwrap_err();
+        refused += 1;
+    }
+    assert!((200..=200 + 4 * 10).contains(&refused), "{refused} refusals in three seconds");
+    assert_eq!(agent.records().len() - records, refused);
+    unharmed(&agent, before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_silent_are_ended_and_the_many_of_one_user_wait_at_their_own_door() {
     if !is_root() {
         return skip("silent connections", "only root can be two users");

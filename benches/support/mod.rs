@@ -259,7 +259,12 @@ exception = {{ owner = "shop@example.com", reason = "a benchmark", until = "{unt
     let config = dir.join("agent.toml");
     fs::write(&config, text).unwrap();
     fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
-    let exported = Command::new(BINARY).args(["keys", "export", "--config"]).arg(&config).output().unwrap();
+    register(issuer, &config);
+}
+
+/// Makes the key of the agent's client `shop`, and registers it.
+pub fn register(issuer: &Handle, config: &Path) {
+    let exported = Command::new(BINARY).args(["keys", "export", "--config"]).arg(config).output().unwrap();
     let jwks: serde_json::Value = serde_json::from_slice(&exported.stdout).unwrap();
     let keys = jwks["keys"].as_array().unwrap();
     let client = Client {

@@ -478,6 +478,7 @@ impl Daemon {
             }
         };
         pulse.beside(journey.ledger(), end).await;
+        journey.tell_of_cuts().await;
         let last = record(&journey, EventType::AgentStop, "asked to stop".into()).await;
         drop((journey, steward, ordered));
         keeper.abort();

@@ -87,6 +87,11 @@ impl<'a> Account<'a> {
         self
     }
 
+    /// Whose it is.
+    pub(super) fn uid(&self) -> u32 {
+        self.session.peer().uid()
+    }
+
     pub(super) fn unattested(self, error: &AttestError) -> Entry {
         let mut entry = self.entry(EventType::AttestationFailure, Outcome::Denied);
         entry.peer = Some(bare_peer(self.session.peer()));

@@ -5,6 +5,7 @@
 mod account;
 mod alarms;
 mod explain;
+mod floods;
 mod forward;
 mod lives;
 mod news;
@@ -39,6 +40,7 @@ use crate::{
 use account::Account;
 use alarms::Alarms;
 pub use explain::Explained;
+use floods::{Cuts, Refusals};
 pub use forward::{Forwarded, Forwarding};
 use lives::Lives;
 use pace::Pace;
@@ -76,6 +78,9 @@ pub struct Journey {
     /// Held by whoever raises a signal, so that none is raised twice.
     noticing: tokio::sync::Mutex<()>,
     calls: Arc<AtomicUsize>,
+    /// What those who flood leave in the ledger.
+    cuts: Cuts,
+    refusals: Refusals,
     clock: Arc<dyn Clock>,
     dice: Arc<dyn Dice>,
 }
@@ -196,6 +201,8 @@ impl Journey {
             signals: Alarms::default(),
             noticing: tokio::sync::Mutex::default(),
             calls: Arc::default(),
+            cuts: Cuts::default(),
+            refusals: Refusals::default(),
             clock,
             dice,
         }
@@ -446,6 +453,7 @@ impl Journey {
     /// # Errors
     /// [`Refusal::Unrecorded`] if it cannot be.
     pub async fn broke_protocol(&self, session: &Session, what: &str) -> Result<Receipt, Refusal> {
+        self.refusals.turn(session.peer().uid(), &*self.clock).await;
         let mut entry = self.entry(EventType::Protocol, Outcome::Denied).detail(what);
         entry.peer = Some(account::bare_peer(session.peer()));
         entry.service_manager = account::errand(&session.door);
@@ -453,15 +461,29 @@ impl Journey {
         Ok(self.ledger.record(entry).await?)
     }
 
-    /// A connection that ended because somebody else spoke on it, or could not be pinned.
+    /// A connection that ended because somebody else spoke on it, or could not be pinned. Of a user who has many cut, most are
+    /// gathered, and told with the last of them.
     pub async fn cut(&self, peer: Option<&Peer>, socket: &str, reason: &str, detail: &str) {
         let mut entry =
             self.entry(EventType::AttestationFailure, Outcome::Denied).because(reason).detail(detail);
         entry.peer = peer.map(account::bare_peer);
         entry.socket = Some(socket.to_owned());
+        if let Some(entry) = self.cuts.note(peer.map(Peer::uid), entry, self.clock.boot()) {
+            self.record_cut(entry).await;
+        }
+    }
+
+    /// Writes down what was gathered of cut connections.
+    pub async fn tell_of_cuts(&self) {
+        for entry in self.cuts.told() {
+            self.record_cut(entry).await;
+        }
+    }
+
+    async fn record_cut(&self, entry: Entry) {
         // Nobody is answered, so nothing is held back if it cannot be written; the ledger's health says so.
         if let Err(error) = self.ledger.record(entry).await {
-            tracing::error!(%error, reason, "a cut connection could not be recorded");
+            tracing::error!(%error, "a cut connection could not be recorded");
         }
     }
 
@@ -507,6 +529,7 @@ impl Journey {
     }
 
     async fn unattested(&self, account: Account<'_>, error: &AttestError) -> Result<Refusal, Refusal> {
+        self.refusals.turn(account.uid(), &*self.clock).await;
         Ok(Refusal::Unattested(self.ledger.record(account.unattested(error)).await?))
     }
 
@@ -516,6 +539,7 @@ impl Journey {
         workload: &Workload,
         denial: &Denial,
     ) -> Result<Refusal, Refusal> {
+        self.refusals.turn(account.uid(), &*self.clock).await;
         let receipt = self.ledger.record(account.denied(workload, denial)).await?;
         Ok(match denial.reason {
             reason if reason.is_about_the_request() => Refusal::OffLimits(receipt, reason),

@@ -14,8 +14,8 @@ use crate::{
 };
 
 impl Journey {
-    /// Writes down what became of credentials that had to die before their time, what issuers were asked for nobody in particular, and
-    /// what they have seen before, until nobody tells any more.
+    /// Writes down what became of credentials that had to die before their time, what issuers were asked for nobody in particular,
+    /// what they have seen before, and what was gathered of cut connections, until nobody tells any more.
     pub async fn write_down(&self, mut told: mpsc::UnboundedReceiver<News>) {
         let outcome = |done: bool| if done { Outcome::Success } else { Outcome::Failed };
         loop {
@@ -23,6 +23,10 @@ impl Journey {
                 news = told.recv() => news,
                 () = self.broker.hears_of_reuse() => {
                     self.tell_of_reuse().await;
+                    continue;
+                }
+                () = self.cuts.are_due(&*self.clock) => {
+                    self.tell_of_cuts().await;
                     continue;
                 }
             };

@@ -18,7 +18,7 @@ use ::http::{Request, Response};
 use hyper::{body::Incoming, service::service_fn};
 use tokio::{
     sync::watch,
-    task::JoinSet,
+    task::yield_now,
     time::{sleep, timeout},
 };
 
@@ -27,7 +27,7 @@ use crate::{
     journey::{Journey, Proving, Session},
     policy::Door,
     proof::{Nonce, Target},
-    wire::{Accepted, Arrival, Ended, Fate, Limits, Listener, Protocol, serve},
+    wire::{Accepted, Arrival, Ended, Fate, Limits, Listener, Protocol, Users, serve},
 };
 
 /// What is spoken on a listener.
@@ -82,11 +82,13 @@ async fn accept_all<F>(
 {
     let socket: Arc<str> = listener.settings().path.to_string_lossy().into();
     let limits = listener.limits();
-    let mut connections = JoinSet::new();
+    let mut users = Users::default();
     loop {
+        // One at a time: whoever knocks without end has no more than others of the thread that serves all.
+        yield_now().await;
         let arrival = tokio::select! {
             arrival = listener.accept() => arrival,
-            _ = connections.join_next(), if !connections.is_empty() => continue,
+            _ = users.ended(), if !users.is_empty() => continue,
             _ = stop.wait_for(|stop| *stop) => break,
         };
         match arrival {
@@ -100,7 +102,7 @@ async fn accept_all<F>(
                 };
                 let (journey, socket) = (Arc::clone(&journey), Arc::clone(&socket));
                 let (serve, stop) = (serve.clone(), stop.clone());
-                connections.spawn(async move {
+                users.admit(accepted.peer.uid(), async move {
                     let peer = Arc::clone(&accepted.peer);
                     // Begun before anything is read: what the process is now is what counts. A program that has to be hashed
                     // first keeps nobody else waiting.
@@ -123,10 +125,10 @@ async fn accept_all<F>(
         }
     }
     drop(listener);
-    let finished = async { while connections.join_next().await.is_some() {} };
+    let finished = async { while users.ended().await {} };
     if timeout(drain, finished).await.is_err() {
-        tracing::warn!(%socket, left = connections.len(), "calls that did not finish in time are dropped");
-        connections.abort_all();
+        tracing::warn!(%socket, left = users.connections(), "calls that did not finish in time are dropped");
+        users.abort();
     }
 }
 

@@ -176,8 +176,9 @@ where
     })
 }
 
-/// One turn of the connection, then one write of all it produced.
+/// The end of a turn of the connection, and one write of all it produced.
 fn turn(served: Poll<()>, corked: &Corked, cx: &mut std::task::Context<'_>) -> Poll<io::Result<()>> {
+    corked.end_turn();
     match (served, corked.poll_drain(cx)) {
         (_, Poll::Ready(Err(error))) => Poll::Ready(Err(error)),
         (Poll::Ready(()), Poll::Ready(Ok(()))) => Poll::Ready(Ok(())),

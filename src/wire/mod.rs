@@ -12,6 +12,7 @@ mod listener;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 mod stream;
+mod users;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -20,6 +21,7 @@ pub use frames::FrameError;
 pub use inherited::Inherited;
 pub use listener::{Accepted, Admission, Arrival, Listener, Permit};
 pub use stream::{Corked, Fate, Stamped, stamped};
+pub use users::Users;
 
 /// One listening socket.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -7,7 +7,7 @@ use std::{
     mem::{self, MaybeUninit},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf as _, BytesMut};
@@ -25,7 +25,7 @@ const MAX_CORKED: usize = 256 << 10;
 /// What there is room for from the start of a turn.
 const CORKED: usize = 4 << 10;
 
-/// What is read at once.
+/// What is read at once, and in one turn: as long as the peer has more to say, others have theirs in between (ATT-26).
 const READ: usize = 16 << 10;
 
 /// Why a connection had to end, if it was our doing.
@@ -44,29 +44,40 @@ pub struct Stamped {
     peer: Arc<Peer>,
     frames: Option<(Frames, Vec<u8>, usize)>,
     fate: Arc<OnceLock<Fate>>,
-    out: Arc<Mutex<BytesMut>>,
+    turn: Arc<Mutex<Turn>>,
     /// Whether the last read took less than it could: nothing is left, and asking again would cost a call to hear so.
     emptied: bool,
     /// Still to be put, at the first boundary between our frames.
     challenge: Option<Arc<Challenge>>,
 }
 
-/// The other handle on a connection's output: writes what is corked.
+/// What one turn of a connection has done.
+#[derive(Debug, Default)]
+struct Turn {
+    /// What it has to write.
+    out: BytesMut,
+    /// Whether it has read.
+    has_read: bool,
+    /// Who would have read on, and does so in the next turn.
+    reads_on: Option<Waker>,
+}
+
+/// The other handle on a connection: ends its turns, and writes what is corked.
 #[derive(Clone, Debug)]
 pub struct Corked {
     socket: Arc<UnixStream>,
-    out: Arc<Mutex<BytesMut>>,
+    turn: Arc<Mutex<Turn>>,
     fate: Arc<OnceLock<Fate>>,
 }
 
 /// Takes a connection over. With a `challenge` it is one of HTTP/2, whose header blocks are mended on the way in.
 pub fn stamped(socket: UnixStream, peer: Arc<Peer>, challenge: Option<Arc<Challenge>>) -> (Stamped, Corked) {
     let socket = Arc::new(socket);
-    let out = Arc::default();
+    let turn = Arc::default();
     let fate = Arc::default();
-    let corked = Corked { socket: Arc::clone(&socket), out: Arc::clone(&out), fate: Arc::clone(&fate) };
+    let corked = Corked { socket: Arc::clone(&socket), turn: Arc::clone(&turn), fate: Arc::clone(&fate) };
     let frames = challenge.clone().map(|challenge| (Frames::new(challenge), Vec::new(), 0));
-    (Stamped { socket, peer, frames, fate, out, emptied: false, challenge }, corked)
+    (Stamped { socket, peer, frames, fate, turn, emptied: false, challenge }, corked)
 }
 
 impl Stamped {
@@ -120,11 +131,20 @@ impl AsyncRead for Stamped {
                 return Poll::Ready(Ok(()));
             }
             ready!(self.socket.poll_read_ready(cx))?;
+            // There is more, and others have had no turn since the last.
+            if !self.emptied {
+                let mut turn = lock(&self.turn);
+                if turn.has_read {
+                    turn.reads_on = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+            }
             let mut space = [MaybeUninit::uninit(); READ];
             let room = if self.frames.is_some() { READ } else { buf.remaining().min(READ) };
             match self.read(&mut space[..room]) {
                 Ok([]) => return Poll::Ready(Ok(())),
                 Ok(bytes) => {
+                    lock(&self.turn).has_read = true;
                     let Some((frames, ready, _)) = &mut self.frames else {
                         buf.put_slice(bytes);
                         return Poll::Ready(Ok(()));
@@ -145,9 +165,9 @@ impl AsyncWrite for Stamped {
         if self.fate.get().is_some() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        let mut out = lock(&self.out);
+        let out = &mut lock(&self.turn).out;
         if out.len() >= MAX_CORKED {
-            ready!(drain(&self.socket, &mut out, cx))?;
+            ready!(drain(&self.socket, out, cx))?;
         }
         if out.is_empty() {
             // One turn has more to say than the first piece.
@@ -160,27 +180,39 @@ impl AsyncWrite for Stamped {
     fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         // What is flushed first is our SETTINGS, whole, before anything was read.
         if let Some(challenge) = self.challenge.take() {
-            lock(&self.out).extend_from_slice(&ping(&challenge));
+            lock(&self.turn).out.extend_from_slice(&ping(&challenge));
         }
         // The driver drains once a turn: that is the cork.
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(drain(&self.socket, &mut lock(&self.out), cx))?;
+        ready!(drain(&self.socket, &mut lock(&self.turn).out, cx))?;
         Poll::Ready(rustix::net::shutdown(&*self.socket, rustix::net::Shutdown::Write).map_err(Into::into))
     }
 }
 
 impl Corked {
+    /// Ends the turn: whoever has more to read may do so in the next.
+    pub fn end_turn(&self) {
+        let reads_on = {
+            let mut turn = lock(&self.turn);
+            turn.has_read = false;
+            turn.reads_on.take()
+        };
+        if let Some(reads_on) = reads_on {
+            reads_on.wake();
+        }
+    }
+
     /// Writes what is corked. Ready when nothing is left.
     pub fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Nothing more is said on a connection that was taken over: not even what was meant for its peer.
         if self.fate.get().is_some() {
-            lock(&self.out).clear();
+            lock(&self.turn).out.clear();
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        drain(&self.socket, &mut lock(&self.out), cx)
+        drain(&self.socket, &mut lock(&self.turn).out, cx)
     }
 
     /// Why the connection had to end, if it was our doing.
@@ -204,6 +236,6 @@ fn drain(socket: &UnixStream, out: &mut BytesMut, cx: &mut Context<'_>) -> Poll<
 }
 
 /// The lock is never held across a wait, and never by two at once: both handles live in one task.
-fn lock(out: &Mutex<BytesMut>) -> MutexGuard<'_, BytesMut> {
-    out.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(turn: &Mutex<Turn>) -> MutexGuard<'_, Turn> {
+    turn.lock().unwrap_or_else(PoisonError::into_inner)
 }
