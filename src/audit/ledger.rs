@@ -193,7 +193,7 @@ pub struct Health {
     pub directory: PathBuf,
     /// How many records it has.
     pub records: u64,
-    /// How many files it has, the one that is written among them.
+    /// How many files were begun, the one that is written among them: of some, perhaps only the hashes are left.
     pub files: u64,
     /// How many bytes its records have, and what is kept of those that were deleted.
     pub bytes: u64,
@@ -280,7 +280,7 @@ impl Shared {
     }
 
     fn write_with(&self, mut pen: MutexGuard<'_, Pen>, lines: &[&Line]) -> Result<u64, ErrorKind> {
-        let first = pen.write(lines, &self.origin.load())?;
+        let (first, gap) = pen.write(lines, &self.origin.load())?;
         self.records.store(pen.chain.size(), Ordering::Relaxed);
         self.written.store(pen.written.as_nanos(), Ordering::Relaxed);
         if pen.chain.size() >= pen.sign_at {
@@ -288,11 +288,14 @@ impl Shared {
             self.sign.notify_one();
         }
         drop(pen);
-        for (seq, line) in (first..).zip(lines) {
+        for line in lines {
             self.counts.count(line.tally());
-            if let Some(copies) = &self.copies {
-                copies.put(seq, line);
-            }
+        }
+        if let Some(copies) = &self.copies {
+            let from = first - u64::from(gap.is_some());
+            (from..)
+                .zip(gap.iter().chain(lines.iter().copied()))
+                .for_each(|(seq, line)| copies.put(seq, line));
         }
         Ok(first)
     }

@@ -509,6 +509,30 @@ mod copies {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn that_records_were_lost_is_in_the_journal_too() {
+        // AUD-26, AUD-02
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = UnixDatagram::bind(&path).unwrap();
+        let settings =
+            LedgerSettings { on_failure: OnFailure::Allow, journal: Some(path), ..settings(dir.path()) };
+        let (ledger, scribe, fail, _) = failing(&settings);
+        let running = tokio::spawn(scribe.run());
+        fail.store(true, Ordering::Relaxed);
+        let _ = ledger.record(entry(0)).await.unwrap();
+        fail.store(false, Ordering::Relaxed);
+        let _ = ledger.record(entry(1)).await.unwrap();
+        let (gap, next) = (told(&journal), told(&journal));
+        assert_eq!(
+            (&*gap["KEYBEARER_EVENT"], &*gap["PRIORITY"], &*gap["KEYBEARER_SEQ"]),
+            ("ledger_gap", "2", "0")
+        );
+        assert_eq!((&*next["KEYBEARER_EVENT"], &*next["KEYBEARER_SEQ"]), ("denial", "1"));
+        drop(ledger);
+        running.await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_journal_that_is_started_anew_is_found_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
