@@ -109,7 +109,7 @@ pub(super) mod tests {
     }
 
     /// The root that a path leads to, as RFC 9162 2.1.3.2 has it.
-    pub(in super::super) fn led_to(leaf: Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash> {
+    pub(in crate::audit) fn led_to(leaf: Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash> {
         let (mut at, mut last, mut root) = (index, size - 1, leaf);
         for hash in path {
             if last == 0 {
