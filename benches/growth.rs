@@ -43,7 +43,7 @@ fn main() {
     let (agent, _) = start_agent(dir.path());
     runtime.block_on(load(&support::socket(dir.path()), agent.0.id(), Duration::from_secs(600), records));
     assert!(Command::new("kill").arg(agent.0.id().to_string()).status().unwrap().success());
-    let ledger = dir.path().join("state/audit/ledger.jsonl");
+    let ledger = dir.path().join("state/audit");
     drop(agent);
     let began = Instant::now();
     let verified = Command::new(BINARY)
@@ -56,7 +56,7 @@ fn main() {
     println!(
         "verified in {:.2} s, {} MB",
         began.elapsed().as_secs_f64(),
-        fs::metadata(&ledger).unwrap().len() >> 20
+        fs::read_dir(&ledger).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum::<u64>() >> 20
     );
     println!("start to ready with that ledger: {:.0} ms", start_agent(dir.path()).1.as_secs_f64() * 1e3);
 }

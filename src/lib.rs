@@ -24,6 +24,7 @@
 
 pub mod clock;
 pub mod secret;
+pub mod journal;
 pub mod jose;
 pub mod keys;
 pub mod proof;

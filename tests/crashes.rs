@@ -37,9 +37,11 @@ const CALLERS: usize = 6;
 async fn killed_at_any_moment_it_has_recorded_every_answer() {
     // AUD-02, AUD-22
     let issuer = issuer(300);
-    let (mut answered, mut recorded) = (0, 0);
+    let (mut answered, mut recorded, mut files) = (0, 0, 0);
     for _ in 0..crashes().div_ceil(SHARING) {
-        let setup = Setup::new(issuer.handle.url());
+        // Small files, so that some die while the ledger turns to another.
+        let setup =
+            Setup::new(issuer.handle.url()).and("\n[audit]\nrotate_at = 1048576\ncheckpoint_records = 50\n");
         let mut agent = setup.start(Some(&issuer.handle));
         let mut known = HashSet::new();
         for _ in 0..SHARING {
@@ -65,9 +67,10 @@ async fn killed_at_any_moment_it_has_recorded_every_answer() {
         assert!(lost.is_empty(), "{} answers without a record, such as {:?}", lost.len(), lost[0]);
         answered += known.len();
         recorded += records.len();
+        files += agent.verify().unwrap().files;
     }
     assert!(answered > 0, "nobody was answered, so nothing was tried");
-    println!("{} crashes, {answered} answers seen, {recorded} records", crashes());
+    println!("{} crashes, {answered} answers seen, {recorded} records in {files} files", crashes());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -80,6 +80,8 @@ async fn it_says_how_things_are_in_names_of_the_settings_and_never_a_secret() {
     let records = value(&text, "keybearer_ledger_records_total");
     assert!(records >= 83.0 && value(&text, "keybearer_ledger_unsigned_records") <= records, "{records}");
     assert!(value(&text, "keybearer_ledger_last_write_age_seconds") < 60.0);
+    assert_eq!(value(&text, "keybearer_ledger_files"), 1.0);
+    assert!(value(&text, "keybearer_ledger_size_bytes") > 300.0 * records);
     assert_eq!(value(&text, "keybearer_revocations_pending"), 0.0);
     assert!(value(&text, r#"keybearer_connections{face="workload"}"#) >= 1.0);
     // The size of the page is that of the settings: another forty strangers add no line.

@@ -164,6 +164,7 @@ async fn a_host_from_installation_to_purge() {
     installed_it_starts_nothing(&host, &first);
     enabled_it_serves_as_installed(&host);
     configured_and_reloaded_it_serves_a_program(&host, &issuer);
+    the_journal_says_who_got_what(&host);
     it_is_locked_down(&host);
     a_program_can_be_named_by_its_path(&host);
     a_broken_file_is_refused_at_reload_and_the_old_one_goes_on(&host);
@@ -360,6 +361,40 @@ fn a_program_can_be_named_by_its_path(host: &Container) {
     assert!(record.contains("mount namespace"), "{record}");
 }
 
+fn the_journal_says_who_got_what(host: &Container) {
+    // AUD-26: as the settings come, from within the unit's sandbox.
+    host.must(&["journalctl", "--sync"]);
+    let asked = |fields: &[&str]| -> Vec<Value> {
+        let command = [&["journalctl", "--no-pager", "--output=json"], fields].concat();
+        host.must(&command).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let handed_out = "MESSAGE_ID=7fe6bde771224e228edec20964ed3014";
+    let got = asked(&["KEYBEARER_IDENTITY=shop", handed_out]);
+    let [entry, ..] = &got[..] else { panic!("{:?}", asked(&["-u", "keybearer.service"])) };
+    for (field, value) in [
+        ("KEYBEARER_CREDENTIAL", "orders"),
+        ("KEYBEARER_OUTCOME", "success"),
+        ("KEYBEARER_PEER_UNIT", "shop.service"),
+        ("_SYSTEMD_UNIT", "keybearer.service"),
+        ("PRIORITY", "6"),
+    ] {
+        assert_eq!(entry[field], value, "{field}: {entry}");
+    }
+    let seq = entry["KEYBEARER_SEQ"].as_str().unwrap();
+    let record = host.must(&["runuser", "-u", "keybearer", "--", "keybearer", "audit", "explain", seq]);
+    assert!(record.contains("shop in test") && record.contains("shop.service"), "{record}");
+    // What the agent logs is there once, with its level, by the socket for it.
+    let log = asked(&["-u", "keybearer.service"]);
+    let is_told = |entry: &&Value| {
+        entry["MESSAGE"]
+            .as_str()
+            .is_some_and(|text| text.starts_with("listening where the service manager does"))
+    };
+    let listening: Vec<&Value> = log.iter().filter(is_told).collect();
+    assert_eq!(listening.len(), 4, "{listening:?}");
+    assert!(listening.iter().all(|entry| entry["_TRANSPORT"] == "journal" && entry["PRIORITY"] == "6"));
+}
+
 fn a_broken_file_is_refused_at_reload_and_the_old_one_goes_on(host: &Container) {
     host.write("/etc/keybearer/agent.toml.d/broken.toml", "[audit]\nsync = \"never\"\n");
     let reload = host.run(&["systemctl", "reload", "keybearer.service"]);
@@ -440,7 +475,7 @@ fn what_hangs_is_started_anew(host: &Container) {
         show(host, "NRestarts") != restarts && show(host, "ActiveState") == "active"
     });
     let journal =
-        host.must(&["journalctl", "--no-pager", "--output=cat", "--unit=keybearer.service", "--lines=20"]);
+        host.must(&["journalctl", "--no-pager", "--output=cat", "--unit=keybearer.service", "--lines=80"]);
     assert!(anew && journal.contains("Watchdog timeout"), "{journal}");
     let user = format!("User={USER}");
     let properties = [user.as_str(), "SupplementaryGroups=keybearer-clients"];

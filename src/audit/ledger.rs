@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::{
     Agent, Entry, EventType, Host, LedgerError, LedgerSettings, Line, OnFailure, Outcome, Scribe, Sync,
     book::Book,
+    copy::{Copies, copies},
     counts::{Counts, Sort},
     pen::{Origin, Pen},
 };
@@ -67,6 +68,7 @@ pub fn open(
         clock,
         dice,
     };
+    let (copies, copyist) = settings.journal.clone().map(copies).unzip();
     let shared = Arc::new(Shared {
         records: AtomicU64::new(pen.chain.size()),
         pen: Mutex::new(pen),
@@ -77,6 +79,7 @@ pub fn open(
         healthy: AtomicBool::new(true),
         signing: AtomicBool::new(true),
         whole: AtomicBool::new(true),
+        copies,
         origin: ArcSwap::from_pointee(Origin::new(boot_id, host, agent)),
         settings,
     });
@@ -89,7 +92,7 @@ pub fn open(
         shared.write(&[&entry.into()]).map_err(LedgerError::Unwritable)?;
     }
     let ledger = Ledger { sender, calls, shared: Arc::clone(&shared) };
-    Ok((ledger, Scribe::new(receiver, called, shared, book.key, book.unfinished)))
+    Ok((ledger, Scribe::new(receiver, called, shared, book.key, book.unfinished, copyist)))
 }
 
 /// A line, and who waits for it to be written.
@@ -172,6 +175,7 @@ impl Ledger {
             files,
             bytes,
             kept_from,
+            uncopied: self.shared.copies.as_ref().map(Copies::lost),
             unsigned: records.saturating_sub(signed),
             written: since_start(&self.shared.written),
             kept: since_start(&self.shared.kept),
@@ -189,12 +193,14 @@ pub struct Health {
     pub directory: PathBuf,
     /// How many records it has.
     pub records: u64,
-    /// How many files it has, the one that is written among them.
+    /// How many files were begun, the one that is written among them: of some, perhaps only the hashes are left.
     pub files: u64,
     /// How many bytes its records have, and what is kept of those that were deleted.
     pub bytes: u64,
     /// The first record that retention left.
     pub kept_from: u64,
+    /// How many records have no copy in the host's journal, if they go there.
+    pub uncopied: Option<u64>,
     /// Whether the last write, and the last checkpoint, went well, and no file was changed behind our back as far as we saw.
     pub healthy: bool,
     /// How many records no checkpoint covers yet.
@@ -241,6 +247,7 @@ pub(super) struct Shared {
     pub(super) signing: AtomicBool,
     /// Whether every file was, when it was closed, what had been written. Nothing mends that.
     pub(super) whole: AtomicBool,
+    copies: Option<Copies>,
     origin: ArcSwap<Origin>,
     pub(super) settings: LedgerSettings,
 }
@@ -273,7 +280,7 @@ impl Shared {
     }
 
     fn write_with(&self, mut pen: MutexGuard<'_, Pen>, lines: &[&Line]) -> Result<u64, ErrorKind> {
-        let first = pen.write(lines, &self.origin.load())?;
+        let (first, gap) = pen.write(lines, &self.origin.load())?;
         self.records.store(pen.chain.size(), Ordering::Relaxed);
         self.written.store(pen.written.as_nanos(), Ordering::Relaxed);
         if pen.chain.size() >= pen.sign_at {
@@ -283,6 +290,12 @@ impl Shared {
         drop(pen);
         for line in lines {
             self.counts.count(line.tally());
+        }
+        if let Some(copies) = &self.copies {
+            let from = first - u64::from(gap.is_some());
+            (from..)
+                .zip(gap.iter().chain(lines.iter().copied()))
+                .for_each(|(seq, line)| copies.put(seq, line));
         }
         Ok(first)
     }

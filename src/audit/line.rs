@@ -1,7 +1,10 @@
 //! An entry spelled out, so that the scribe has little to do and what was said once can be said again. In goes an entry,
 //! by whoever makes it; out comes the part of its line that the ledger does not add.
 
-use std::{io::Write as _, sync::Arc};
+use std::{
+    io::Write as _,
+    sync::{Arc, OnceLock},
+};
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -31,6 +34,8 @@ struct Said {
     event: String,
     facts: String,
     tally: Tally,
+    /// The same for the journal, once it was told.
+    copied: OnceLock<Box<[u8]>>,
 }
 
 impl From<Entry> for Line {
@@ -50,7 +55,12 @@ impl From<Entry> for Line {
             ledger: &entry.ledger,
             detail: &entry.detail,
         };
-        let said = Said { facts: members(&facts), event: json(&entry.event), tally: Tally::of(&entry) };
+        let said = Said {
+            facts: members(&facts),
+            event: json(&entry.event),
+            tally: Tally::of(&entry),
+            copied: OnceLock::new(),
+        };
         let told = Told(Arc::new(said));
         Self { exchange: entry.exchange_id.0, trace_id: entry.trace_id, told }
     }
@@ -70,6 +80,23 @@ impl Line {
     /// The exchange it is about.
     pub fn exchange(&self) -> Uuid {
         self.exchange
+    }
+
+    /// The caller's trace.
+    pub(super) fn trace_id(&self) -> Option<&str> {
+        self.trace_id.as_deref()
+    }
+
+    /// What it tells as `copy` says it. That is read back from what was spelled out: a host without a journal has nothing of it in
+    /// memory, and what is said again is not read again.
+    pub(super) fn copied(&self, copy: impl FnOnce(&Entry) -> Vec<u8>) -> &[u8] {
+        self.told.0.copied.get_or_init(|| {
+            let mut text = vec![b'{'];
+            self.write(&mut text);
+            text.push(b'}');
+            let entry = serde_json::from_slice(&text).expect("an entry that was spelled out can be read");
+            copy(&entry).into()
+        })
     }
 
     /// Where it is counted.

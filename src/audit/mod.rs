@@ -5,6 +5,7 @@
 
 mod book;
 mod chain;
+mod copy;
 mod counts;
 mod export;
 mod files;
@@ -13,6 +14,7 @@ mod line;
 mod pen;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
+mod prove;
 mod read;
 mod record;
 mod scribe;
@@ -26,6 +28,7 @@ pub use counts::Sort;
 pub use export::{Format, Standing, Timeless, line};
 pub use ledger::{Health, Ledger, Receipt, open};
 pub use line::{Line, Told};
+pub use prove::{ProveError, prove};
 pub use read::{every_line, exists, last, read};
 pub use record::{
     Agent, ApiPart, CredentialPart, Entry, ErrandPart, Event, EventType, ExePart, HolderPart, Host,
@@ -54,6 +57,8 @@ pub struct LedgerSettings {
     pub rotate_at: u64,
     /// How old records may grow before they are deleted, a file at a time; none if they stay.
     pub keep: Option<Duration>,
+    /// The socket of the host's journal, if records go there too.
+    pub journal: Option<PathBuf>,
 }
 
 /// When records reach the disk. Either way they are with the kernel before the answer leaves.

@@ -73,8 +73,13 @@ pub(super) struct Pen {
 }
 
 impl Pen {
-    /// Appends `lines` in one write, or leaves the file as it was. A gap before them is told first. The number of the first.
-    pub(super) fn write(&mut self, lines: &[&Line], origin: &Origin) -> Result<u64, ErrorKind> {
+    /// Appends `lines` in one write, or leaves the file as it was. A gap before them is told first. The number of the first, and what
+    /// was told of a gap right before it.
+    pub(super) fn write(
+        &mut self,
+        lines: &[&Line],
+        origin: &Origin,
+    ) -> Result<(u64, Option<Line>), ErrorKind> {
         self.mend()?;
         let mut buffer = mem::take(&mut self.buffer);
         buffer.clear();
@@ -118,7 +123,7 @@ impl Pen {
         }
         (self.chain, self.length, self.lost) = (chain, self.length + added, 0);
         self.written = now;
-        Ok(first)
+        Ok((first, gap))
     }
 
     /// Cuts off what was half written, if anything was: a record after it would damage the ledger.

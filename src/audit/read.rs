@@ -19,7 +19,8 @@ pub fn exists(directory: &Path) -> bool {
     directory.join(LINES).exists() || Closed::all(directory).is_ok_and(|closed| !closed.is_empty())
 }
 
-/// The records from `from` on, as they are written; those that cannot be read end it. It begins with the first one that is kept.
+/// The records from `from` on, as they are written; those that cannot be read end it. It begins with the first one that is kept, and what
+/// retention takes while it is read is left out.
 ///
 /// # Errors
 /// What opening the files says.
@@ -27,6 +28,17 @@ pub fn read(directory: &Path, from: u64) -> io::Result<impl Iterator<Item = Reco
     let lines = AllLines::from(directory, from)?;
     let records = lines.map_while(|line| serde_json::from_slice::<Record>(line.ok()?.1.text()).ok());
     Ok(records.skip_while(move |record| record.seq < from))
+}
+
+/// The line of record `seq`, if it is kept. Nobody says here that it is that record's.
+pub(super) fn line(directory: &Path, seq: u64) -> io::Result<Option<Line>> {
+    for line in AllLines::from(directory, seq)? {
+        let (at, line) = line?;
+        if at >= seq {
+            return Ok((at == seq && line.is_whole()).then_some(line));
+        }
+    }
+    Ok(None)
 }
 
 /// Every line from the first that is kept on, with the number of the record that it is; [`None`] if it is none. What comes after

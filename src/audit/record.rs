@@ -132,6 +132,17 @@ impl Entry {
         self
     }
 
+    /// A sentence for people.
+    pub(super) fn sentence(&self) -> String {
+        let (kind, outcome) = (snake(&self.event.kind), snake(&self.event.outcome));
+        let who = self.workload.as_ref().map_or("somebody unknown", |who| &who.id);
+        let what = self.credential.as_ref().and_then(|what| what.name.as_deref());
+        let what = what.map(|what| format!(" {what}")).unwrap_or_default();
+        let reason = self.event.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+        let detail = self.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
+        format!("{} {outcome}{reason}, {who}{what}{detail}", kind.replace('_', " "))
+    }
+
     /// Cuts what strangers could have made long (AUD-07). JSON escapes the rest.
     pub(super) fn capped(mut self) -> Self {
         let cap = |text: &mut Option<String>| {

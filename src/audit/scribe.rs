@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     Entry, EventType, LedgerPart, Line, Outcome, Sync,
     book::keep_checkpoint,
+    copy::Copyist,
     files::lines_from,
     ledger::{Shared, Waiting},
     turn::{self, Prepared, Unfinished},
@@ -38,6 +39,8 @@ pub struct Scribe {
     unfinished: Option<Unfinished>,
     /// What runs beside this task.
     work: Option<Work>,
+    /// Who copies records to the host's journal.
+    copyist: Option<Copyist>,
 }
 
 /// What waits for a disk.
@@ -66,8 +69,9 @@ impl Scribe {
         shared: Arc<Shared>,
         key: CheckpointKey,
         unfinished: Option<Unfinished>,
+        copyist: Option<Copyist>,
     ) -> Self {
-        Self { receiver, called, shared, key: Arc::new(key), unfinished, work: None }
+        Self { receiver, called, shared, key: Arc::new(key), unfinished, work: None, copyist }
     }
 
     /// Writes until every [`super::Ledger`] is gone, and signs a last checkpoint.
@@ -76,6 +80,10 @@ impl Scribe {
         let mut next = Instant::now() + every;
         let mut due = false;
         self.work = self.finish();
+        let copying = self.copyist.take().map(|copyist| {
+            let (stop, stopped) = oneshot::channel();
+            (stop, tokio::spawn(copyist.run(stopped)))
+        });
         loop {
             let turning = matches!(self.work, Some(Work::Turning(_)));
             tokio::select! {
@@ -115,6 +123,11 @@ impl Scribe {
             }
         }
         self.end().await;
+        if let Some((stop, copying)) = copying {
+            drop(stop);
+            // It waits for nobody any more.
+            drop(copying.await);
+        }
     }
 
     /// The end: what is under way comes to its end, no turn begins, and what is written is signed.

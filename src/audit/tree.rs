@@ -57,8 +57,28 @@ impl Frontier {
     }
 }
 
+/// The hashes beside the way from leaf `index` to the root of these leaves, the lowest first (RFC 6962 2.1.1). Of a leaf that is not
+/// there, none.
+pub fn path(leaves: Vec<Hash>, mut index: usize) -> Vec<Hash> {
+    let mut level = leaves;
+    let mut path = Vec::new();
+    while level.len() > 1 && index < level.len() {
+        path.extend(level.get(index ^ 1));
+        // One that is left over goes up as it is: it is the right part of a tree that is not full.
+        level = level
+            .chunks(2)
+            .map(|pair| match pair {
+                [left, right] => node(left, right),
+                alone => alone[0],
+            })
+            .collect();
+        index /= 2;
+    }
+    path
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// RFC 6962 2.1, to the letter.
@@ -85,6 +105,44 @@ mod tests {
             frontier.push(leaf(&[n]));
             assert_eq!(frontier.root(), reference(&leaves), "{n}");
             assert_eq!(frontier.size(), leaves.len() as u64);
+        }
+    }
+
+    /// The root that a path leads to, as RFC 9162 2.1.3.2 has it.
+    pub(in crate::audit) fn led_to(leaf: Hash, index: u64, size: u64, path: &[Hash]) -> Option<Hash> {
+        let (mut at, mut last, mut root) = (index, size - 1, leaf);
+        for hash in path {
+            if last == 0 {
+                return None;
+            }
+            if at & 1 == 1 || at == last {
+                root = node(hash, &root);
+                while at & 1 == 0 && at != 0 {
+                    (at, last) = (at >> 1, last >> 1);
+                }
+            } else {
+                root = node(&root, hash);
+            }
+            (at, last) = (at >> 1, last >> 1);
+        }
+        (last == 0).then_some(root)
+    }
+
+    #[test]
+    fn every_leaf_of_every_size_has_a_path_that_leads_to_the_root() {
+        // AUD-24
+        let leaves: Vec<Hash> = (0..40u8).map(|n| leaf(&[n])).collect();
+        for size in 1..=leaves.len() {
+            let root = reference(&leaves[..size]);
+            for index in 0..size {
+                let path = path(leaves[..size].to_vec(), index);
+                let to = |leaf, at: usize| led_to(leaf, at as u64, size as u64, &path);
+                assert_eq!(to(leaves[index], index), Some(root), "{index} of {size}");
+                if size > 1 {
+                    assert_ne!(to(leaf(b"another"), index), Some(root));
+                    assert_ne!(to(leaves[index], (index + 1) % size), Some(root));
+                }
+            }
         }
     }
 

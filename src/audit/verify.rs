@@ -26,7 +26,7 @@ pub struct Report {
     pub signed: u64,
     /// The last checkpoint, as signed.
     pub last: Option<String>,
-    /// In how many files, the one that is written among them.
+    /// How many files were begun, the one that is written among them: of some, perhaps only the hashes are left.
     pub files: u64,
     /// The first record that is kept as such; of those before it, only the hashes are, which are held against the checkpoints.
     pub kept_from: u64,

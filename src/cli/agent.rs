@@ -3,13 +3,19 @@
 use std::{io::IsTerminal as _, path::Path};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    filter::Targets,
+    layer::SubscriberExt as _,
+    registry::LookupSpan,
+    util::{SubscriberInitExt as _, TryInitError},
+};
 
 use super::{Exit, environment, on_runtime};
 use crate::{
     clock::{SystemClock, SystemDice},
     config::{Log, LogFormat, Mistake, load},
     daemon::{BuildError, Daemon, Origin, give_up, keep_out_of_swap},
+    journal,
     wire::Inherited,
 };
 
@@ -73,7 +79,7 @@ pub(super) fn told_to_stop() -> impl Future<Output = ()> {
     }
 }
 
-/// The log, on standard error: text on a terminal, JSON elsewhere.
+/// The log, on standard error: text on a terminal, fields where that goes to the journal, JSON elsewhere.
 pub(super) fn begin_log(log: &Log) {
     let filter =
         log.filter.parse::<Targets>().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
@@ -83,14 +89,26 @@ pub(super) fn begin_log(log: &Log) {
         LogFormat::Text => false,
     };
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let begun = if json {
-        registry.with(layer.json()).try_init()
-    } else {
-        registry.with(layer.with_target(false).with_ansi(std::env::var_os("NO_COLOR").is_none())).try_init()
+    let stream = environment().remove("JOURNAL_STREAM");
+    let journaled = log.format == LogFormat::Auto && journal::is_behind(stream.as_deref(), std::io::stderr());
+    let begun = match journaled.then(|| journal::Log::to(Path::new(journal::SOCKET))) {
+        Some(Ok(journal)) => registry.with(journal).try_init(),
+        _ => on_standard_error(registry, json),
     };
     if let Err(error) = begun {
         eprintln!("keybearer: the log cannot begin: {error}");
+    }
+}
+
+fn on_standard_error<S>(registry: S, json: bool) -> Result<(), TryInitError>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    if json {
+        registry.with(layer.json()).try_init()
+    } else {
+        registry.with(layer.with_target(false).with_ansi(std::env::var_os("NO_COLOR").is_none())).try_init()
     }
 }
 

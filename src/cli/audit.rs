@@ -11,7 +11,9 @@ use serde_json::json;
 
 use super::{ConfigFile, Exit, agent::mistaken, environment, paint, print_json};
 use crate::{
-    audit::{Fault, Format, Record, Standing, Timeless, every_line, last, line, read, verify},
+    audit::{
+        Fault, Format, ProveError, Record, Standing, Timeless, every_line, last, line, prove, read, verify,
+    },
     clock::SystemClock,
     config::load,
     keys::Verifier,
@@ -48,6 +50,16 @@ enum AuditCommand {
         /// Export also what is no longer vouched for. Each such line says so.
         #[arg(long)]
         anyway: bool,
+    },
+    /// That a record is in the ledger, for somebody who has only the checkpoint key (C2SP tlog-proof).
+    Prove {
+        #[command(flatten)]
+        place: Place,
+        /// The record's number.
+        seq: u64,
+        /// The checkpoint key to trust, as for verify.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
     },
     /// The last records, and those to come.
     Tail {
@@ -149,6 +161,15 @@ impl Audit {
             }
             AuditCommand::Export { place, format, since, key, anyway } => {
                 export(&place.directory()?, format, since, key, anyway)
+            }
+            AuditCommand::Prove { place, seq, key } => {
+                let directory = place.directory()?;
+                let proof = prove(&directory, seq, trusted(key)?.as_ref()).map_err(|error| {
+                    let unread = matches!(&error, ProveError::Ledger(error) if matches!(error.fault, Fault::Unreadable { .. }));
+                    let code = if unread { Exit::IO } else { Exit::DATA };
+                    Exit::new(code, format!("{}: {error}", directory.display()))
+                })?;
+                paint::line(proof.trim_end_matches('\n'))
             }
             AuditCommand::Tail { place, lines, follow, exchange, json } => {
                 tail(&place.directory()?, lines, follow, exchange.as_deref(), json)

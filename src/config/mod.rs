@@ -27,6 +27,8 @@ use std::{
 
 use jiff::Timestamp;
 
+use crate::journal;
+
 pub use issuers::IssuerSettings;
 pub use settings::{Listen, Log, LogFormat, Settings};
 
@@ -46,7 +48,10 @@ pub fn load(
     // Where the service manager puts what it gives to this unit alone (systemd.exec(5)).
     let credentials = environment.get("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let credentials = credentials.filter(|directory| directory.is_absolute());
-    settings::mean(&written, credentials, now).map_err(|mistakes| {
+    // Whether what this program says on standard error goes to the journal.
+    let journaled =
+        journal::is_behind(environment.get("JOURNAL_STREAM").map(String::as_str), std::io::stderr());
+    settings::mean(&written, credentials, journaled, now).map_err(|mistakes| {
         let mut mistakes: Vec<Mistake> =
             mistakes.into_iter().map(|(key, message)| written.mistake(path, &key, message)).collect();
         mistakes.sort_by(|one, other| {

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     audit::{LedgerSettings, OnFailure, Sync},
     issuer::terms::{SealedBy, SealedTerms, Wants},
+    journal,
     keys::{CertificateSettings, Custody, Home, KeySettings, MACHINE_ID, SealSettings, SignedBy, Workshop},
     policy::{Assurance, Export, Exports, Identity, Policy},
     wire::ListenSettings,
@@ -143,6 +144,7 @@ pub enum LogFormat {
 pub(super) fn mean(
     written: &Written,
     credentials: Option<PathBuf>,
+    journaled: bool,
     now: Timestamp,
 ) -> Result<Settings, Vec<(String, String)>> {
     let mistakes: Mistakes = RefCell::new(vec![]);
@@ -153,7 +155,7 @@ pub(super) fn mean(
     let runtime = top.path("runtime_directory").unwrap_or_else(|| "/run/keybearer".into());
     let drain = top.duration("drain", Duration::from_secs(10));
     let listen = listen(&mut top, &runtime);
-    let audit = audit(&mut top, &state);
+    let audit = audit(&mut top, &state, journaled);
     let log = log(&mut top);
     let (sealing, home) = sealing(&mut top, &state, credentials);
     let issuers = issuers(&mut top, &environment, &state);
@@ -337,7 +339,7 @@ fn exports(top: &mut Reader<'_>, listen: &Listen) -> (BTreeMap<Arc<str>, ListenS
     (exports, served)
 }
 
-fn audit(top: &mut Reader<'_>, state: &std::path::Path) -> LedgerSettings {
+fn audit(top: &mut Reader<'_>, state: &std::path::Path, journaled: bool) -> LedgerSettings {
     let host = host_name();
     let mut settings = LedgerSettings {
         directory: state.join("audit"),
@@ -348,6 +350,7 @@ fn audit(top: &mut Reader<'_>, state: &std::path::Path) -> LedgerSettings {
         checkpoint_records: 1000,
         rotate_at: 64 << 20,
         keep: None,
+        journal: journaled.then(|| journal::SOCKET.into()),
     };
     if let Some(mut audit) = top.table("audit") {
         settings.directory = audit.path("directory").unwrap_or(settings.directory);
@@ -371,6 +374,8 @@ fn audit(top: &mut Reader<'_>, state: &std::path::Path) -> LedgerSettings {
         settings.checkpoint_records =
             audit.integer("checkpoint_records", settings.checkpoint_records, 1..=1_000_000);
         settings.rotate_at = audit.integer("rotate_at", settings.rotate_at, 1 << 20..=1 << 40);
+        let copied = audit.word("journal", journaled, &[("auto", journaled), ("on", true), ("off", false)]);
+        settings.journal = copied.then(|| journal::SOCKET.into());
         settings.keep = audit.duration_unless("keep", "forever");
         if settings.keep.is_some_and(|keep| keep < Duration::from_secs(24 * 60 * 60)) {
             audit.wrong(

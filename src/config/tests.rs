@@ -95,6 +95,8 @@ fn the_example_loads_and_its_defaults_are_the_defaults() {
     assert!(plain.exports.is_empty(), "without it, nothing more listens");
     assert_eq!((example.audit.sync, example.audit.on_failure), (Sync::Checkpoint, OnFailure::Deny));
     assert_eq!(example.audit.checkpoint_every, plain.audit.checkpoint_every);
+    assert_eq!((example.audit.rotate_at, example.audit.keep), (plain.audit.rotate_at, plain.audit.keep));
+    assert_eq!((example.audit.keep, &example.audit.journal), (None, &plain.audit.journal));
     assert_eq!(example.log, plain.log);
     assert_eq!(example.drain, plain.drain);
     assert_eq!((&example.kept.sealing, &example.kept.home), (&plain.kept.sealing, &plain.kept.home));
@@ -317,6 +319,31 @@ fn two_identities_never_show_the_same_subject() {
     let told = mistakes(&format!("{first}{second}"));
     assert!(told.iter().any(|line| line.contains("shows the same subject")), "{told:?}");
     Desk::with(&format!("{first}{}", second.replace("e.org/a", "e.org/b"))).load(&[]).unwrap();
+}
+
+#[test]
+fn what_becomes_of_old_records_is_said_in_days_and_bytes() {
+    // AUD-25, AUD-26
+    let audit = |lines: &str| format!("{GOOD}\n[audit]\n{lines}\n");
+    let kept = |lines: &str| Desk::with(&audit(lines)).load(&[]).unwrap().audit;
+    let day = std::time::Duration::from_secs(24 * 60 * 60);
+    assert_eq!(kept("keep = \"400d\"").keep, Some(day * 400));
+    assert_eq!(kept("keep = \"forever\"").keep, None);
+    assert_eq!(kept("rotate_at = 1048576").rotate_at, 1 << 20);
+    assert_eq!(kept("journal = \"on\"").journal.as_deref(), Some(Path::new("/run/systemd/journal/socket")));
+    assert_eq!(kept("journal = \"off\"").journal, None);
+    assert_eq!(kept("").journal, None, "standard error does not lead there");
+    for (lines, says) in [
+        ("keep = \"23h\"", "audit.keep: it has to be \"forever\" or at least a day"),
+        ("keep = \"never\"", "audit.keep: it has to be a length of time"),
+        ("keep = 8.5", "audit.keep: it has to be a length of time"),
+        ("rotate_at = 1000", "audit.rotate_at: it has to be from 1048576"),
+        ("journal = true", "audit.journal"),
+        ("journal = \"maybe\"", "audit.journal: it has to be one of \"auto\", \"on\", \"off\""),
+    ] {
+        let told = mistakes(&audit(lines));
+        assert!(told.iter().any(|line| line.contains(says)), "{lines}: {told:?}");
+    }
 }
 
 #[test]

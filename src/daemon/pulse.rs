@@ -74,6 +74,7 @@ mod tests {
             checkpoint_records: 1000,
             rotate_at: 64 << 20,
             keep: None,
+            journal: None,
         };
         let host = Host { id: None, name: "h".into() };
         let agent = Agent { version: "0".into(), instance: "i".into(), config_digest: "d".into() };

@@ -354,7 +354,10 @@ impl Metrics {
             [([], f64::from(u8::from(ledger.healthy)))],
         )?;
         page.counters("ledger_records", "Records in the ledger", [([], ledger.records as f64)])?;
-        let help = "Files of the ledger, the one that is written among them";
+        let help = "Records that have no copy in the host's journal, since the start";
+        let uncopied = ledger.uncopied.map(|count| ([], count as f64));
+        page.counters("ledger_journal_lost", help, uncopied)?;
+        let help = "Files of the ledger that were begun, the one that is written among them";
         page.gauges("ledger_files", None, help, [([], ledger.files as f64)])?;
         let help = "How long the records are, and what is kept of those that retention took";
         page.gauges("ledger_size", Some(&Unit::Bytes), help, [([], ledger.bytes as f64)])?;

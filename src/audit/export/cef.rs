@@ -47,7 +47,7 @@ pub(super) fn line(view: &View<'_>) -> String {
             "request",
             target.map(|target| format!("{}{}", target.origin, target.path.as_deref().unwrap_or_default())),
         ),
-        ("msg", Some(view.message())),
+        ("msg", Some(view.record.entry.sentence())),
     ];
     let numbers = [
         ("cn1", "tokenLifeSeconds", what.and_then(|what| what.ttl_s)),

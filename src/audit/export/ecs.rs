@@ -20,7 +20,7 @@ pub(super) fn event(view: &View<'_>) -> Value {
     let happened = json!({
         "@timestamp": record.time,
         "ecs.version": VERSION,
-        "message": view.message(),
+        "message": view.record.entry.sentence(),
         "event.kind": if entry.event.kind.is_signal() { "alert" } else { "event" },
         "event.category": [category(view.matter)],
         "event.type": types(view),

@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::{EventType, Outcome, Record};
+use crate::journal::Priority;
 
 /// Whose words.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -107,14 +108,14 @@ fn matter(kind: EventType) -> Matter {
 
 /// How soon somebody should look.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Severity {
+pub(super) enum Severity {
     Informational,
     Medium,
     High,
     Critical,
 }
 
-fn severity(kind: EventType, outcome: Outcome) -> Severity {
+pub(super) fn severity(kind: EventType, outcome: Outcome) -> Severity {
     match (kind, outcome) {
         (EventType::LedgerGap, _) => Severity::Critical,
         (EventType::ReuseDetected, _) => Severity::High,
@@ -128,6 +129,17 @@ fn severity(kind: EventType, outcome: Outcome) -> Severity {
         ) => Severity::Medium,
         (_, Outcome::Success) => Severity::Informational,
         (_, Outcome::Denied | Outcome::Failed) => Severity::Medium,
+    }
+}
+
+impl From<Severity> for Priority {
+    fn from(severity: Severity) -> Self {
+        match severity {
+            Severity::Informational => Self::Info,
+            Severity::Medium => Self::Warning,
+            Severity::High => Self::Error,
+            Severity::Critical => Self::Critical,
+        }
     }
 }
 
@@ -161,17 +173,6 @@ impl<'a> View<'a> {
     /// One name for this record among all of all hosts.
     fn id(&self) -> String {
         format!("{}/{}", self.record.agent.instance, self.record.seq)
-    }
-
-    /// A sentence for people.
-    fn message(&self) -> String {
-        let entry = &self.record.entry;
-        let who = entry.workload.as_ref().map_or("somebody unknown", |who| &who.id);
-        let what = entry.credential.as_ref().and_then(|what| what.name.as_deref());
-        let what = what.map(|what| format!(" {what}")).unwrap_or_default();
-        let reason = entry.event.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
-        let detail = entry.detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default();
-        format!("{} {}{reason}, {who}{what}{detail}", self.kind.replace('_', " "), self.outcome)
     }
 
     /// When the process at the other end began. Its start is counted in ticks of a hundredth of a second since boot, which is

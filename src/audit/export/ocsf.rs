@@ -33,7 +33,7 @@ pub(super) fn event(view: &View<'_>) -> Value {
         "status_id": if entry.event.outcome == Outcome::Success { 1 } else { 2 },
         "status": view.outcome,
         "status_detail": entry.event.reason,
-        "message": view.message(),
+        "message": view.record.entry.sentence(),
         "metadata": {
             "version": VERSION,
             "product": {"name": "keybearer", "vendor_name": "Keybearer", "version": record.agent.version},

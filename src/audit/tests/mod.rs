@@ -28,6 +28,7 @@ fn settings(directory: &Path) -> LedgerSettings {
         checkpoint_records: 1000,
         rotate_at: 64 << 20,
         keep: None,
+        journal: None,
     }
 }
 
@@ -390,4 +391,163 @@ async fn a_checkpoint_comes_with_time_and_with_records() {
     }
     drop(ledger);
     running.await.unwrap();
+}
+
+mod copies {
+    //! Records in the journal too.
+
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+    use crate::journal::tests::fields;
+
+    fn told(journal: &UnixDatagram) -> std::collections::BTreeMap<String, String> {
+        let mut bytes = vec![0; 64 << 10];
+        let length = journal.recv(&mut bytes).unwrap();
+        fields(&bytes[..length])
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn each_record_is_in_the_journal_with_fields_to_ask_for() {
+        // AUD-26
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = UnixDatagram::bind(&path).unwrap();
+        let settings = LedgerSettings { journal: Some(path), ..settings(dir.path()) };
+        let (ledger, scribe) = try_open(settings.clone()).unwrap();
+        let running = tokio::spawn(scribe.run());
+        let mut release =
+            Entry::new(EventType::CredentialRelease, Outcome::Success, Uuid::from_u64_pair(1, 0));
+        release.workload = Some(WorkloadPart { id: "shop".into(), ..WorkloadPart::default() });
+        release.credential = Some(CredentialPart {
+            name: Some("orders".into()),
+            issuer: Some("corp".into()),
+            token_hash: Some("ab12".into()),
+            ..CredentialPart::default()
+        });
+        release.peer = Some(PeerPart {
+            pid: 41,
+            uid: 1000,
+            unit: Some(UnitPart { name: "shop.service".into(), ..UnitPart::default() }),
+            level: Some("L4".into()),
+            ..PeerPart::default()
+        });
+        release.socket = Some("/run/keybearer/agent.sock".into());
+        let line = Line::from(release);
+        let _ = ledger.record(line.clone()).await.unwrap();
+        let _ = ledger
+            .record_alone(Line::again(line.told(), Uuid::from_u64_pair(1, 7), Some("4bf9".into())))
+            .await
+            .unwrap();
+        let first = told(&journal);
+        for (name, value) in [
+            ("MESSAGE", "credential release success, shop orders"),
+            ("MESSAGE_ID", "7fe6bde771224e228edec20964ed3014"),
+            ("PRIORITY", "6"),
+            ("SYSLOG_IDENTIFIER", "keybearer"),
+            ("KEYBEARER_EVENT", "credential_release"),
+            ("KEYBEARER_OUTCOME", "success"),
+            ("KEYBEARER_IDENTITY", "shop"),
+            ("KEYBEARER_CREDENTIAL", "orders"),
+            ("KEYBEARER_ISSUER", "corp"),
+            ("KEYBEARER_TOKEN_HASH", "ab12"),
+            ("KEYBEARER_PEER_PID", "41"),
+            ("KEYBEARER_PEER_UID", "1000"),
+            ("KEYBEARER_PEER_UNIT", "shop.service"),
+            ("KEYBEARER_LEVEL", "L4"),
+            ("KEYBEARER_SOCKET", "/run/keybearer/agent.sock"),
+            ("KEYBEARER_SEQ", "0"),
+            ("KEYBEARER_EXCHANGE", &Uuid::from_u64_pair(1, 0).to_string()),
+        ] {
+            assert_eq!(first[name], value, "{name}");
+        }
+        assert_eq!(first.len(), 17, "what is not known is left out: {first:?}");
+        let second = told(&journal);
+        assert_eq!((&*second["KEYBEARER_SEQ"], &*second["KEYBEARER_TRACE"]), ("1", "4bf9"));
+        assert_eq!(second["KEYBEARER_EXCHANGE"], Uuid::from_u64_pair(1, 7).to_string());
+        // What strangers choose ends no field, and what looks like a token was taken out before.
+        let mut hostile = entry(3).detail("eyJhbGciOiJFUzI1NiJ9.eyJjYW5hcnkiOjF9.c2lnbmF0dXJl");
+        hostile.credential = Some(CredentialPart {
+            name: Some("a\nKEYBEARER_IDENTITY=root\n".into()),
+            ..CredentialPart::default()
+        });
+        let _ = ledger.record(hostile).await.unwrap();
+        let third = told(&journal);
+        assert_eq!(third["KEYBEARER_CREDENTIAL"], "a\nKEYBEARER_IDENTITY=root\n");
+        assert!(!third.contains_key("KEYBEARER_IDENTITY") && third["MESSAGE"].contains("[jwt]"), "{third:?}");
+        assert_eq!((&*third["PRIORITY"], &*third["KEYBEARER_REASON"]), ("4", "NO_IDENTITY"));
+        assert_eq!(third["MESSAGE_ID"], "0cf1015dc11046b593a66a89952b5b94");
+        assert_eq!(ledger.health().uncopied, Some(0));
+        drop(ledger);
+        running.await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_journal_that_is_not_there_or_reads_nothing_delays_nobody() {
+        // AUD-26
+        for there in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("journal");
+            let deaf = there.then(|| UnixDatagram::bind(&path).unwrap());
+            let settings = LedgerSettings { journal: Some(path.clone()), ..settings(dir.path()) };
+            let (ledger, scribe) = try_open(settings.clone()).unwrap();
+            let running = tokio::spawn(scribe.run());
+            // More than a socket's queue and ours hold.
+            for n in 0..4000 {
+                assert_eq!(ledger.record_alone(entry(n)).await.unwrap().seq(), Some(n));
+            }
+            while ledger.health().uncopied == Some(0) {
+                tokio::task::yield_now().await;
+            }
+            assert!(ledger.health().healthy);
+            // Nor does the end wait for it.
+            drop(ledger);
+            running.await.unwrap();
+            assert_eq!(verify(&settings.directory, None).unwrap().records, 4000);
+            drop(deaf);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn that_records_were_lost_is_in_the_journal_too() {
+        // AUD-26, AUD-02
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = UnixDatagram::bind(&path).unwrap();
+        let settings =
+            LedgerSettings { on_failure: OnFailure::Allow, journal: Some(path), ..settings(dir.path()) };
+        let (ledger, scribe, fail, _) = failing(&settings);
+        let running = tokio::spawn(scribe.run());
+        fail.store(true, Ordering::Relaxed);
+        let _ = ledger.record(entry(0)).await.unwrap();
+        fail.store(false, Ordering::Relaxed);
+        let _ = ledger.record(entry(1)).await.unwrap();
+        let (gap, next) = (told(&journal), told(&journal));
+        assert_eq!(
+            (&*gap["KEYBEARER_EVENT"], &*gap["PRIORITY"], &*gap["KEYBEARER_SEQ"]),
+            ("ledger_gap", "2", "0")
+        );
+        assert_eq!((&*next["KEYBEARER_EVENT"], &*next["KEYBEARER_SEQ"]), ("denial", "1"));
+        drop(ledger);
+        running.await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_journal_that_is_started_anew_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let first = UnixDatagram::bind(&path).unwrap();
+        let (ledger, scribe) =
+            try_open(LedgerSettings { journal: Some(path.clone()), ..settings(dir.path()) }).unwrap();
+        let running = tokio::spawn(scribe.run());
+        let _ = ledger.record(entry(0)).await.unwrap();
+        assert_eq!(told(&first)["KEYBEARER_SEQ"], "0");
+        drop(first);
+        fs::remove_file(&path).unwrap();
+        let second = UnixDatagram::bind(&path).unwrap();
+        let _ = ledger.record(entry(1)).await.unwrap();
+        assert_eq!(told(&second)["KEYBEARER_SEQ"], "1");
+        drop(ledger);
+        running.await.unwrap();
+    }
 }
