@@ -41,7 +41,7 @@ async fn killed_at_any_moment_it_has_recorded_every_answer() {
     for _ in 0..crashes().div_ceil(SHARING) {
         // Small files, so that some die while the ledger turns to another.
         let setup =
-            Setup::new(issuer.handle.url()).and("\n[audit]\nrotate_at = 1048576\ncheckpoint_records = 50\n");
+            Setup::new(issuer.handle.url()).and("\n[audit]\nrotate_at = 65536\ncheckpoint_records = 10\n");
         let mut agent = setup.start(Some(&issuer.handle));
         let mut known = HashSet::new();
         for _ in 0..SHARING {
@@ -70,6 +70,7 @@ async fn killed_at_any_moment_it_has_recorded_every_answer() {
         files += agent.verify().unwrap().files;
     }
     assert!(answered > 0, "nobody was answered, so nothing was tried");
+    assert!(files > 2 * crashes().div_ceil(SHARING) as u64, "{files} files: hardly any turned");
     println!("{} crashes, {answered} answers seen, {recorded} records in {files} files", crashes());
 }
 

@@ -105,7 +105,11 @@ fn kept(directory: &Path, before: u64, keep: Option<Duration>, now: Timestamp) -
         if old.first != kept_from || old.leaves != Some((next.first - old.first) * 32) {
             break;
         }
-        let last = ends(&mut old.open_lines(directory)?)?.and_then(|(_, last)| closing(&last));
+        // Nor one whose age somebody made: what is said of it has to be what was written.
+        let hash = old.read_leaves(directory)?.and_then(|leaves| leaves.last().copied());
+        let last = ends(&mut old.open_lines(directory)?)?
+            .filter(|(_, last)| hash == Some(leaf(last.text())))
+            .and_then(|(_, last)| closing(&last));
         match last {
             Some((_, closed)) if closed < since => kept_from = next.first,
             _ => break,

@@ -373,7 +373,7 @@ fn audit(top: &mut Reader<'_>, state: &std::path::Path, journaled: bool) -> Ledg
         }
         settings.checkpoint_records =
             audit.integer("checkpoint_records", settings.checkpoint_records, 1..=1_000_000);
-        settings.rotate_at = audit.integer("rotate_at", settings.rotate_at, 1 << 20..=1 << 40);
+        settings.rotate_at = audit.integer("rotate_at", settings.rotate_at, 1 << 16..=1 << 40);
         let copied = audit.word("journal", journaled, &[("auto", journaled), ("on", true), ("off", false)]);
         settings.journal = copied.then(|| journal::SOCKET.into());
         settings.keep = audit.duration_unless("keep", "forever");

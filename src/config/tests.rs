@@ -337,7 +337,7 @@ fn what_becomes_of_old_records_is_said_in_days_and_bytes() {
         ("keep = \"23h\"", "audit.keep: it has to be \"forever\" or at least a day"),
         ("keep = \"never\"", "audit.keep: it has to be a length of time"),
         ("keep = 8.5", "audit.keep: it has to be a length of time"),
-        ("rotate_at = 1000", "audit.rotate_at: it has to be from 1048576"),
+        ("rotate_at = 1000", "audit.rotate_at: it has to be from 65536"),
         ("journal = true", "audit.journal"),
         ("journal = \"maybe\"", "audit.journal: it has to be one of \"auto\", \"on\", \"off\""),
     ] {

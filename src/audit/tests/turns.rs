@@ -281,6 +281,26 @@ async fn a_clock_that_goes_back_takes_nothing() {
 }
 
 #[tokio::test]
+async fn nobody_can_make_records_old_so_that_retention_takes_them() {
+    // TM-21, AUD-25
+    let dir = tempfile::tempdir().unwrap();
+    let settings = LedgerSettings { keep: Some(Duration::from_secs(60)), ..small(dir.path()) };
+    let clock = ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap());
+    let (ledger, scribe) = open_at(settings.clone(), clock).unwrap();
+    let running = tokio::spawn(scribe.run());
+    until(&ledger, &settings, 3).await;
+    let first = path(&settings, format!("ledger-{:020}.jsonl", 0));
+    let text = fs::read_to_string(&first).unwrap().replace("\"time\":\"2026", "\"time\":\"2016");
+    fs::write(&first, text).unwrap();
+    until(&ledger, &settings, 5).await;
+    assert!(first.exists() && ledger.health().kept_from == 0, "it is evidence still");
+    drop(ledger);
+    running.await.unwrap();
+    verify(&settings.directory, None).unwrap_err();
+    refused(&settings, "made old");
+}
+
+#[tokio::test]
 async fn whatever_is_done_to_a_closed_file_is_found_at_the_start_and_by_verify() {
     // AUD-25, AUD-22, AUD-24
     let dir = tempfile::tempdir().unwrap();
