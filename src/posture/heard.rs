@@ -189,7 +189,10 @@ impl Heard {
                     self.thumbprints.entry(thumbprint).or_default().insert(who.id.clone());
                 }
             }
-            (EventType::CredentialRenew, Outcome::Success) => used.failing_since = None,
+            (EventType::CredentialRenew, Outcome::Success) => {
+                used.failing_since = None;
+                used.lengthen(entry);
+            }
             (EventType::IssueFailure, _) => used.failing_since = Some(record.seq),
             (EventType::Denial, _) if counts => used.denied += 1,
             (EventType::CredentialReturn | EventType::CredentialRevoke, outcome) => {
@@ -290,13 +293,21 @@ impl Use {
         }
     }
 
+    /// What somebody has already goes on: a lease was renewed. Another in its place is nobody's yet.
+    fn lengthen(&mut self, entry: &Entry) {
+        if let Some((hash, until)) = lives(entry)
+            && let Some(known) = self.live.get_mut(&hash)
+        {
+            *known = until.max(*known);
+        }
+    }
+
     fn remember(&mut self, entry: &Entry) {
         let Some(what) = &entry.credential else { return };
         if let Some(kind) = &what.kind {
             self.unleased = kind == UNLEASED;
         }
-        let until = what.not_after.as_ref().and_then(|until| until.parse().ok());
-        if let (Some(hash), Some(until)) = (what.token_hash.clone(), until) {
+        if let Some((hash, until)) = lives(entry) {
             self.live.insert(hash, until);
             // The ledger is long and most of it has ended: what lives longest is all that is asked for.
             if self.live.len() > 256
@@ -307,6 +318,12 @@ impl Use {
             }
         }
     }
+}
+
+/// What a record is about, by its hash, and until when that lives.
+fn lives(entry: &Entry) -> Option<(String, Timestamp)> {
+    let what = entry.credential.as_ref()?;
+    Some((what.token_hash.clone()?, what.not_after.as_ref()?.parse().ok()?))
 }
 
 /// Keeps what is told of a process, as long as there is room.

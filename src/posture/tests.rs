@@ -605,6 +605,14 @@ fn who_was_switched_off_and_has_what_works_still_is_told_before_its_issuer_is_as
     let hash = ("/credential/token_hash", json!("edi.orders.0"));
     let dead = [live, vec![record(0, "credential_revoke", "edi", "orders", &[hash])]].concat();
     assert_eq!(told(&dead, &["edi"]).0, Verdict::Pass);
+    // A lease that goes on is the one that was handed out; another that was had in its place is nobody's yet.
+    let renewed = |whose: &str| {
+        let hash = ("/credential/token_hash", json!(whose));
+        let issued = record(1, "credential_issue", "edi", "orders", &[]);
+        [calm(), vec![issued, record(0, "credential_renew", "edi", "orders", &[hash])]].concat()
+    };
+    assert_eq!(told(&renewed("edi.orders.1"), &["edi"]).0, Verdict::Fail);
+    assert_eq!(told(&renewed("another"), &["edi"]).0, Verdict::Pass);
 }
 
 #[test]
@@ -695,6 +703,30 @@ fn what_to_do_is_sorted_by_assurance_exposure_and_age_and_gone_once_done() {
     assert_eq!(codes(&made(&mended, &records)), without("edi.orders IN_ENVIRONMENT"));
     records.pop();
     assert_eq!(codes(&made(&burdened(), &records)), without("mailer HUMAN_USE"));
+}
+
+#[test]
+fn a_key_that_lies_plain_is_something_to_do_whatever_it_is_for() {
+    // NHI-2, S47
+    let unsealed = || {
+        let mut all = calm();
+        all[0].entry.detail = Some("environment prod".into());
+        all
+    };
+    let plain = |text: &str, records: &[Record]| {
+        codes(&made(text, records)).into_iter().filter(|one| one.ends_with("KEY_PLAIN")).collect::<Vec<_>>()
+    };
+    assert_eq!(plain(&certified(""), &unsealed()), ["edi KEY_PLAIN"]);
+    assert_eq!(plain(&meshed("path = \"/var/lib/keybearer/tls.pem\""), &unsealed()), ["edi.tls KEY_PLAIN"]);
+    assert_eq!(plain(&certified(""), &calm()), [""; 0]);
+    assert_eq!(plain(&certified("custody = \"memory\""), &unsealed()), [""; 0]);
+    // Two keys of one identity are one thing to do.
+    let both = certified("")
+        .replace("client_auth = \"self", "binding = \"mtls\"\nclient_auth = \"private_key_jwt\" # ");
+    let report = made(&both, &unsealed());
+    let what: Vec<&str> = report.remedies.iter().map(|one| one.what.as_str()).collect();
+    assert!(what.iter().any(|what| what.starts_with("its key and its certificate's key: plain")), "{what:?}");
+    assert!(text(&report).contains("certificate its key in file, plain"), "{}", text(&report));
 }
 
 #[test]
