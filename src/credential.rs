@@ -197,6 +197,7 @@ impl Payload {
         match self {
             Self::Token(_) => "access_token",
             Self::Certificate { .. } => "x509_certificate",
+            Self::Values { handle, .. } if handle.is_empty() => "unleased_values",
             Self::Values { .. } => "leased_values",
             Self::Static(_) => "static_values",
         }

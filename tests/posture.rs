@@ -107,6 +107,37 @@ async fn what_is_mended_is_gone_from_the_list() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_switched_off_while_the_issuer_is_down_has_what_works_and_posture_says_so() {
+    // GA-10: of a revocation that waits, nothing is on record until it ends.
+    let (issuer, agent) = used().await;
+    assert_eq!(control(&json(&agent, &[]).1, "GA-10")["verdict"], "not_applicable");
+    drop(issuer);
+    assert!(agent.keybearer(&["disable", "shop", "--reason", "stolen"]).status.success());
+    let kinds: Vec<EventType> = agent.records().iter().map(|record| record.entry.event.kind).collect();
+    assert!(kinds.contains(&EventType::IdentityDisable) && !kinds.contains(&EventType::CredentialRevoke));
+    let (code, report) = json(&agent, &[]);
+    let rogue = control(&report, "GA-10");
+    assert_eq!((code, &rogue["verdict"]), (Some(65), &"fail".into()));
+    assert!(rogue["evidence"].as_str().unwrap().contains("shop (until "), "{rogue}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_which_key_vouched_for_the_ledger() {
+    // N63-8
+    let (_issuer, agent) = used().await;
+    let records = |arguments: &[&str]| {
+        let told = control(&json(&agent, arguments).1, "N63-8").clone();
+        assert_eq!(told["verdict"], "pass");
+        told["evidence"].as_str().unwrap().to_owned()
+    };
+    assert!(records(&[]).contains("only the key beside the ledger"), "{}", records(&[]));
+    let key = agent.dir.path().join("checkpoint.pub");
+    fs::copy(agent.ledger().join("checkpoint.pub"), &key).unwrap();
+    let named = records(&["--key", key.to_str().unwrap()]);
+    assert!(named.contains("the key that you named"), "{named}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_tampered_ledger_is_said_first_and_only_its_sound_part_counts() {
     let (_issuer, agent) = used().await;
     let ledger = agent.ledger().join("ledger.jsonl");

@@ -120,7 +120,11 @@ impl Posture {
             }
         };
         let (trust, most) = match verify(directory, trusted.as_ref()) {
-            Ok(whole) => (Trust::Whole { records: whole.records, signed: whole.signed }, whole.records),
+            Ok(whole) => {
+                heard = heard.signed(whole.signed);
+                let (records, signed, key_given) = (whole.records, whole.signed, trusted.is_some());
+                (Trust::Whole { records, signed, key_given }, whole.records)
+            }
             Err(error) if matches!(error.fault, Fault::Unreadable { .. }) => {
                 return Err(Exit::new(Exit::IO, format!("{}: {error}", directory.display())));
             }

@@ -1,8 +1,9 @@
 //! From where an identity is used (S17, NHI-9). In go evidence and moments; out comes what is new about it: a place that the identity was
 //! never used from, or two that use it at once. Pure; who keeps it for the next start is `remembered.rs`.
 //!
-//! A place is a unit, a unit of a user's own manager, or else a user; with the program's digest and the kind of mount namespace as far
-//! as they are known. What is not known of it makes no place a new one. Units that are made by the number (`worker@7.service`,
+//! A place is a unit, a unit of a user's own manager, or else a user; with the program's digest, where it is asked for, and the kind of
+//! mount namespace as far as that is known. What nobody asked for makes no place a new one; a program that cannot be read is another
+//! than one that can be, because a program can see to it that it is not read (by its mode, or by its size). Units that are made by the number (`worker@7.service`,
 //! `run-u12.service`) are one place. The first place of an identity is what it is held against. Who uses it at once is told by the unit
 //! or user alone: the processes of one unit are one place, whatever programs they run.
 //!
@@ -15,7 +16,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attest::{Evidence, Manager},
+    attest::{Evidence, Manager, Missing},
     clock::Boot,
     secret::hex,
 };
@@ -48,8 +49,11 @@ const MOST_PAIRS: usize = 256;
 pub(super) struct Place {
     /// The unit or the user, in words.
     pub(super) name: String,
-    /// The program's SHA-256 in hexadecimal, if it was known.
+    /// The program's SHA-256 in hexadecimal, if it was asked for and could be read.
     pub(super) sha256: Option<String>,
+    /// Whether it was asked for and could not be read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) unreadable: bool,
     /// Whether the mount namespace is the host's, if that was known.
     pub(super) hosts_files: Option<bool>,
     /// When it was first used, in seconds since 1970.
@@ -68,22 +72,26 @@ impl Place {
         Self {
             name,
             sha256: seen.sha256.ok().map(|sum| hex(&sum)),
+            unreadable: seen.sha256.is_err_and(|missing| missing != Missing::NotAsked),
             hosts_files: seen.hosts_files.ok(),
             since: now.as_second(),
         }
     }
 
+    /// Whether somebody asked for its program.
+    fn was_asked(&self) -> bool {
+        self.unreadable || self.sha256.is_some()
+    }
+
     /// Whether nothing that is known of both tells them apart.
     fn is_like(&self, other: &Self) -> bool {
-        let same = |one: &Option<String>, other: &Option<String>| match (one, other) {
-            (Some(one), Some(other)) => one == other,
-            _ => true,
-        };
+        let program = !(self.was_asked() && other.was_asked())
+            || (self.unreadable, &self.sha256) == (other.unreadable, &other.sha256);
         let files = match (self.hosts_files, other.hosts_files) {
             (Some(one), Some(other)) => one == other,
             _ => true,
         };
-        self.name == other.name && same(&self.sha256, &other.sha256) && files
+        self.name == other.name && program && files
     }
 
     /// In words, for a record.
@@ -91,6 +99,9 @@ impl Place {
         let mut words = self.name.clone();
         if let Some(sum) = &self.sha256 {
             words.push_str(&format!(", program sha256 {sum}"));
+        }
+        if self.unreadable {
+            words.push_str(", a program that cannot be read");
         }
         match self.hosts_files {
             Some(true) => words.push_str(", the host's files"),
@@ -101,10 +112,13 @@ impl Place {
     }
 
     fn learn(&mut self, from: &Self) -> bool {
-        let before = (self.sha256.is_some(), self.hosts_files.is_some());
-        self.sha256 = self.sha256.take().or_else(|| from.sha256.clone());
+        let before = (self.was_asked(), self.hosts_files.is_some());
+        if !self.was_asked() {
+            self.sha256.clone_from(&from.sha256);
+            self.unreadable = from.unreadable;
+        }
         self.hosts_files = self.hosts_files.or(from.hosts_files);
-        before != (self.sha256.is_some(), self.hosts_files.is_some())
+        before != (self.was_asked(), self.hosts_files.is_some())
     }
 }
 
@@ -242,6 +256,7 @@ fn is_pair((a, b): (&str, &str), (one, other): (&str, &str)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attest::Errand;
 
     const LIFE: Duration = Duration::from_secs(300);
 
@@ -250,7 +265,7 @@ mod tests {
     }
 
     fn place(name: &str) -> Place {
-        Place { name: name.into(), sha256: None, hosts_files: Some(true), since: 0 }
+        Place { name: name.into(), sha256: None, unreadable: false, hosts_files: Some(true), since: 0 }
     }
 
     fn shop() -> Arc<str> {
@@ -291,6 +306,52 @@ mod tests {
         let blind = Place { hosts_files: None, ..with(Some("aa")) };
         assert_eq!(used(&mut places, &blind, at(4)), []);
         assert_eq!(places.known()["shop"].len(), 2);
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_read_is_another_than_one_that_can_be() {
+        // S17: whoever appends to itself what nobody hashes, or takes the right to read it away, is not who was here before.
+        let mut places = Places::default();
+        let readable = Place { sha256: Some("aa".into()), ..place("unit shop.service") };
+        let hidden = Place { unreadable: true, ..place("unit shop.service") };
+        assert_eq!(used(&mut places, &readable, at(0)), []);
+        assert_eq!(used(&mut places, &hidden, at(1)), [News::NewPlace(1)]);
+        assert_eq!(used(&mut places, &hidden, at(2)), [], "once");
+        assert!(hidden.words().contains("cannot be read"));
+        // The other way round too.
+        let mut places = Places::default();
+        assert_eq!(used(&mut places, &hidden, at(0)), []);
+        assert_eq!(used(&mut places, &readable, at(1)), [News::NewPlace(1)]);
+        // Where nobody asked, it is like both.
+        assert_eq!(used(&mut places, &place("unit shop.service"), at(2)), []);
+    }
+
+    #[test]
+    fn only_what_nobody_asked_for_is_not_held_against_a_place() {
+        // S17
+        let evidence = Errand::imagined("shop.service", "token").unwrap().evidence("system.slice");
+        for (missing, unreadable) in [
+            (Missing::NotAsked, false),
+            (Missing::ExeTooLarge, true),
+            (Missing::NotPermitted, true),
+            (Missing::ExeReplaced, true),
+            (Missing::Exited, true),
+        ] {
+            let seen = Evidence { sha256: Err(missing), ..evidence.clone() };
+            let place = Place::of(&seen, Timestamp::UNIX_EPOCH);
+            assert_eq!((place.sha256, place.unreadable), (None, unreadable), "{missing:?}");
+        }
+        let place = Place::of(&Evidence { sha256: Ok([7; 32]), ..evidence }, Timestamp::UNIX_EPOCH);
+        assert!(place.sha256.is_some() && !place.unreadable);
+    }
+
+    #[test]
+    fn what_an_agent_before_this_one_kept_is_read_and_what_it_could_not_say_is_not_said() {
+        // S17
+        let old = r#"{"name":"unit a.service","sha256":null,"hosts_files":true,"since":0}"#;
+        let place: Place = serde_json::from_str(old).unwrap();
+        assert_eq!(serde_json::to_string(&place).unwrap(), old);
+        assert!(!place.unreadable);
     }
 
     #[test]

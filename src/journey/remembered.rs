@@ -101,7 +101,7 @@ mod tests {
     use crate::{clock::Boot, journey::places::News};
 
     fn place(name: &str) -> Place {
-        Place { name: name.into(), sha256: None, hosts_files: None, since: 0 }
+        Place { name: name.into(), sha256: None, unreadable: false, hosts_files: None, since: 0 }
     }
 
     fn note(remembered: &Remembered, name: &str) {

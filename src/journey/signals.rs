@@ -116,7 +116,7 @@ impl Journey {
             tracing::info!("human session: {words}");
         } else {
             let about = format!("{identity} {} {humans:?}", sign.words());
-            self.signal(&about, "human session", &words);
+            self.signal(identity, "human session", &about, &words);
         }
         Ok(())
     }
@@ -149,14 +149,14 @@ impl Journey {
         let about = format!("{identity} {name} {here}");
         let entry = account.signal((kind, Outcome::Success), workload, identity, (reason, &words));
         self.ledger.record(entry).await.map(drop)?;
-        self.signal(&about, name, &words);
+        self.signal(identity, name, &about, &words);
         Ok(())
     }
 
-    fn signal(&self, about: &str, name: &str, words: &str) {
+    fn signal(&self, identity: &str, name: &str, about: &str, words: &str) {
         tracing::warn!("{name}: {words}");
         let shown = format!("{:.0} {name}: {words}", self.clock.wall());
-        self.signals.raise(about.to_owned(), shown, self.clock.boot());
+        self.signals.raise(&format!("{name} of {identity}"), about.to_owned(), shown, self.clock.boot());
     }
 
     /// The ledger has the signal; what is lost with the file is only that it was raised.

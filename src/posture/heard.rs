@@ -10,15 +10,26 @@ use crate::audit::{Entry, EventType, Outcome, Record};
 /// What the start of an agent says before it names what seals its key files.
 const SEALED: &str = "key files are sealed by ";
 
+/// The kind, as records have it, of values that came without a lease: they stay as they are at their issuer.
+const UNLEASED: &str = "unleased_values";
+
+/// So many processes with a person behind them are kept of one identity; of more, that many are told of.
+const MOST_PEOPLE: usize = 4096;
+
 /// What a ledger told, up to now.
 #[derive(Clone, Debug, Default)]
 pub struct Heard {
     /// From when on use counts; before, only what was known is kept.
     since: Option<Timestamp>,
+    /// How many records, from the first on, a checkpoint has signed.
+    signed: u64,
+    /// The earliest time that a record tells which no checkpoint has signed.
+    pub(super) unsigned_since: Option<Timestamp>,
     pub(super) records: u64,
     pub(super) first: Option<Timestamp>,
     pub(super) last: Option<Timestamp>,
     uses: BTreeMap<String, BTreeMap<String, Use>>,
+    people: BTreeMap<String, People>,
     /// What the agent that started last said of its key files.
     pub(super) sealed_by: Option<Option<String>>,
     /// The records that say that others are missing.
@@ -60,12 +71,32 @@ pub(super) struct Use {
     pub(super) named: BTreeSet<String>,
     pub(super) longest_s: Option<u64>,
     pub(super) units: BTreeSet<String>,
-    /// Processes with a person behind them that were served, by what gave them away.
-    pub(super) humans: BTreeMap<String, u64>,
+    /// Whether what was handed out last came without a lease.
+    pub(super) unleased: bool,
     /// The record with which nothing came, if nothing came since.
     pub(super) failing_since: Option<u64>,
     /// What was handed out and may live, by its hash, until when.
     live: BTreeMap<String, Timestamp>,
+}
+
+/// The processes with a person behind them that came as one identity.
+#[derive(Clone, Debug, Default)]
+struct People {
+    /// Those that were told of, whenever that was, and what gave them away: each is told of once, and may be served for months.
+    told: BTreeMap<Process, String>,
+    /// Those that were served in the time asked for.
+    served: BTreeMap<Process, Sign>,
+}
+
+/// A process: its boot, its pid, and when it started.
+type Process = (String, u32, u64);
+
+/// What gave a person away.
+#[derive(Clone, Debug)]
+struct Sign {
+    reason: String,
+    /// It is a login uid and no more, in a unit of a user's own manager: where that is meant to run it, this tells nothing.
+    of_the_manager: bool,
 }
 
 impl Use {
@@ -81,6 +112,12 @@ impl Heard {
         Self { since: Some(since), ..Self::default() }
     }
 
+    /// The same, of a ledger whose last checkpoint covers so many records. Without it, nobody has signed any of them.
+    #[must_use]
+    pub fn signed(self, signed: u64) -> Self {
+        Self { signed, ..self }
+    }
+
     /// The identities that were told of.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.uses.keys().map(String::as_str)
@@ -89,6 +126,22 @@ impl Heard {
     /// How the credentials of an identity were used, by name.
     pub(super) fn of(&self, identity: &str) -> impl Iterator<Item = (&str, &Use)> {
         self.uses.get(identity).into_iter().flatten().map(|(name, used)| (name.as_str(), used))
+    }
+
+    /// Until when anything lives that was handed out to an identity.
+    pub(super) fn lives_until(&self, identity: &str) -> Option<Timestamp> {
+        self.of(identity).filter_map(|(_, used)| used.lives_until()).max()
+    }
+
+    /// How many processes with a person behind them were served as an identity, by what gave them away. In a unit of a user's own
+    /// manager, `users_units` says that it is meant to be there, so that the user's login tells nothing.
+    pub(super) fn humans(&self, identity: &str, users_units: bool) -> BTreeMap<String, u64> {
+        let served = self.people.get(identity).into_iter().flat_map(|people| people.served.values());
+        let mut all = BTreeMap::new();
+        for sign in served.filter(|sign| !(users_units && sign.of_the_manager)) {
+            *all.entry(sign.reason.clone()).or_default() += 1;
+        }
+        all
     }
 
     /// What could not be revoked and lives still: whose, and the record.
@@ -103,13 +156,19 @@ impl Heard {
     /// Takes the next record.
     pub fn hear(&mut self, record: &Record) {
         self.records += 1;
-        let Ok(time) = record.time.parse::<Timestamp>() else { return };
+        let time = record.time.parse::<Timestamp>();
+        if record.seq >= self.signed {
+            let told = time.as_ref().map_or(Timestamp::MIN, |time| *time);
+            self.unsigned_since = Some(self.unsigned_since.map_or(told, |since| since.min(told)));
+        }
+        let Ok(time) = time else { return };
         self.first.get_or_insert(time);
         self.last = Some(time);
         let counts = self.since.is_none_or(|since| time >= since);
         let entry = &record.entry;
         self.of_the_agent(record, counts);
         self.of_issuers(record, counts);
+        self.of_people(record, counts);
         let Some(who) = &entry.workload else { return };
         if counts {
             self.environments.insert(who.env.clone());
@@ -130,12 +189,12 @@ impl Heard {
                     self.thumbprints.entry(thumbprint).or_default().insert(who.id.clone());
                 }
             }
-            (EventType::CredentialRenew, Outcome::Success) => used.failing_since = None,
+            (EventType::CredentialRenew, Outcome::Success) => {
+                used.failing_since = None;
+                used.lengthen(entry);
+            }
             (EventType::IssueFailure, _) => used.failing_since = Some(record.seq),
             (EventType::Denial, _) if counts => used.denied += 1,
-            (EventType::HumanSession, Outcome::Success) if counts => {
-                *used.humans.entry(entry.event.reason.clone().unwrap_or_default()).or_default() += 1;
-            }
             (EventType::CredentialReturn | EventType::CredentialRevoke, outcome) => {
                 let what = entry.credential.as_ref();
                 let hash = what.and_then(|what| what.token_hash.clone()).unwrap_or_default();
@@ -181,6 +240,33 @@ impl Heard {
         }
     }
 
+    /// A person is told of once for each process, and that may have been long ago; and who logged in is on record with each hand-out.
+    fn of_people(&mut self, record: &Record, counts: bool) {
+        let entry = &record.entry;
+        let (Some(who), Some(peer)) = (&entry.workload, &entry.peer) else { return };
+        // The service manager's process is nobody's, whoever told it to start a unit.
+        if entry.event.outcome != Outcome::Success || entry.service_manager.is_some() {
+            return;
+        }
+        let process = (record.boot_id.clone(), peer.pid, peer.start);
+        let is_told = entry.event.kind == EventType::HumanSession;
+        if !is_told && !hands_out(entry.event.kind) {
+            return;
+        }
+        let people = self.people.entry(who.id.clone()).or_default();
+        if is_told {
+            keep(&mut people.told, process.clone(), entry.event.reason.clone().unwrap_or_default());
+        }
+        let of_a_user = peer.unit.as_ref().is_some_and(|unit| unit.manager.starts_with("user:"));
+        let sign = match people.told.get(&process) {
+            Some(reason) => Some(Sign { reason: reason.clone(), of_the_manager: false }),
+            None => peer.loginuid.map(|_| Sign { reason: "LOGIN_UID".into(), of_the_manager: of_a_user }),
+        };
+        if let Some(sign) = sign.filter(|_| counts) {
+            keep(&mut people.served, process, sign);
+        }
+    }
+
     fn of_issuers(&mut self, record: &Record, counts: bool) {
         let entry = &record.entry;
         let named = entry.credential.as_ref().and_then(|what| what.issuer.clone());
@@ -207,10 +293,21 @@ impl Use {
         }
     }
 
+    /// What somebody has already goes on: a lease was renewed. Another in its place is nobody's yet.
+    fn lengthen(&mut self, entry: &Entry) {
+        if let Some((hash, until)) = lives(entry)
+            && let Some(known) = self.live.get_mut(&hash)
+        {
+            *known = until.max(*known);
+        }
+    }
+
     fn remember(&mut self, entry: &Entry) {
         let Some(what) = &entry.credential else { return };
-        let until = what.not_after.as_ref().and_then(|until| until.parse().ok());
-        if let (Some(hash), Some(until)) = (what.token_hash.clone(), until) {
+        if let Some(kind) = &what.kind {
+            self.unleased = kind == UNLEASED;
+        }
+        if let Some((hash, until)) = lives(entry) {
             self.live.insert(hash, until);
             // The ledger is long and most of it has ended: what lives longest is all that is asked for.
             if self.live.len() > 256
@@ -220,6 +317,19 @@ impl Use {
                 self.live.remove(&soonest);
             }
         }
+    }
+}
+
+/// What a record is about, by its hash, and until when that lives.
+fn lives(entry: &Entry) -> Option<(String, Timestamp)> {
+    let what = entry.credential.as_ref()?;
+    Some((what.token_hash.clone()?, what.not_after.as_ref()?.parse().ok()?))
+}
+
+/// Keeps what is told of a process, as long as there is room.
+fn keep<T>(all: &mut BTreeMap<Process, T>, process: Process, told: T) {
+    if all.len() < MOST_PEOPLE || all.contains_key(&process) {
+        all.insert(process, told);
     }
 }
 

@@ -37,6 +37,7 @@ pub(super) fn part(asked: &Asked<'_>, identity: &Identity, covers: bool) -> Iden
     });
     let certificate = asked.settings.certificates.get(&identity.name).map(|own| CertificatePart {
         custody: custody(&own.custody),
+        sealed: sealed(asked),
         life_s: (own.signed_by == SignedBy::Itself).then_some(own.lifetime.as_secs()),
         export: own.export,
     });
@@ -74,10 +75,9 @@ pub(super) fn part(asked: &Asked<'_>, identity: &Identity, covers: bool) -> Iden
             .into_iter()
             .collect(),
         people: identity.humans.as_str(),
-        humans: all().flat_map(|used| &used.humans).fold(BTreeMap::new(), |mut all, (sign, times)| {
-            *all.entry(sign.clone()).or_default() += times;
-            all
-        }),
+        humans: asked
+            .heard
+            .humans(&identity.name, identity.selectors.iter().any(|one| one.user_unit.is_some())),
         reach: reach(asked, identity, &credentials),
         credentials,
     }
@@ -92,6 +92,10 @@ fn credential(
 ) -> CredentialPart {
     let nothing = Use::default();
     let used = used.unwrap_or(&nothing);
+    let in_custody = match &rule.terms.wants {
+        Wants::Certificate(terms) => Some(terms.path.is_some()),
+        Wants::Token | Wants::Lease(_) | Wants::Sealed(_) => None,
+    };
     let scope: Vec<String> = rule.scope.iter().map(ToString::to_string).collect();
     // Where nothing was handed out, its scopes are not what is too much; and of what is kept sealed, nobody hears a scope.
     let told = covers && used.handed_out > 0 && !used.carried.is_empty();
@@ -103,7 +107,7 @@ fn credential(
         pick(scope.len() > 1, &|scope| used.carried.contains(scope) && !used.named.contains(scope));
     CredentialPart {
         name: rule.name.to_string(),
-        kind: kind(rule),
+        kind: kind(rule, used),
         wants: match &rule.terms.wants {
             Wants::Token => "token",
             Wants::Certificate(_) => "certificate",
@@ -135,6 +139,8 @@ fn credential(
         per: rule.per.as_str(),
         max_uses: rule.max_uses,
         key_export: rule.key_export,
+        key_custody: in_custody.map(|in_file| if in_file { "file" } else { "memory" }),
+        key_sealed: in_custody.and_then(|_| sealed(asked)),
         variables: identity
             .delivery
             .env
@@ -159,13 +165,14 @@ fn credential(
     }
 }
 
-fn kind(rule: &CredentialRule) -> Kind {
+fn kind(rule: &CredentialRule, used: &Use) -> Kind {
     let only = rule.forward.as_ref().is_some_and(|forward| forward.only);
     match &rule.terms.wants {
         Wants::Sealed(_) if only => Kind::Bridged,
         Wants::Sealed(_) => Kind::Static,
-        // An entry of a key-value store of version 2: it is leased to nobody and stays as it is.
-        Wants::Lease(lease) if lease.at.split('/').nth(1) == Some("data") => {
+        // An entry of a key-value store: it is leased to nobody and stays as it is. Those of version 2 show it by their path, behind
+        // a mount of one name or several; those of version 1 by what came.
+        Wants::Lease(lease) if used.unleased || lease.at.contains("/data/") => {
             if only {
                 Kind::Bridged
             } else {
@@ -183,6 +190,10 @@ fn brought(terms: &Terms) -> Vec<BroughtPart> {
     let mut all = match &terms.client_auth {
         ClientAuth::FederatedJwt(file) | ClientAuth::SpiffeJwt(SvidSource::File(file)) => {
             vec![part("assertion", file)]
+        }
+        // Made for this, and still good for whoever has it until it ends. Its subject is held against the settings.
+        ClientAuth::SpiffeJwt(SvidSource::WorkloadApi { .. }) => {
+            vec![BroughtPart { role: "assertion", conditions: true }]
         }
         _ => vec![],
     };

@@ -72,6 +72,8 @@ struct Facts<'a> {
     gone: Vec<GonePart>,
     ledger: LedgerPart,
     heard: &'a Heard,
+    /// Those that are switched off, whether or not the settings know them still.
+    disabled: &'a BTreeMap<Arc<str>, String>,
     days: i64,
     now: Timestamp,
 }
@@ -117,6 +119,7 @@ fn facts<'a>(asked: &Asked<'a>) -> Facts<'a> {
         identities,
         gone,
         heard,
+        disabled: asked.disabled,
         days: days(asked.now.duration_since(asked.since)),
         now: asked.now,
     }

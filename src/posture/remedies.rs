@@ -58,6 +58,12 @@ pub struct Remedy {
 /// An exception that ends within so many days is something to do now.
 const SOON: i64 = 30;
 
+/// How a key is kept that whoever copies the disk has.
+const PLAIN: (&str, Option<bool>) = ("file", Some(false));
+
+/// What ends that.
+const SEAL: &str = "give the agent a sealing key: the credential keybearer.sealing-key, or keys.sealing_key";
+
 pub(super) fn remedies(identities: &[IdentityPart]) -> Vec<Remedy> {
     let mut all = vec![];
     for identity in identities {
@@ -99,12 +105,16 @@ fn of_identity(all: &mut Vec<Remedy>, identity: &IdentityPart) {
         let what = format!("it is several programs: {}", identity.units.join(", "));
         add("SEVERAL_UNITS", Exposure::Seen, what, "make an identity for each of these units".into());
     }
-    let sealed = identity.key.as_ref().map(|key| (key.custody, key.sealed));
-    if let Some(("file", Some(false))) = sealed {
-        let what = "its key file is plain: whoever copies it, or a backup of it, is this client".into();
-        let remedy =
-            "give the agent a sealing key: the credential keybearer.sealing-key, or keys.sealing_key";
-        add("KEY_PLAIN", Exposure::Host, what, remedy.into());
+    let plain = [
+        ("key", identity.key.as_ref().map(|key| (key.custody, key.sealed))),
+        ("certificate's key", identity.certificate.as_ref().map(|own| (own.custody, own.sealed))),
+    ];
+    let plain = plain.iter().filter(|(_, kept)| *kept == Some(PLAIN)).map(|(what, _)| *what);
+    let plain = plain.collect::<Vec<_>>().join(" and its ");
+    if !plain.is_empty() {
+        let what =
+            format!("its {plain}: plain on this disk; whoever copies it, or a backup of it, is this client");
+        add("KEY_PLAIN", Exposure::Host, what, SEAL.into());
     }
     if identity.life == Life::Stale && identity.disabled.is_none() {
         let what = match &identity.last_used {
@@ -174,6 +184,10 @@ fn of_credential(all: &mut Vec<Remedy>, identity: &IdentityPart, credential: &Cr
             what,
             "forward = \"allowed\", and key_export = \"never\"".into(),
         );
+    }
+    if credential.key_custody.map(|custody| (custody, credential.key_sealed)) == Some(PLAIN) {
+        let what = "its key is plain on this disk: whoever copies it, or a backup of it, has the certificate";
+        add("KEY_PLAIN", Exposure::Host, what.into(), SEAL.into());
     }
     if let Some(exception) = &credential.exception {
         let (until, owner) = (&exception.until, &exception.owner);

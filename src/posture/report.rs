@@ -25,6 +25,8 @@ pub enum Trust {
         records: u64,
         /// How many of them a checkpoint has signed.
         signed: u64,
+        /// Whether the checkpoints were held against a key that was kept elsewhere, and not against the one beside the ledger.
+        key_given: bool,
     },
 }
 
@@ -210,6 +212,8 @@ pub struct KeyPart {
 pub struct CertificatePart {
     /// Where its key is: file or memory.
     pub custody: &'static str,
+    /// Whether a copy of the key's file is worth nothing; unknown where only the agent could say, and the ledger does not.
+    pub sealed: Option<bool>,
     /// The longest it lives, in seconds, where the agent makes it.
     pub life_s: Option<u64>,
     /// Whether its key may be handed out.
@@ -257,6 +261,10 @@ pub struct CredentialPart {
     pub max_uses: Option<u32>,
     /// Whether the key that binds it is handed out with it.
     pub key_export: bool,
+    /// Where the key is of a certificate that a CA gives: file or memory.
+    pub key_custody: Option<&'static str>,
+    /// Whether a copy of that file is worth nothing; unknown where only the agent could say, and the ledger does not.
+    pub key_sealed: Option<bool>,
     /// The variables that programs get it in.
     pub variables: Vec<String>,
     /// The longest it may live here, in seconds. A secret that stays the same has to be asked for again then, and lives on.

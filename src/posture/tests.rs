@@ -68,6 +68,39 @@ fn sealed(more: &str) -> String {
     )
 }
 
+/// An identity that shows a certificate of the agent's own making and has no other key; no sealing key is named.
+fn certified(more: &str) -> String {
+    format!(
+        "environment = \"prod\"\n[issuers.corp]\nkind = \"oauth\"\nissuer = \"https://idp.example.com\"\n[identities.edi]\nowner = \
+         \"edi@example.com\"\nassurance = \"standard\"\nmatch = {{ unit = \"edi.service\", uid = 1001, exe = \"/usr/bin/edi\" \
+         }}\n[identities.edi.certificate]\n{more}\n[identities.edi.credentials.orders]\nissuer = \"corp\"\nclient_id = \"edi\"\nresource = \
+         \"https://api.example.com\"\nscope = [\"orders:read\"]\nclient_auth = \"self_signed_tls_client_auth\"\n"
+    )
+}
+
+/// The same, of a CA's making; its other key is in memory.
+fn meshed(more: &str) -> String {
+    format!(
+        "environment = \"prod\"\n[issuers.mesh]\nkind = \"step-ca\"\nurl = \"https://ca.example.com\"\nroots = \"/ca.pem\"\n\
+         [identities.edi]\nowner = \"edi@example.com\"\nassurance = \"standard\"\nmatch = {{ unit = \"edi.service\", uid = 1001, exe = \
+         \"/usr/bin/edi\" }}\n[identities.edi.key]\ncustody = \"memory\"\n[identities.edi.credentials.tls]\nissuer = \"mesh\"\nclient_id = \
+         \"edi\"\ncertificate = {{ uri = [\"spiffe://example.com/edi\"], {more} }}\n"
+    )
+}
+
+/// What is read at an OpenBao.
+fn leased(at: &str) -> String {
+    format!(
+        "{SOUND}[issuers.bao]\nkind = \"openbao\"\nurl = \"https://bao.example.net\"\n[identities.edi.credentials.app]\nissuer = \
+         \"bao\"\nclient_id = \"edi\"\nlease = {{ at = \"{at}\" }}\n"
+    )
+}
+
+/// No token anywhere.
+fn only_sealed() -> String {
+    format!("environment = \"prod\"\n[keys]\nsealing_key = \"/run/elsewhere/key\"\n{}", sealed(""))
+}
+
 fn settings(text: &str) -> Settings {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("agent.toml");
@@ -139,17 +172,25 @@ fn calm() -> Vec<Record> {
     all
 }
 
+/// A whole ledger, all of which is signed.
+fn signed(records: usize) -> Trust {
+    let records = records as u64;
+    Trust::Whole { records, signed: records, key_given: true }
+}
+
 /// The report of these settings and records.
 fn made(text: &str, records: &[Record]) -> Report {
-    let whole = Trust::Whole { records: records.len() as u64, signed: records.len() as u64 };
-    told(text, records, &whole, &[])
+    told(text, records, &signed(records.len()), &[])
 }
 
 fn told(text: &str, records: &[Record], ledger: &Trust, off: &[&str]) -> Report {
     let now: Timestamp = NOW.parse().unwrap();
     let since = now.checked_sub(SignedDuration::from_hours(720)).unwrap();
-    let mut heard = Heard::since(since);
-    records.iter().for_each(|record| heard.hear(record));
+    let signed = if let Trust::Whole { signed, .. } = ledger { *signed } else { 0 };
+    let mut heard = Heard::since(since).signed(signed);
+    for (seq, record) in records.iter().enumerate() {
+        heard.hear(&Record { seq: seq as u64, ..record.clone() });
+    }
     let disabled = off.iter().map(|name| (Arc::from(*name), "left".to_owned())).collect();
     let settings = settings(text);
     report(&Asked { settings: &settings, disabled: &disabled, heard: &heard, ledger, since, now })
@@ -257,6 +298,20 @@ fn each_control_turns_over_when_it_is_violated() {
         all[0].entry.detail = Some("environment prod".into());
         all
     };
+    let by_unit = "unit = \"edi.service\", uid = 1001, exe = \"/usr/bin/edi\"";
+    let by_users_unit =
+        but(by_unit, "user_unit = \"edi.service\", uid = 1001").replace("\"standard\"", "\"interim\"");
+    let in_users_unit = ("/peer/unit/manager", json!("user:1001"));
+    let errand =
+        ("/service_manager", json!({"unit": "edi.service", "credential": "orders", "promised": ["uid"]}));
+    let told_long_ago = |pid: u32| {
+        let mut all = with(record(900, "human_session", "edi", "", &[("/event/reason", json!("TERMINAL"))]));
+        all.push(record(2, "credential_release", "edi", "orders", &[("/peer/pid", json!(pid))]));
+        all
+    };
+    let lease = |hours, kind: &str| {
+        record(hours, "credential_issue", "edi", "app", &[("/credential/kind", json!(kind))])
+    };
     type Case = (&'static str, Verdict, String, Vec<Record>);
     let cases: Vec<Case> = vec![
         ("NHI-1", Pass, sound(), calm()),
@@ -274,6 +329,11 @@ fn each_control_turns_over_when_it_is_violated() {
         // Something of a removed identity lives still; then it has ended.
         ("NHI-1", Fail, sound(), gone(0)),
         ("NHI-1", Pass, sound(), gone(2)),
+        // The same of one credential of an identity that stays; what names none is no credential's.
+        ("NHI-1", Fail, sound(), with(record(0, "credential_issue", "edi", "before", &[]))),
+        ("NHI-1", Pass, sound(), with(record(2, "credential_issue", "edi", "before", &[]))),
+        ("NHI-1", Pass, sound(), with(record(0, "credential_issue", "edi", "orders", &[]))),
+        ("NHI-1", Pass, sound(), with(record(0, "credential_issue", "edi", "", &[]))),
         // A ledger that is too young cannot tell who is stale.
         ("NHI-1", NotApplicable, sound(), vec![record(2, "credential_issue", "edi", "orders", &[])]),
         ("NHI-2", Pass, sound(), calm()),
@@ -287,6 +347,14 @@ fn each_control_turns_over_when_it_is_violated() {
         ("NHI-2", Fail, exported.clone(), calm()),
         ("NHI-2", Fail, plain.clone(), unsealed()),
         ("NHI-2", NotApplicable, plain.clone(), calm()[1..].to_vec()),
+        // The key of a certificate is a key too, whether the agent made the certificate or a CA.
+        ("NHI-2", Fail, certified(""), unsealed()),
+        ("NHI-2", Pass, certified("custody = \"memory\""), unsealed()),
+        ("NHI-2", Pass, certified(""), calm()),
+        ("NHI-2", NotApplicable, certified(""), calm()[1..].to_vec()),
+        ("NHI-2", Fail, meshed("path = \"/var/lib/keybearer/tls.pem\""), unsealed()),
+        ("NHI-2", Pass, meshed("custody = \"memory\""), unsealed()),
+        ("NHI-2", Pass, meshed("path = \"/var/lib/keybearer/tls.pem\""), calm()),
         ("NHI-3", Pass, sound(), calm()),
         (
             "NHI-3",
@@ -320,6 +388,18 @@ fn each_control_turns_over_when_it_is_violated() {
         ("NHI-6", Fail, exchange("", actor), calm()),
         ("NHI-6", Pass, exchange(sub, actor), calm()),
         ("NHI-7", Pass, sound(), calm()),
+        // An entry of a key-value store stays as it is: by its path, or by what came.
+        ("NHI-7", Pass, leased("database/creds/edi"), calm()),
+        ("NHI-7", Fail, leased("secret/data/edi"), calm()),
+        ("NHI-7", Fail, leased("team/kv/data/edi"), calm()),
+        ("NHI-7", Pass, leased("kv/edi"), calm()),
+        ("NHI-7", Fail, leased("kv/edi"), with(lease(3, "unleased_values"))),
+        (
+            "NHI-7",
+            Pass,
+            leased("kv/edi"),
+            [calm(), vec![lease(3, "unleased_values"), lease(2, "leased_values")]].concat(),
+        ),
         (
             "NHI-7",
             Fail,
@@ -355,6 +435,32 @@ fn each_control_turns_over_when_it_is_violated() {
         ("NHI-10", Pass, sound(), calm()),
         ("NHI-10", Fail, sound(), event("human_session", &[("/event/reason", json!("LOGIN_UID"))])),
         ("NHI-10", Pass, sound(), event("human_session", &[("/event/outcome", json!("denied"))])),
+        // Who logged in is on record with what was handed out; to the service manager it says nothing.
+        ("NHI-10", Fail, sound(), used(&[("/peer/loginuid", json!(1000))])),
+        (
+            "NHI-10",
+            Pass,
+            sound(),
+            event("denial", &[("/peer/loginuid", json!(1000)), ("/event/outcome", json!("denied"))]),
+        ),
+        ("NHI-10", Pass, sound(), used(&[("/peer/loginuid", json!(1000)), errand.clone()])),
+        ("NHI-10", Fail, sound(), used(&[("/peer/loginuid", json!(1000)), in_users_unit.clone()])),
+        (
+            "NHI-10",
+            NotApplicable,
+            by_users_unit.clone(),
+            used(&[("/peer/loginuid", json!(1000)), in_users_unit.clone()]),
+        ),
+        ("NHI-10", Fail, by_users_unit.clone(), used(&[("/peer/loginuid", json!(1000))])),
+        (
+            "NHI-10",
+            Pass,
+            but("owner = \"edi@example.com\"", "owner = \"edi@example.com\"\nhumans = \"allowed\""),
+            used(&[("/peer/loginuid", json!(1000))]),
+        ),
+        // A process is told of once. That was before the time that counts, and it is served still; or another is.
+        ("NHI-10", Fail, sound(), told_long_ago(1)),
+        ("NHI-10", Pass, sound(), told_long_ago(2)),
         (
             "NHI-10",
             NotApplicable,
@@ -363,6 +469,7 @@ fn each_control_turns_over_when_it_is_violated() {
             calm(),
         ),
         ("GA-01", Pass, sound(), calm()),
+        ("GA-01", NotApplicable, only_sealed(), with_mailer()),
         ("GA-01", Fail, interim("scope = [\"mail:send\"]\norigins = [\"https://m.example.com\"]"), mail()),
         ("GA-02", Pass, sound(), calm()),
         ("GA-02", Fail, orders("origins = [\"https://a.example.net\", \"https://b.example.net\"]"), calm()),
@@ -422,12 +529,23 @@ fn each_control_turns_over_when_it_is_violated() {
         (
             "N63-2",
             Fail,
+            orders(
+                "client_auth = \"spiffe_jwt\"\nassertion = { socket = \"/s\", subject = \"spiffe://example.com/edi\" }",
+            ),
+            calm(),
+        ),
+        (
+            "N63-2",
+            Fail,
             orders("client_auth = \"federated_jwt\"\nassertion = { file = \"/t\", subject = \"edi\" }"),
             calm(),
         ),
         ("N63-3", NotApplicable, sound(), calm()),
         ("N63-3", Fail, exported.clone(), calm()),
         ("N63-3", Fail, plain, unsealed()),
+        ("N63-3", Fail, certified(""), unsealed()),
+        ("N63-3", NotApplicable, certified("custody = \"memory\""), unsealed()),
+        ("N63-3", Fail, meshed("path = \"/var/lib/keybearer/tls.pem\""), unsealed()),
         ("N63-4", Pass, sound(), calm()),
         ("N63-4", Fail, orders("max_ttl = \"1m\""), calm()),
         ("N63-5", Pass, sound(), calm()),
@@ -468,6 +586,60 @@ fn each_control_turns_over_when_it_is_violated() {
 }
 
 #[test]
+fn who_was_switched_off_and_has_what_works_still_is_told_before_its_issuer_is_asked() {
+    // GA-10: nothing is on record of a revocation that waits for its issuer.
+    let told = |records: &[Record], off: &[&str]| {
+        let report = told(SOUND, records, &signed(records.len()), off);
+        let one = report.controls.into_iter().find(|one| one.id == "GA-10").unwrap();
+        (one.verdict, one.evidence)
+    };
+    let live = with(record(0, "credential_issue", "edi", "orders", &[]));
+    let (verdict, evidence) = told(&live, &["edi"]);
+    assert!(verdict == Verdict::Fail && evidence.contains("edi (until 2026-11-25T12:05:00Z)"), "{evidence}");
+    // Taken out of the settings too, it has it all the same.
+    let other = with(record(0, "credential_issue", "old", "x", &[]));
+    assert_eq!(told(&other, &["old"]).0, Verdict::Fail);
+    // Another is off; it has ended; it was revoked.
+    assert_eq!(told(&live, &["payments"]).0, Verdict::Pass);
+    assert_eq!(told(&calm(), &["edi"]).0, Verdict::Pass);
+    let hash = ("/credential/token_hash", json!("edi.orders.0"));
+    let dead = [live, vec![record(0, "credential_revoke", "edi", "orders", &[hash])]].concat();
+    assert_eq!(told(&dead, &["edi"]).0, Verdict::Pass);
+    // A lease that goes on is the one that was handed out; another that was had in its place is nobody's yet.
+    let renewed = |whose: &str| {
+        let hash = ("/credential/token_hash", json!(whose));
+        let issued = record(1, "credential_issue", "edi", "orders", &[]);
+        [calm(), vec![issued, record(0, "credential_renew", "edi", "orders", &[hash])]].concat()
+    };
+    assert_eq!(told(&renewed("edi.orders.1"), &["edi"]).0, Verdict::Fail);
+    assert_eq!(told(&renewed("another"), &["edi"]).0, Verdict::Pass);
+}
+
+#[test]
+fn records_that_no_checkpoint_signs_are_believed_for_two_hours() {
+    // N63-8: the last checkpoint that is left may be one of long ago, before somebody wrote what he liked.
+    let records: Vec<Record> =
+        [960, 48, 3, 1, 0].map(|hours| record(hours, "credential_issue", "edi", "orders", &[])).into();
+    let told = |signed, key_given| {
+        let report = told(SOUND, &records, &Trust::Whole { records: 5, signed, key_given }, &[]);
+        let one = report.controls.into_iter().find(|one| one.id == "N63-8").unwrap();
+        (one.verdict, one.evidence)
+    };
+    for (signed, expected) in
+        [(0, Verdict::Fail), (1, Verdict::Fail), (2, Verdict::Fail), (3, Verdict::Pass), (5, Verdict::Pass)]
+    {
+        assert_eq!(told(signed, true).0, expected, "{signed} are signed");
+    }
+    // Held against the agent's own clock too: what is dated ahead is no younger for it.
+    let ahead = [record(1, "denial", "edi", "orders", &[]), record(-2, "denial", "edi", "orders", &[])];
+    let unsigned = Trust::Whole { records: 2, signed: 0, key_given: true };
+    assert_eq!(verdict(&super::tests::told(SOUND, &ahead, &unsigned, &[]), "N63-8"), Verdict::Fail);
+    // And a key that lies beside the ledger is whoever's who can write there.
+    assert!(told(5, false).1.contains("only the key beside the ledger"), "{}", told(5, false).1);
+    assert!(told(5, true).1.contains("the key that you named"), "{}", told(5, true).1);
+}
+
+#[test]
 fn a_tampered_ledger_fails_the_control_of_records_and_is_told_first() {
     let fault = Trust::Tampered { seq: 3, fault: "it was changed".into() };
     let report = told(SOUND, &calm()[..3], &fault, &[]);
@@ -477,7 +649,7 @@ fn a_tampered_ledger_fails_the_control_of_records_and_is_told_first() {
     assert!(page(&report).contains("role=\"alert\""));
     assert_eq!(report.ledger.counted, 3);
     // Nor is one believed whose checkpoints are gone.
-    let unsigned = Trust::Whole { records: 5, signed: 0 };
+    let unsigned = Trust::Whole { records: 5, signed: 0, key_given: true };
     assert_eq!(verdict(&told(SOUND, &calm(), &unsigned, &[]), "N63-8"), Verdict::Fail);
     let young = [record(1, "credential_issue", "edi", "orders", &[])];
     assert_eq!(verdict(&told(SOUND, &young, &unsigned, &[]), "N63-8"), Verdict::Pass);
@@ -534,6 +706,30 @@ fn what_to_do_is_sorted_by_assurance_exposure_and_age_and_gone_once_done() {
 }
 
 #[test]
+fn a_key_that_lies_plain_is_something_to_do_whatever_it_is_for() {
+    // NHI-2, S47
+    let unsealed = || {
+        let mut all = calm();
+        all[0].entry.detail = Some("environment prod".into());
+        all
+    };
+    let plain = |text: &str, records: &[Record]| {
+        codes(&made(text, records)).into_iter().filter(|one| one.ends_with("KEY_PLAIN")).collect::<Vec<_>>()
+    };
+    assert_eq!(plain(&certified(""), &unsealed()), ["edi KEY_PLAIN"]);
+    assert_eq!(plain(&meshed("path = \"/var/lib/keybearer/tls.pem\""), &unsealed()), ["edi.tls KEY_PLAIN"]);
+    assert_eq!(plain(&certified(""), &calm()), [""; 0]);
+    assert_eq!(plain(&certified("custody = \"memory\""), &unsealed()), [""; 0]);
+    // Two keys of one identity are one thing to do.
+    let both = certified("")
+        .replace("client_auth = \"self", "binding = \"mtls\"\nclient_auth = \"private_key_jwt\" # ");
+    let report = made(&both, &unsealed());
+    let what: Vec<&str> = report.remedies.iter().map(|one| one.what.as_str()).collect();
+    assert!(what.iter().any(|what| what.starts_with("its key and its certificate's key: plain")), "{what:?}");
+    assert!(text(&report).contains("certificate its key in file, plain"), "{}", text(&report));
+}
+
+#[test]
 fn of_two_that_lie_as_open_the_older_comes_first() {
     // S47
     let two = SOUND.to_owned()
@@ -563,7 +759,7 @@ fn an_identity_that_is_not_used_is_stale_only_if_the_ledger_goes_back_so_far() {
     assert_eq!((life(&old, "edi"), life(&old, "payments")), (Life::Stale, Life::Stale));
     assert_eq!((life(&young, "edi"), life(&young, "payments")), (Life::Used, Life::Unknown));
     // One that is switched off needs nothing done.
-    let whole = Trust::Whole { records: 1, signed: 1 };
+    let whole = signed(1);
     let off = told(SOUND, &old, &whole, &["edi", "payments"]);
     assert!(off.remedies.is_empty() && verdict(&off, "NHI-1") == Verdict::Pass);
     assert_eq!(off.identities[0].disabled.as_deref(), Some("left"));

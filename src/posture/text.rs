@@ -142,12 +142,7 @@ fn of_identity(identity: &IdentityPart) -> Vec<String> {
         identity.denied
     ));
     if let Some(key) = &identity.key {
-        let sealed = match key.sealed {
-            Some(true) => ", sealed",
-            Some(false) => ", plain",
-            None => "",
-        };
-        let sealed = if key.custody == "file" { sealed } else { "" };
+        let sealed = sealed(key.custody, key.sealed);
         out.push(format!(
             "  key         {} in {}{sealed}, replaced after {}",
             key.algorithm,
@@ -155,10 +150,22 @@ fn of_identity(identity: &IdentityPart) -> Vec<String> {
             length(key.age_limit_s)
         ));
     }
+    if let Some(own) = &identity.certificate {
+        out.push(format!("  certificate its key in {}{}", own.custody, sealed(own.custody, own.sealed)));
+    }
     for one in &identity.credentials {
         out.push(format!("  {}: {}", clean(&one.name), clean(&of_credential(identity, one))));
     }
     out
+}
+
+/// How a key lies where it is kept, for both renderings.
+pub(super) fn sealed(custody: &str, sealed: Option<bool>) -> &'static str {
+    match (custody, sealed) {
+        ("file", Some(true)) => ", sealed",
+        ("file", Some(false)) => ", plain",
+        _ => "",
+    }
 }
 
 /// One credential in a sentence, for both renderings.

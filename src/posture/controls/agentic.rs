@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{Check, Said, fail, names, not_applicable, pass};
-use crate::posture::{Facts, count};
+use crate::posture::{Facts, count, seconds};
 
 pub(super) const ALL: [(&str, &str, Check); 10] = [
     ("GA-01", "ASI01 Agent Goal Hijack", goals),
@@ -20,6 +20,9 @@ pub(super) const ALL: [(&str, &str, Check); 10] = [
 ];
 
 fn goals(facts: &Facts<'_>) -> Said {
+    if facts.those(|_, one| one.wants == "token").is_empty() {
+        return not_applicable("no identity has a token that could be capped by an API and a scope");
+    }
     let open = facts.those(|_, one| one.wants == "token" && (one.audience.is_none() || one.scope.is_empty()));
     if !open.is_empty() {
         return fail(
@@ -193,6 +196,19 @@ fn rogue(facts: &Facts<'_>) -> Said {
         return fail(
             format!("what should be dead could not be revoked and lives still: {}", names(&lives)),
             "switch the client off at its issuer, or wait until it ends",
+        );
+    }
+    // While an issuer is down, nothing is on record yet of what waits to be revoked there.
+    let lives: Vec<String> = facts
+        .disabled
+        .keys()
+        .filter_map(|name| Some((name, facts.heard.lives_until(name).filter(|until| *until > facts.now)?)))
+        .map(|(name, until)| format!("{name} (until {})", seconds(until)))
+        .collect();
+    if !lives.is_empty() {
+        return fail(
+            format!("switched off, and what was handed out before lives still: {}", names(&lives)),
+            "keybearer status tells whether its revocation waits for an issuer; switch the client off there, or wait until it ends",
         );
     }
     let off = facts.who(|one| one.disabled.is_some());

@@ -1,7 +1,9 @@
 //! NIST SP 800-63-4, which is written for people, mapped to programs; the mapping is ours.
 
+use jiff::SignedDuration;
+
 use super::{Check, Said, fail, names, not_applicable, pass};
-use crate::posture::{Facts, Trust, count, length};
+use crate::posture::{Facts, Trust, count, length, seconds};
 
 pub(super) const ALL: [(&str, &str, Check); 8] = [
     ("N63-1", "Phishing (verifier impersonation) resistance", phishing),
@@ -13,6 +15,9 @@ pub(super) const ALL: [(&str, &str, Check); 8] = [
     ("N63-7", "Approved cryptography", cryptography),
     ("N63-8", "Records of authenticator events", records),
 ];
+
+/// How old a record may be that no checkpoint signs: `audit.checkpoint_every` is an hour at most.
+const UNSIGNED: SignedDuration = SignedDuration::from_hours(2);
 
 fn phishing(facts: &Facts<'_>) -> Said {
     let open = facts.those(|_, one| one.wants != "certificate" && one.phishing_resistance == "none");
@@ -40,8 +45,8 @@ fn replay(facts: &Facts<'_>) -> Said {
     let again = facts.those(|_, one| one.brought.iter().any(|token| token.role == "assertion"));
     if !again.is_empty() {
         return fail(
-            format!("who asks is proved by a file that can be shown again: {}", names(&again)),
-            "client_auth = \"private_key_jwt\" or a certificate; or have the platform write it for minutes only",
+            format!("who asks is proved by a token that can be shown again: {}", names(&again)),
+            "client_auth = \"private_key_jwt\" or a certificate; or have the platform make it for minutes only",
         );
     }
     let asking = facts.those(|_, one| one.client_auth != "none").len();
@@ -61,8 +66,7 @@ fn protection(facts: &Facts<'_>) -> Said {
             "key_export = \"never\"; forward = \"allowed\" where the program cannot do without",
         );
     }
-    let plain = facts
-        .who(|one| one.key.as_ref().is_some_and(|key| key.custody == "file" && key.sealed == Some(false)));
+    let plain = facts.key_files(Some(false));
     if !plain.is_empty() {
         return fail(
             format!("keys that can be copied from the disk: those of {}", names(&plain)),
@@ -180,17 +184,30 @@ fn records(facts: &Facts<'_>) -> Said {
     if facts.host.unrecorded_allowed {
         return fail("what cannot be recorded is answered all the same", "audit.on_failure = \"deny\"");
     }
-    let Trust::Whole { records, signed } = facts.ledger.trust else {
+    let Trust::Whole { records, signed, key_given } = facts.ledger.trust else {
         return not_applicable("there is no ledger yet");
     };
-    // A checkpoint is due within the hour: where none is, somebody may have taken it away and written what he liked.
-    if signed == 0 && facts.heard.first.is_some_and(|first| facts.now.duration_since(first).as_hours() >= 2) {
+    // A checkpoint is due within the hour: where there is none, somebody may have taken those away that were, and written what he
+    // liked after the last that he left.
+    let latest = facts.heard.last.map_or(facts.now, |last| last.max(facts.now));
+    if let Some(since) = facts.heard.unsigned_since
+        && latest.duration_since(since) > UNSIGNED
+    {
         return fail(
-            format!("{records} records, and no checkpoint that signs any of them"),
-            "where are the checkpoints that this agent signed? Hold the ledger against a copy of one",
+            format!(
+                "{records} records, and no checkpoint signs those from {} on: {signed} are signed",
+                seconds(since)
+            ),
+            "if the agent stands still, start it: it signs what is there; if not, where are the checkpoints that it signed? Hold the ledger against a copy of one",
         );
     }
+    let vouched = match key_given {
+        true => "the key that you named vouches for it",
+        false => {
+            "only the key beside the ledger vouches for it: --key with a copy that was kept elsewhere tells more"
+        }
+    };
     pass(format!(
-        "{records} records, each chained to the one before, {signed} of them signed; what cannot be recorded is not answered"
+        "{records} records, each chained to the one before, {signed} of them signed, {vouched}; what cannot be recorded is not answered"
     ))
 }

@@ -107,6 +107,18 @@ impl Facts<'_> {
         self.identities.iter().filter(|one| is(one)).map(|one| one.name.clone()).collect()
     }
 
+    /// Those with a private key in a file that is sealed, plain, or nobody can tell which: identities, and credentials that are
+    /// certificates of a CA's.
+    fn key_files(&self, sealed: Option<bool>) -> Vec<String> {
+        let kept = Some(("file", sealed));
+        let own = |one: &IdentityPart| {
+            one.key.as_ref().map(|key| (key.custody, key.sealed)) == kept
+                || one.certificate.as_ref().map(|own| (own.custody, own.sealed)) == kept
+        };
+        let given = |one: &CredentialPart| one.key_custody.map(|custody| (custody, one.key_sealed)) == kept;
+        [self.who(own), self.those(|_, one| given(one))].concat()
+    }
+
     /// How often anything was handed out.
     fn handed_out(&self) -> u64 {
         self.identities.iter().map(|identity| identity.handed_out).sum()

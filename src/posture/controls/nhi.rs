@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Check, Said, fail, names, not_applicable, pass};
-use crate::posture::{Facts, Kind, Life, count, length};
+use crate::posture::{Facts, Kind, Life, count, heard::Use, length};
 
 pub(super) const ALL: [(&str, &str, Check); 10] = [
     ("NHI-1", "Improper Offboarding", offboarding),
@@ -30,6 +30,26 @@ fn offboarding(facts: &Facts<'_>) -> Said {
             "revoke it at its issuer, or wait until it ends; before you take out the next one: keybearer disable NAME",
         );
     }
+    let lives = |used: &Use| used.lives_until().is_some_and(|until| until > facts.now);
+    let taken_out: Vec<String> = facts
+        .identities
+        .iter()
+        .flat_map(|identity| facts.heard.of(&identity.name).map(move |(name, used)| (identity, name, used)))
+        .filter(|(identity, name, used)| {
+            // What names no credential is no credential's.
+            !name.is_empty() && !identity.credentials.iter().any(|one| one.name == *name) && lives(used)
+        })
+        .map(|(identity, name, _)| format!("{}.{name}", identity.name))
+        .collect();
+    if !taken_out.is_empty() {
+        return fail(
+            format!(
+                "taken out of the settings, while something that was handed out lives still: {}",
+                names(&taken_out)
+            ),
+            "revoke it at its issuer, or wait until it ends; before you take out the next one: keybearer revoke NAME CREDENTIAL",
+        );
+    }
     let of = |life| facts.who(|one| one.life == life && one.disabled.is_none());
     let (stale, unknown) = (of(Life::Stale), of(Life::Unknown));
     if !stale.is_empty() {
@@ -46,7 +66,7 @@ fn offboarding(facts: &Facts<'_>) -> Said {
         ));
     }
     pass(format!(
-        "{}, each with an owner, in use within {} days or switched off; nothing lives of those that were removed",
+        "{}, each with an owner, in use within {} days or switched off; nothing lives of what was removed",
         count(facts.identities.len() as u64, "identity"),
         facts.days
     ))
@@ -68,10 +88,7 @@ fn leakage(facts: &Facts<'_>) -> Said {
             "forward = \"allowed\", key_export = \"never\"",
         );
     }
-    let files = |sealed| {
-        facts.who(|one| one.key.as_ref().is_some_and(|key| key.custody == "file" && key.sealed == sealed))
-    };
-    let (plain, unknown) = (files(Some(false)), files(None));
+    let (plain, unknown) = (facts.key_files(Some(false)), facts.key_files(None));
     if !plain.is_empty() {
         return fail(
             format!("key files that are plain: those of {}", names(&plain)),
@@ -85,7 +102,7 @@ fn leakage(facts: &Facts<'_>) -> Said {
         ));
     }
     pass(
-        "no key lies on this host's disk unsealed, none is handed out, and no static secret is in an environment; what other files hold, keybearer scan tells",
+        "no key lies on this host's disk unsealed, none is handed out, and by the settings no static secret is in an environment; what other files hold, keybearer scan tells",
     )
 }
 

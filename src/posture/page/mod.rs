@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use super::{
     CredentialPart, IdentityPart, Report, Trust, Verdict, count, length,
-    text::{days_left, what_it_is},
+    text::{days_left, sealed, what_it_is},
 };
 
 const STYLE: &str = include_str!("page.css");
@@ -81,7 +81,7 @@ fn trust(out: &mut String, report: &Report) {
         (Trust::Missing, _) | (_, None) => {
             writeln!(out, "<p class=\"note\">There is no ledger yet: what is used, nobody can tell.</p>")
         }
-        (Trust::Whole { records, signed }, Some(first)) => writeln!(
+        (Trust::Whole { records, signed, .. }, Some(first)) => writeln!(
             out,
             "<p class=\"note\">The ledger is whole: {records} records from {} on, {signed} of them signed.{}</p>",
             when(Some(first)),
@@ -205,11 +205,7 @@ fn identity(out: &mut String, one: &IdentityPart) {
     row("Use", format!("{}; last {}", esc(&used), when(one.last_used.as_deref())));
     let mut keys = vec![];
     if let Some(key) = &one.key {
-        let sealed = match (key.custody, key.sealed) {
-            ("file", Some(true)) => ", sealed",
-            ("file", Some(false)) => ", plain",
-            _ => "",
-        };
+        let sealed = sealed(key.custody, key.sealed);
         keys.push(format!(
             "{} in {}{sealed}, at most {}",
             key.algorithm,
@@ -219,7 +215,8 @@ fn identity(out: &mut String, one: &IdentityPart) {
     }
     if let Some(own) = &one.certificate {
         let life = own.life_s.map_or_else(String::new, |life| format!(", at most {}", length(life)));
-        keys.push(format!("certificate in {}{life}", own.custody));
+        let sealed = sealed(own.custody, own.sealed);
+        keys.push(format!("certificate in {}{sealed}{life}", own.custody));
     }
     row("Key", if keys.is_empty() { "none of its own".into() } else { esc(&keys.join("; ")) });
     let reach = &one.reach;

@@ -106,6 +106,8 @@ async fn a_login_may_go_with_the_request_where_nothing_is_leased() {
     stage.script.will([Answer::json(200, entry)]);
     let credential = stage.get().await.unwrap();
     assert_eq!(told(&credential), [("key", "canary")]);
+    // S1: a record tells what was leased from what stays as it is.
+    assert_eq!(credential.payload.as_str(), "unleased_values");
     assert_eq!(stage.lines(), ["GET secret/data/app"]);
     let seen = stage.last();
     assert_eq!(header(&seen, "x-vault-inline-auth-path").as_deref(), Some("auth/jwt/login"));
@@ -133,7 +135,7 @@ async fn a_login_may_go_with_the_request_where_nothing_is_leased() {
     let no = || refused(400, &["requests with inline authentication cannot generate leases"]);
     stage.script.will([no(), login(), leased(300), login(), leased(300)]);
     stage.get().await.unwrap();
-    stage.get().await.unwrap();
+    assert_eq!(stage.get().await.unwrap().payload.as_str(), "leased_values");
     let at = "GET database/creds/payments";
     assert_eq!(stage.lines(), [at, "POST auth/jwt/login", at, "POST auth/jwt/login", at]);
     // With a certificate.
