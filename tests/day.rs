@@ -298,7 +298,7 @@ impl House {
             assert_eq!(peer.uid(), uid);
             let caller = Caller {
                 world: Arc::clone(&self.world),
-                name: name.into(),
+                name,
                 lives,
                 dice: SeededDice::from_seed(u64::from(uid)),
                 last: None,
