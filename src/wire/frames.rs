@@ -19,6 +19,16 @@ const MAX_BLOCK: usize = 32 << 10;
 /// A header block never has more pieces: a flood of empty ones would cost us and not the sender.
 const MAX_PIECES: usize = 8;
 
+/// Frames that ask for nothing, beside those of calls: whoever sends more is read in small pieces, for each is work.
+const SMALL_TALK: u32 = 256;
+
+/// So many of them go with a call.
+const WITH_A_CALL: u32 = 8;
+
+/// How much is read at once of one who talks much and asks for little.
+const SIP: usize = 1 << 10;
+
+const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const PING: u8 = 0x6;
 const CONTINUATION: u8 = 0x9;
@@ -54,6 +64,8 @@ pub(super) struct Frames {
     block: Vec<u8>,
     opening: Option<Opening>,
     pieces: usize,
+    /// Frames that asked for nothing, less those that calls account for.
+    small_talk: u32,
 }
 
 #[derive(Debug)]
@@ -76,7 +88,13 @@ impl Frames {
     /// Follows a connection whose process has to answer `challenge`.
     pub(super) fn new(challenge: Arc<Challenge>) -> Self {
         let state = State::Preface(0);
-        Self { state, challenge, raw: vec![], block: vec![], opening: None, pieces: 0 }
+        Self { state, challenge, raw: vec![], block: vec![], opening: None, pieces: 0, small_talk: 0 }
+    }
+
+    /// How much is to be read at once, at most `usual`: a thousand PINGs or SETTINGS fit into 16 KiB, and a turn in which all of
+    /// them are answered is a long one for everybody else (ATT-26).
+    pub(super) fn appetite(&self, usual: usize) -> usize {
+        if self.small_talk > SMALL_TALK { usual.min(SIP) } else { usual }
     }
 
     /// Takes `input` and appends to `out` what h2 shall see.
@@ -151,6 +169,11 @@ impl Frames {
         let in_block = self.opening.is_some();
         if in_block != (kind == CONTINUATION) {
             return Err(FrameError::Order);
+        }
+        match kind {
+            DATA | CONTINUATION => {}
+            HEADERS => self.small_talk = self.small_talk.saturating_sub(WITH_A_CALL),
+            _ => self.small_talk = self.small_talk.saturating_add(1).min(2 * SMALL_TALK),
         }
         if kind == PING && flags & ACK != 0 && length == 8 {
             let mut frame = [0; 17];
@@ -263,6 +286,32 @@ mod tests {
             frames.push(piece, &mut out)?;
         }
         Ok(out)
+    }
+
+    #[test]
+    fn who_talks_much_and_asks_for_little_is_read_in_small_pieces() {
+        // ATT-26
+        let (mut frames, mut out) = (Frames::new(challenge()), vec![]);
+        frames.push(PREFACE, &mut out).unwrap();
+        let call = frame(HEADERS, END_HEADERS, b"\x83");
+        let with_its_talk =
+            [call.clone(), frame(0x8, 0, &[0, 0, 0, 1]), frame(PING, 0, b"12345678")].concat();
+        for _ in 0..10_000 {
+            frames.push(&with_its_talk, &mut out).unwrap();
+        }
+        assert_eq!(frames.appetite(16_384), 16_384, "a client at work, whatever it sends beside its calls");
+        for kind in [PING, 0x4, 0x8, 0x2] {
+            let mut frames = Frames::new(challenge());
+            frames.push(PREFACE, &mut out).unwrap();
+            for _ in 0..10_000 {
+                frames.push(&frame(kind, 0, b"12345678"), &mut out).unwrap();
+            }
+            assert_eq!(frames.appetite(16_384), SIP, "{kind}");
+            for _ in 0..64 {
+                frames.push(&call, &mut out).unwrap();
+            }
+            assert_eq!(frames.appetite(16_384), 16_384, "it may come to its senses");
+        }
     }
 
     const BAD: &[u8] = b"\x41\x04/a/b";

@@ -140,7 +140,10 @@ impl AsyncRead for Stamped {
                 }
             }
             let mut space = [MaybeUninit::uninit(); READ];
-            let room = if self.frames.is_some() { READ } else { buf.remaining().min(READ) };
+            let room = match &self.frames {
+                Some((frames, ..)) => frames.appetite(READ),
+                None => buf.remaining().min(READ),
+            };
             match self.read(&mut space[..room]) {
                 Ok([]) => return Poll::Ready(Ok(())),
                 Ok(bytes) => {
