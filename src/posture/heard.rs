@@ -245,12 +245,13 @@ impl Heard {
         let entry = &record.entry;
         let (Some(who), Some(peer)) = (&entry.workload, &entry.peer) else { return };
         // The service manager's process is nobody's, whoever told it to start a unit.
-        if entry.event.outcome != Outcome::Success || entry.service_manager.is_some() {
+        if entry.service_manager.is_some() {
             return;
         }
         let process = (record.boot_id.clone(), peer.pid, peer.start);
         let is_told = entry.event.kind == EventType::HumanSession;
-        if !is_told && !hands_out(entry.event.kind) {
+        let is_served = entry.event.outcome == Outcome::Success;
+        if !(is_told || is_served && hands_out(entry.event.kind)) {
             return;
         }
         let people = self.people.entry(who.id.clone()).or_default();
@@ -262,7 +263,8 @@ impl Heard {
             Some(reason) => Some(Sign { reason: reason.clone(), of_the_manager: false }),
             None => peer.loginuid.map(|_| Sign { reason: "LOGIN_UID".into(), of_the_manager: of_a_user }),
         };
-        if let Some(sign) = sign.filter(|_| counts) {
+        // One that was refused is not told of again if other settings serve it later.
+        if let Some(sign) = sign.filter(|_| counts && is_served) {
             keep(&mut people.served, process, sign);
         }
     }

@@ -309,6 +309,10 @@ fn each_control_turns_over_when_it_is_violated() {
         all.push(record(2, "credential_release", "edi", "orders", &[("/peer/pid", json!(pid))]));
         all
     };
+    let refused = || {
+        let denied = [("/event/reason", json!("TERMINAL")), ("/event/outcome", json!("denied"))];
+        with(record(3, "human_session", "edi", "", &denied))
+    };
     let lease = |hours, kind: &str| {
         record(hours, "credential_issue", "edi", "app", &[("/credential/kind", json!(kind))])
     };
@@ -461,6 +465,14 @@ fn each_control_turns_over_when_it_is_violated() {
         // A process is told of once. That was before the time that counts, and it is served still; or another is.
         ("NHI-10", Fail, sound(), told_long_ago(1)),
         ("NHI-10", Pass, sound(), told_long_ago(2)),
+        // Nor is one that was refused, and is served under other settings.
+        (
+            "NHI-10",
+            Fail,
+            sound(),
+            [refused(), vec![record(1, "credential_release", "edi", "orders", &[])]].concat(),
+        ),
+        ("NHI-10", Pass, sound(), refused()),
         (
             "NHI-10",
             NotApplicable,
@@ -727,6 +739,21 @@ fn a_key_that_lies_plain_is_something_to_do_whatever_it_is_for() {
     let what: Vec<&str> = report.remedies.iter().map(|one| one.what.as_str()).collect();
     assert!(what.iter().any(|what| what.starts_with("its key and its certificate's key: plain")), "{what:?}");
     assert!(text(&report).contains("certificate its key in file, plain"), "{}", text(&report));
+}
+
+#[test]
+fn people_are_counted_once_for_each_process_and_so_many_are_kept() {
+    // NHI-10, TM-20
+    let humans = |processes: u32, times: usize| {
+        let came = |pid: u32| {
+            let differs = [("/peer/pid", json!(pid)), ("/peer/loginuid", json!(1000))];
+            vec![record(1, "credential_release", "edi", "orders", &differs); times]
+        };
+        let records: Vec<Record> = (1..=processes).flat_map(came).collect();
+        made(SOUND, &records).identity("edi").unwrap().humans.clone()
+    };
+    assert_eq!(humans(2, 3), BTreeMap::from([("LOGIN_UID".into(), 2)]));
+    assert_eq!(humans(5000, 1), BTreeMap::from([("LOGIN_UID".into(), 4096)]));
 }
 
 #[test]
