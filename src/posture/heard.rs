@@ -202,7 +202,9 @@ impl Heard {
                 if outcome == Outcome::Success {
                     used.live.remove(&hash);
                     self.unrevoked.remove(&hash);
-                    self.revoked += u64::from(counts);
+                    // Of what was given back, the record of its return is about the same revocation.
+                    let is_its_own = entry.event.kind == EventType::CredentialRevoke;
+                    self.revoked += u64::from(counts && is_its_own);
                 } else if entry.event.kind == EventType::CredentialRevoke {
                     self.unrevoked.insert(hash, (who.id.clone(), until, record.seq));
                 }
