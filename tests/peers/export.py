@@ -12,8 +12,8 @@ from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 
 KINDS = """agent_start agent_stop attestation_failure certificate_ending config_load config_refused credential_issue credential_release
 credential_renew credential_return credential_revoke describe denial exception_ending explain forward_answer forward_send
-identity_disable identity_enable issue_failure key_open key_register key_rotate ledger_gap ledger_repaired operator_revoke
-proof_mint protocol secret_seal reuse_detected""".split()
+human_session identity_disable identity_enable issue_failure key_open key_register key_rotate ledger_gap ledger_repaired
+ledger_turned new_place operator_revoke proof_mint protocol secret_seal reuse_detected two_places""".split()
 
 ledger, directory = sys.argv[1:]
 if ledger == "every":
