@@ -501,12 +501,21 @@ async fn a_program_that_cannot_be_held_does_not_run() {
     let program = Running::start(&mut exec(&agent, &flags, &["sh", "-c", &script]));
     program.skip_to("start");
     // From now on no descriptor can have the number of the one that holds it, so the next one cannot be held.
-    let held = fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap().filter_map(|entry| {
-        let path = entry.unwrap().path();
-        let is_pidfd = fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().contains("pidfd"));
-        is_pidfd.then(|| path.file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap())
+    let held = || {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", program.pid())).unwrap().filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let is_pidfd = fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().contains("pidfd"));
+            is_pidfd.then(|| path.file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap())
+        });
+        descriptors.min()
+    };
+    // The program may be quicker than whoever started it.
+    let mut number = None;
+    until("it is held by a pidfd", || {
+        number = held();
+        number.is_some()
     });
-    let number = held.min().expect("it is held by a pidfd");
+    let number = number.unwrap();
     let limit = format!("--nofile={number}:");
     let limited = Command::new("prlimit").args(["--pid", &program.pid().to_string(), &limit]).status();
     assert!(limited.unwrap().success());
