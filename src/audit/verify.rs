@@ -102,19 +102,24 @@ pub fn verify(directory: &Path, trusted: Option<&Verifier>) -> Result<Report, Ve
     // The checkpoints first: records that are added meanwhile only make the ledger longer.
     let (checkpoints, last) = checkpoints(directory, &verifier)?;
     let look = || Layout::look(directory).map_err(|error| unreadable(LINES.into(), &error));
-    let mut layout = look()?;
+    let (mut layout, mut left) = (look()?, LOOKS);
     loop {
+        left -= 1;
         let seen = layout.closed.clone();
         let walked = Walk::new(directory, &checkpoints).all(layout);
         layout = look()?;
-        // An agent at work may have let go of a file while it was looked for.
-        let trimmed = layout.closed.iter().zip(&seen).any(|(now, then)| now.lines != then.lines);
+        // An agent at work may have let go of a file while it was looked for, or closed one between two looks at the directory.
+        let same = |(now, then): (&Closed, &Closed)| now.lines == then.lines;
+        let moved = layout.closed.len() != seen.len() || !layout.closed.iter().zip(&seen).all(same);
         match walked {
-            Err(_) if trimmed => {}
+            Err(_) if moved && left > 0 => {}
             walked => return walked.map(|report| Report { last: last.clone(), ..report }),
         }
     }
 }
+
+/// How often it is looked again at a ledger that moves: whoever moves it for ever is told of what was found.
+const LOOKS: u32 = 32;
 
 fn unreadable(file: String, error: &io::Error) -> VerifyError {
     VerifyError { seq: 0, fault: Fault::Unreadable { file, kind: error.kind() }, sound: 0 }
