@@ -776,7 +776,9 @@ async fn as_the_first_process_of_a_namespace_it_reaps_and_forwards() {
     let (_issuer, agent) = agent(300);
     let in_namespace = |script: &str| {
         let mut command = Command::new(first[0]);
-        command.args(&first[1..]).arg(BINARY).arg("exec").args(ENV).args(["--", "sh", "-c", script]);
+        // A shell that is told to end while it forks may leave somebody who was not told.
+        let flags = ["--stop-timeout", "1s", "--", "sh", "-c", script];
+        command.args(&first[1..]).arg(BINARY).arg("exec").args(ENV).args(flags);
         command.env("KEYBEARER_SOCKET", agent.socket("agent.sock"));
         Running::start(&mut command)
     };

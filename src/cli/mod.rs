@@ -301,9 +301,6 @@ fn run(command: Command) -> Result<(), Exit> {
 fn on_runtime<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Where somebody always has something to do, others' words are heard of after so many turns: with tokio's 61, one who
-        // floods would have dozens before anybody else is noticed (TM-20).
-        .event_interval(8)
         .build()
         .map_err(|error| Exit::new(Exit::SOFTWARE, format!("no runtime: {error}")))?;
     runtime.block_on(work)
