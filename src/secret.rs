@@ -121,6 +121,16 @@ pub fn scrubbed(text: &str, most: usize) -> String {
     out
 }
 
+/// Whether whoever shows text obeys `c` instead of showing it: controls, separators of lines, and marks that turn the direction of text
+/// and let it say something else (TM-27). None is above U+FFFF.
+pub fn is_obeyed(c: char) -> bool {
+    let is_mark = matches!(
+        c,
+        '\u{200e}' | '\u{200f}' | '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    c.is_control() || is_mark
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

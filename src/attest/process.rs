@@ -14,6 +14,7 @@ use rustix::{
 };
 
 use super::{AttestError, Missing};
+use crate::secret::is_obeyed;
 
 /// More than any file of /proc/PID that we read has to say.
 const MAX_TEXT: usize = 64 << 10;
@@ -117,7 +118,7 @@ impl Process {
     pub(super) fn path_hint(&self) -> Option<String> {
         let link = readlinkat(&self.dir, "exe", Vec::with_capacity(256)).ok()?;
         // Whoever named it may have put in it what a terminal obeys, or what looks like another line (TM-27).
-        Some(link.to_string_lossy().chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+        Some(link.to_string_lossy().chars().map(|c| if is_obeyed(c) { '?' } else { c }).collect())
     }
 
     /// What the inode of its executable is.

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use super::Exit;
+use crate::secret::is_obeyed;
 
 /// Whether standard output is a terminal that may be painted.
 pub(super) fn wanted() -> bool {
@@ -42,15 +43,12 @@ pub(super) fn line(text: &str) -> Result<(), Exit> {
 
 fn harmless(text: &str) -> String {
     const OURS: [&str; 5] = ["\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m"];
-    // Those turn the order of letters round.
-    let turns =
-        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(first) = rest.chars().next() {
         let ours = OURS.iter().find(|code| rest.starts_with(**code)).filter(|_| wanted());
         let taken = ours.map_or(first.len_utf8(), |code| code.len());
-        let obeyed = ours.is_none() && (first.is_control() && first != '\n' || turns(first));
+        let obeyed = ours.is_none() && is_obeyed(first) && first != '\n';
         shown.push_str(if obeyed { "?" } else { &rest[..taken] });
         rest = &rest[taken..];
     }

@@ -4,7 +4,8 @@
 
 use std::fmt::Write as _;
 
-use super::{Severity, View, breaks_lines};
+use super::{Severity, View};
+use crate::secret::is_obeyed;
 
 pub(super) fn line(view: &View<'_>) -> String {
     let (record, entry) = (view.record, &view.record.entry);
@@ -111,7 +112,7 @@ fn put(text: &str, special: &[char], out: &mut String) {
             '\n' => out.push_str("\\n"),
             '\r' => out.push_str("\\r"),
             c if special.contains(&c) => out.extend(['\\', c]),
-            c if breaks_lines(c) => {
+            c if is_obeyed(c) => {
                 // Writing to a String cannot fail.
                 let _ = write!(out, "\\\\u{:04x}", u32::from(c));
             }

@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::{EventType, Outcome, Record};
-use crate::journal::Priority;
+use crate::{journal::Priority, secret::is_obeyed};
 
 /// Whose words.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -264,7 +264,7 @@ fn one_line(value: Value) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         // Outside of strings, JSON of ours has ASCII only.
-        if breaks_lines(c) {
+        if is_obeyed(c) {
             // Writing to a String cannot fail.
             let _ = write!(out, "\\u{:04x}", u32::from(c));
         } else {
@@ -272,9 +272,4 @@ fn one_line(value: Value) -> String {
         }
     }
     out
-}
-
-/// Controls, separators of lines, and marks that turn the direction of text: none above U+FFFF.
-fn breaks_lines(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -175,7 +175,7 @@ fn whatever_strangers_call_things_it_is_one_line_and_says_what_the_record_says()
             let record = full(kind, Outcome::Denied, name);
             for format in [Format::Cef, Format::Ecs, Format::Ocsf] {
                 let line = told(format, &record);
-                assert!(!line.chars().any(breaks_lines), "{format:?} {line:?}");
+                assert!(!line.chars().any(is_obeyed), "{format:?} {line:?}");
                 assert!(line.len() < 16 << 10);
             }
             let ecs: Value = serde_json::from_str(&told(Format::Ecs, &record)).unwrap();
@@ -192,7 +192,7 @@ fn whatever_strangers_call_things_it_is_one_line_and_says_what_the_record_says()
             let spelled: String = name
                 .chars()
                 .map(|c| {
-                    if breaks_lines(c) && !"\r\n".contains(c) {
+                    if is_obeyed(c) && !"\r\n".contains(c) {
                         format!("\\u{:04x}", u32::from(c))
                     } else {
                         c.into()

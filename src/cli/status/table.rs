@@ -7,6 +7,7 @@ use super::{day, seconds};
 use crate::{
     cli::paint,
     proto::v1::{ExceptionStatus, IdentityStatus, IssuerStatus, ShelfStatus, StatusResponse},
+    secret::is_obeyed,
 };
 
 /// How wide a line may be, where it can be so.
@@ -409,7 +410,7 @@ impl Page<'_> {
 
     /// What strangers and settings say, as far as this reader's terminal can and may show it.
     fn clean(&self, text: &str) -> String {
-        let shown = |c: char| !c.is_control() && (c.is_ascii() || !self.look.ascii);
+        let shown = |c: char| !is_obeyed(c) && (c.is_ascii() || !self.look.ascii);
         text.chars().map(|c| if shown(c) { c } else { '?' }).collect()
     }
 }

@@ -9,6 +9,7 @@ use super::{
     CredentialPart, IdentityPart, Report, Trust, Verdict, count, length,
     text::{days_left, sealed, what_it_is},
 };
+use crate::secret::is_obeyed;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -52,9 +53,7 @@ fn esc(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            // What turns the direction of a line around can make it say something else.
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => out.push('\u{fffd}'),
-            c if c.is_control() && c != '\n' => out.push('\u{fffd}'),
+            c if is_obeyed(c) && c != '\n' => out.push('\u{fffd}'),
             c => out.push(c),
         }
     }
