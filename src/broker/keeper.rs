@@ -59,8 +59,6 @@ pub struct Keeper {
     attempts: JoinSet<(u64, Arc<Revocation>, Result<(), IssueError>)>,
     /// Who waits to hear what came of the first try to revoke what was given back.
     returning: HashMap<Fingerprint, oneshot::Sender<Result<(), IssueError>>>,
-    /// What is being given back just now.
-    given_back: Option<Fingerprint>,
     advices: JoinSet<(Order, Arc<Credential>, Option<Advice>)>,
     told: mpsc::UnboundedSender<News>,
     pending: Option<PendingFile>,
@@ -97,7 +95,6 @@ impl Keeper {
             revocations: Revocations::default(),
             attempts: JoinSet::new(),
             returning: HashMap::new(),
-            given_back: None,
             advices: JoinSet::new(),
             told,
             pending,
@@ -155,10 +152,7 @@ impl Keeper {
                 },
                 Some(tried) = self.attempts.join_next() => match tried {
                     Ok((id, revocation, result)) => {
-                        if let Some(waiting) = self.returning.remove(&revocation.credential.fingerprint) {
-                            // Whoever hung up hears of it in the ledger only.
-                            let _ = waiting.send(result.clone());
-                        }
+                        self.tell_who_returned(revocation.credential.fingerprint, result.clone());
                         let chance = fraction(&*self.dice);
                         let over = self.revocations.tried(id, result, chance, self.shared.clock.boot());
                         self.over(over);
@@ -188,11 +182,6 @@ impl Keeper {
                 if let (Some(order), Some((credential, facts))) = (fetched, unheard) {
                     // Nobody listens only when the agent ends.
                     let _ = self.told.send(News::Renewed(Renewed { order, result: Ok(credential), facts }));
-                }
-                // Of what somebody else had taken off the shelf already, there is nothing to tell.
-                let given_back = self.given_back.take();
-                if let Some(credential) = given_back.filter(|credential| !self.revocations.has(*credential)) {
-                    self.returning.remove(&credential);
                 }
                 self.revive();
                 self.publish_report();
@@ -226,9 +215,11 @@ impl Keeper {
                 return None;
             }
             Request::Release(order, done) => {
-                if let Some(live) = self.shared.live.load().get(&order) {
+                // Of what somebody else has taken off the shelf already, or has ended, nothing will be tried.
+                let now = self.shared.clock.boot();
+                let live = self.shared.live.load();
+                if let Some(live) = live.get(&order).filter(|live| now < live.credential.window.until) {
                     self.returning.insert(live.credential.fingerprint, done);
-                    self.given_back = Some(live.credential.fingerprint);
                 }
                 Event::Released { order }
             }
@@ -244,8 +235,8 @@ impl Keeper {
                 let _ = done.send(count);
                 Event::Retired { which, cause }
             }
-            Request::Revoke(order, credential, cause) => {
-                self.revoke(order, credential, cause, None);
+            Request::Unclaimed(order, credential) => {
+                self.revoke(order, credential, Cause::Unclaimed, None);
                 return None;
             }
             Request::Tend(orders) => {
@@ -391,8 +382,8 @@ impl Keeper {
 
     /// At the issuer that `books` have, or those of now.
     fn revoke(&mut self, order: Order, credential: Arc<Credential>, cause: Cause, books: Option<&Books>) {
-        let now = self.shared.books.load_full();
-        let books = books.unwrap_or(&now);
+        let of_now = self.shared.books.load_full();
+        let books = books.unwrap_or(&of_now);
         let (placed, who) = (self.shared.placed(books, &order), books.who(&order).to_owned());
         self.revoke_at(placed, who, order, credential, cause);
     }
@@ -407,33 +398,29 @@ impl Keeper {
     ) {
         // Before another is fetched: whatever its issuer comes to say, it is not handed out again.
         forget(&order, &credential, self.shared.books.load().keys.vault());
-        let waiting = self.returning.remove(&credential.fingerprint);
         // Nothing of it is at its issuer, as of an entry that was only read: to drop it is all.
         if credential.handle().is_empty() {
-            if let Some(waiting) = waiting {
-                let is_static = matches!(credential.payload, Payload::Static(_));
-                // Whoever hung up wanted no more of it.
-                let _ = waiting.send(if is_static { Err(sealed::not_ours_to_end()) } else { Ok(()) });
-            }
-            return;
+            let is_static = matches!(credential.payload, Payload::Static(_));
+            let ended = if is_static { Err(sealed::not_ours_to_end()) } else { Ok(()) };
+            return self.tell_who_returned(credential.fingerprint, ended);
         }
-        let now = self.shared.clock.boot();
+        let (now, fingerprint) = (self.shared.clock.boot(), credential.fingerprint);
         let revocation = Revocation { order, credential, cause, placed, who, since: now };
-        let fingerprint = revocation.credential.fingerprint;
         let over = self.revocations.add(revocation, now);
-        if let Some(waiting) = waiting {
-            match &over {
-                Some(Revoked { credential, error: Some(error), .. })
-                    if credential.fingerprint == fingerprint =>
-                {
-                    let (reason, detail) = (Reason::IssuerUnavailable, error.clone());
-                    // Whoever hung up hears of it in the ledger only.
-                    let _ = waiting.send(Err(IssueError::Retry { reason, detail, after: None }));
-                }
-                _ => drop(self.returning.insert(fingerprint, waiting)),
-            }
+        if let Some(Revoked { credential, error: Some(error), .. }) = &over
+            && credential.fingerprint == fingerprint
+        {
+            let (reason, detail) = (Reason::IssuerUnavailable, error.clone());
+            self.tell_who_returned(fingerprint, Err(IssueError::Retry { reason, detail, after: None }));
         }
         self.over(over);
+    }
+
+    /// Whoever gave it back hears what came of that; whoever hung up meanwhile, of the record only.
+    fn tell_who_returned(&mut self, credential: Fingerprint, tried: Result<(), IssueError>) {
+        if let Some(waiting) = self.returning.remove(&credential) {
+            let _ = waiting.send(tried);
+        }
     }
 
     /// Tells what became of a credential that had to die.

@@ -294,7 +294,8 @@ enum Request {
         cause: Cause,
         done: oneshot::Sender<usize>,
     },
-    Revoke(Order, Arc<Credential>, Cause),
+    /// It came for nobody, and has to die.
+    Unclaimed(Order, Arc<Credential>),
     Tend(Vec<Order>),
     Unwatch(Order),
     Watch {
@@ -542,7 +543,7 @@ impl Broker {
         let issued = issuer.issue(&order, &with(signers), None).await;
         self.shared.look_out(&order, &issued);
         let credential = issued.result?;
-        let _ = self.sender.send(Request::Revoke(order, Arc::new(credential), Cause::Unclaimed));
+        let _ = self.sender.send(Request::Unclaimed(order, Arc::new(credential)));
         Ok(())
     }
 

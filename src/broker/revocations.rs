@@ -13,7 +13,6 @@ use crate::{
     clock::Boot,
     credential::Credential,
     issuer::{IssueError, Issuer, Order, Reason, Signers},
-    secret::Fingerprint,
 };
 
 /// So many are tried at once at one issuer: a host that goes down is no flood for it, and one that hangs is in nobody else's
@@ -155,10 +154,8 @@ impl Revocations {
                 |waiting: &&Waiting| !waiting.under_way && waiting.revocation.cause != Cause::Operator;
             let others = self.waiting.iter().filter(|(_, waiting)| of_it(waiting) && gives_way(waiting));
             let soonest = others.min_by_key(|(_, waiting)| waiting.revocation.credential.window.until);
-            let displaced = match soonest.map(|(id, _)| *id).filter(|_| revocation.cause == Cause::Operator) {
-                Some(id) => self.waiting.remove(&id),
-                None => None,
-            };
+            let makes_way = soonest.map(|(id, _)| *id).filter(|_| revocation.cause == Cause::Operator);
+            let displaced = makes_way.and_then(|id| self.waiting.remove(&id));
             let Some(displaced) = displaced else { return Some(revocation.over(0, Some(error), now)) };
             over = Some(displaced.revocation.over(displaced.tries, Some(error), now));
         }
@@ -166,11 +163,6 @@ impl Revocations {
         let revocation = Arc::new(revocation);
         self.waiting.insert(self.next, Waiting { revocation, tries: 0, at: now, under_way: false });
         over
-    }
-
-    /// Whether any of this credential waits.
-    pub(super) fn has(&self, credential: Fingerprint) -> bool {
-        self.waiting.values().any(|waiting| waiting.revocation.credential.fingerprint == credential)
     }
 
     /// How many wait.
