@@ -61,6 +61,23 @@ pub struct LedgerSettings {
     pub journal: Option<PathBuf>,
 }
 
+impl LedgerSettings {
+    /// Those that hold unless somebody says otherwise, of the ledger in `directory` that signs as `origin`.
+    pub fn new(directory: PathBuf, origin: String) -> Self {
+        Self {
+            directory,
+            origin,
+            sync: Sync::Checkpoint,
+            on_failure: OnFailure::Deny,
+            checkpoint_every: Duration::from_secs(60),
+            checkpoint_records: 1000,
+            rotate_at: 64 << 20,
+            keep: None,
+            journal: None,
+        }
+    }
+}
+
 /// When records reach the disk. Either way they are with the kernel before the answer leaves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Sync {

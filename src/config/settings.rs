@@ -341,17 +341,8 @@ fn exports(top: &mut Reader<'_>, listen: &Listen) -> (BTreeMap<Arc<str>, ListenS
 
 fn audit(top: &mut Reader<'_>, state: &std::path::Path, journaled: bool) -> LedgerSettings {
     let host = host_name();
-    let mut settings = LedgerSettings {
-        directory: state.join("audit"),
-        origin: format!("keybearer/{host}"),
-        sync: Sync::Checkpoint,
-        on_failure: OnFailure::Deny,
-        checkpoint_every: Duration::from_secs(60),
-        checkpoint_records: 1000,
-        rotate_at: 64 << 20,
-        keep: None,
-        journal: journaled.then(|| journal::SOCKET.into()),
-    };
+    let mut settings = LedgerSettings::new(state.join("audit"), format!("keybearer/{host}"));
+    settings.journal = journaled.then(|| journal::SOCKET.into());
     if let Some(mut audit) = top.table("audit") {
         settings.directory = audit.path("directory").unwrap_or(settings.directory);
         if let Some(origin) = audit.string("origin") {

@@ -57,7 +57,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        audit::{Agent, Host, LedgerSettings, OnFailure, Scribe, Sync, open},
+        audit::{Agent, Host, LedgerSettings, Scribe, open},
         clock::{ManualClock, SeededDice},
         keys::Vault,
     };
@@ -65,17 +65,7 @@ mod tests {
     const WATCHDOG: Duration = Duration::from_secs(30);
 
     fn ledger(directory: &std::path::Path) -> (Ledger, Scribe) {
-        let settings = LedgerSettings {
-            directory: directory.join("audit"),
-            origin: "keybearer/test".into(),
-            sync: Sync::Checkpoint,
-            on_failure: OnFailure::Deny,
-            checkpoint_every: Duration::from_secs(60),
-            checkpoint_records: 1000,
-            rotate_at: 64 << 20,
-            keep: None,
-            journal: None,
-        };
+        let settings = LedgerSettings::new(directory.join("audit"), "keybearer/test".into());
         let host = Host { id: None, name: "h".into() };
         let agent = Agent { version: "0".into(), instance: "i".into(), config_digest: "d".into() };
         let clock = ManualClock::at("2026-01-01T00:00:00Z".parse().unwrap());

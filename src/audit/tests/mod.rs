@@ -19,17 +19,7 @@ use crate::{
 };
 
 fn settings(directory: &Path) -> LedgerSettings {
-    LedgerSettings {
-        directory: directory.join("audit"),
-        origin: "keybearer/test".into(),
-        sync: Sync::Checkpoint,
-        on_failure: OnFailure::Deny,
-        checkpoint_every: Duration::from_secs(60),
-        checkpoint_records: 1000,
-        rotate_at: 64 << 20,
-        keep: None,
-        journal: None,
-    }
+    LedgerSettings::new(directory.join("audit"), "keybearer/test".into())
 }
 
 fn try_open(settings: LedgerSettings) -> Result<(Ledger, Scribe), LedgerError> {
