@@ -94,7 +94,7 @@ fn of_identity(all: &mut Vec<Remedy>, identity: &IdentityPart) {
             remedy,
         });
     };
-    if !identity.humans.is_empty() && identity.people != "allowed" {
+    if !identity.humans.is_empty() && !identity.is_for_people() {
         let sessions = count(identity.humans.values().sum::<u64>(), "session");
         let signs: Vec<&str> = identity.humans.keys().map(String::as_str).collect();
         let what = format!("{sessions} of people served ({})", signs.join(", "));

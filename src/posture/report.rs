@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Control, Remedy, Verdict};
+use crate::policy::Humans;
 
 /// How far a ledger can be believed.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -192,6 +193,13 @@ pub struct IdentityPart {
     pub humans: BTreeMap<String, u64>,
     /// What whoever takes it over has (S15).
     pub reach: Reach,
+}
+
+impl IdentityPart {
+    /// Whether people may come as it, as its settings say.
+    pub(super) fn is_for_people(&self) -> bool {
+        self.people == Humans::Allowed.as_str()
+    }
 }
 
 /// A key that proves who asks.

@@ -298,7 +298,7 @@ fn reuse(facts: &Facts<'_>) -> Said {
 }
 
 fn humans(facts: &Facts<'_>) -> Said {
-    let served = facts.who(|one| !one.humans.is_empty() && one.people != "allowed");
+    let served = facts.who(|one| !one.humans.is_empty() && !one.is_for_people());
     if !served.is_empty() {
         return fail(
             format!("people were served as {}", names(&served)),
@@ -315,7 +315,7 @@ fn humans(facts: &Facts<'_>) -> Said {
             names(&alone)
         ));
     }
-    let theirs = facts.who(|one| one.people == "allowed");
+    let theirs = facts.who(|one| one.is_for_people());
     let theirs = if theirs.is_empty() {
         String::new()
     } else {
