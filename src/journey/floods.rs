@@ -11,18 +11,17 @@ use std::{
 
 use tokio::{sync::Notify, time::sleep};
 
+use super::bucket::{Bucket, Measure};
 use crate::{
     audit::Entry,
     clock::{Boot, Clock},
 };
 
 /// So many cut connections of a user are written one by one, and then one in so long.
-const CUTS: f64 = 20.0;
-const CUTS_A_SECOND: f64 = 1.0 / 60.0;
+const CUTS: Measure = Measure { size: 20.0, rate: 1.0 / 60.0 };
 
 /// So many refusals of a user come at once, and then so many a second.
-const REFUSALS: f64 = 200.0;
-const REFUSALS_A_SECOND: f64 = 10.0;
+const REFUSALS: Measure = Measure { size: 200.0, rate: 10.0 };
 
 /// What is gathered is written after so long at the latest.
 const TOLD_WITHIN: Duration = Duration::from_secs(60);
@@ -32,34 +31,6 @@ const MOST_USERS: usize = 1024;
 
 /// Whoever could not be told at all, and all beyond those.
 const OTHERS: u32 = u32::MAX;
-
-/// So many, refilled at a rate.
-#[derive(Debug)]
-struct Bucket {
-    left: f64,
-    since: Boot,
-}
-
-impl Bucket {
-    fn full(size: f64, now: Boot) -> Self {
-        Self { left: size, since: now }
-    }
-
-    /// Takes one; if there is none, how long until there is.
-    fn take(&mut self, size: f64, rate: f64, now: Boot) -> Result<(), Duration> {
-        self.left = (self.left + now.since(self.since).as_secs_f64() * rate).min(size);
-        self.since = now;
-        if self.left < 1.0 {
-            return Err(Duration::from_secs_f64((1.0 - self.left) / rate));
-        }
-        self.left -= 1.0;
-        Ok(())
-    }
-
-    fn is_full(&self, size: f64, rate: f64, now: Boot) -> bool {
-        self.left + now.since(self.since).as_secs_f64() * rate >= size
-    }
-}
 
 /// The one of whom is asked, or all others in one.
 fn place<T>(users: &mut HashMap<u32, T>, uid: u32, is_idle: impl Fn(&T) -> bool) -> u32 {
@@ -94,11 +65,11 @@ impl Cuts {
     /// One more of this user's. What is to be written now, if anything.
     pub(super) fn note(&self, uid: Option<u32>, entry: Entry, now: Boot) -> Option<Entry> {
         let mut all = self.users.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = |cut: &Cut| cut.gathered.is_none() && cut.bucket.is_full(CUTS, CUTS_A_SECOND, now);
+        let idle = |cut: &Cut| cut.gathered.is_none() && cut.bucket.is_full(now);
         let uid = place(&mut all.users, uid.unwrap_or(OTHERS), idle);
         let cut =
             all.users.entry(uid).or_insert_with(|| Cut { bucket: Bucket::full(CUTS, now), gathered: None });
-        if cut.gathered.is_none() && cut.bucket.take(CUTS, CUTS_A_SECOND, now).is_ok() {
+        if cut.gathered.is_none() && cut.bucket.take(now).is_ok() {
             return Some(entry);
         }
         let before = cut.gathered.take().map_or(0, |(many, _)| many);
@@ -146,14 +117,14 @@ impl Refusals {
             let now = clock.boot();
             let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let idle = |bucket: &Arc<tokio::sync::Mutex<Bucket>>| {
-                bucket.try_lock().is_ok_and(|bucket| bucket.is_full(REFUSALS, REFUSALS_A_SECOND, now))
+                bucket.try_lock().is_ok_and(|bucket| bucket.is_full(now))
             };
             let uid = place(&mut users, uid, idle);
             let new = || Arc::new(tokio::sync::Mutex::new(Bucket::full(REFUSALS, now)));
             Arc::clone(users.entry(uid).or_insert_with(new))
         };
         let mut bucket = bucket.lock().await;
-        while let Err(wait) = bucket.take(REFUSALS, REFUSALS_A_SECOND, clock.boot()) {
+        while let Err(wait) = bucket.take(clock.boot()) {
             sleep(wait).await;
         }
     }

@@ -4,6 +4,7 @@
 
 mod account;
 mod alarms;
+mod bucket;
 mod explain;
 mod floods;
 mod forward;

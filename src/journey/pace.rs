@@ -3,35 +3,20 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use super::bucket::{Bucket, Measure};
 use crate::clock::Boot;
 
-/// Proofs a second, for one identity.
-const RATE: f64 = 200.0;
-
-/// Proofs at once, after a pause.
-const BURST: f64 = 400.0;
+/// Proofs for one identity.
+const PROOFS: Measure = Measure { size: 400.0, rate: 200.0 };
 
 /// All buckets. There are as many as identities, which settings name.
 #[derive(Debug, Default)]
 pub(super) struct Pace(HashMap<Arc<str>, Bucket>);
 
-#[derive(Debug)]
-struct Bucket {
-    left: f64,
-    since: Boot,
-}
-
 impl Pace {
     /// Takes one from the identity's bucket; if it is empty, how long until there is one again.
     pub(super) fn take(&mut self, identity: &Arc<str>, now: Boot) -> Result<(), Duration> {
-        let bucket = self.0.entry(Arc::clone(identity)).or_insert_with(|| Bucket { left: BURST, since: now });
-        bucket.left = (bucket.left + now.since(bucket.since).as_secs_f64() * RATE).min(BURST);
-        bucket.since = now;
-        if bucket.left < 1.0 {
-            return Err(Duration::from_secs_f64((1.0 - bucket.left) / RATE));
-        }
-        bucket.left -= 1.0;
-        Ok(())
+        self.0.entry(Arc::clone(identity)).or_insert_with(|| Bucket::full(PROOFS, now)).take(now)
     }
 }
 
