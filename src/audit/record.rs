@@ -1,6 +1,7 @@
 //! One record: who called what, from where, under which policy decision. In go the facts of one exchange; out comes
 //! one line of JSON. What is not known is `null`, never invented (AUD-04); no field can hold a key, a token or an
 //! assertion, only fingerprints of them (AUD-05).
+//! Over 400 lines, because it is the list of all that a record can say.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,6 @@
 //! The task that owns the shelf: it hears what is asked, asks issuers, tells those who wait and those who listen, and sees to it
 //! that what has to die does. In go requests, answers of issuers, and the time; out come answers and what is published.
+//! Over 400 lines, because whatever is heard of the shelf is heard by this one task, between two looks at it.
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,6 @@
 //! The composition root. In go settings; out comes a daemon that is whole and inert, and then, once told to run, one that
 //! runs until it is told to stop. Reload builds everything new before it lets go of anything old.
+//! Over 400 lines, because what is begun in an order has to end in the reverse of it, and that can only be seen in one place.
 
 mod books;
 mod facts;

@@ -1,6 +1,7 @@
 //! Whoever does what an operator orders, and what time brings: settings read again, keys that make room for others, identities
 //! switched off and on, exceptions and certificates that come to their end. One task; it owns the settings and the keys. In go acts and
 //! moments; out come words for the operator, and a record of each.
+//! Over 400 lines, because all of it changes the same settings and keys, one thing at a time.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},

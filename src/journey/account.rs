@@ -1,5 +1,6 @@
 //! How an exchange is written down. In go the slips it collected on its way; out comes an entry for the ledger, which
 //! answers who called what, from where, under which decision (S28).
+//! Over 400 lines, because records of all kinds have the same parts, and each is filled in one place.
 
 use std::{sync::Arc, time::Duration};
 
