@@ -193,9 +193,12 @@ async fn ordinary_use_raises_no_alarm() {
     assert_eq!(other.get().1, next);
     assert!(prove(&mut other, &next, &api)["proof"].is_string());
 
-    let mut parent = Puppet::start(&agent);
-    let (_, handle) = parent.get();
-    assert!(prove(&mut Puppet::start(&agent), &handle, &api)["proof"].is_string());
+    let mut kin = Puppet::after_a_sibling(&agent);
+    let (_, handle) = kin.get();
+    assert!(prove(&mut kin, &handle, &api)["proof"].is_string());
+    let peers = agent.records().into_iter().filter_map(|record| record.entry.peer);
+    let by_kin = peers.filter(|peer| peer.pid == kin.pid()).count();
+    assert!(by_kin > 0, "by another process than the one that was given it");
     assert!(agent.keybearer(&["prove", "orders", "GET", &api.orders()]).status.success());
     assert_eq!(alarms(&agent).iter().map(said).collect::<Vec<_>>(), []);
 }

@@ -35,6 +35,12 @@ impl Puppet {
         Self::by(Command::new("setsid").arg(BINARY), agent)
     }
 
+    /// Started by a shell in a session of its own, which has another process carry out the first order: the two are kin.
+    pub fn after_a_sibling(agent: &TestAgent) -> Self {
+        let shell = r#"IFS= read -r first; echo "$first" | "$0" "$@"; exec "$0" "$@""#;
+        Self::under(&["setsid", "sh", "-c", shell], agent)
+    }
+
     /// Started by another program, which gets its command line behind its own arguments.
     pub fn under(wrapper: &[&str], agent: &TestAgent) -> Self {
         Self::by(Command::new(wrapper[0]).args(&wrapper[1..]).arg(BINARY), agent)
