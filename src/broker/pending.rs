@@ -229,8 +229,11 @@ mod tests {
         let key = SealingKey::of(&Secret::new("seed"));
         let file = PendingFile::new(dir.path().join("revocations"), key, SeededDice::from_seed(1));
         let clock = ManualClock::at(Timestamp::from_second(1_700_000_000).unwrap());
-        let lease =
-            Wants::Lease(LeaseTerms { at: "database/creds/a".into(), fields: vec!["username".into()] });
+        let lease = Wants::Lease(LeaseTerms {
+            at: "database/creds/a".into(),
+            fields: vec!["username".into()],
+            unleased: false,
+        });
         let at = Some("pki/sign/a".to_owned());
         let path = Some("/state/keys/a.pem".into());
         let certificate = Wants::Certificate(CertificateTerms { at, path, ..CertificateTerms::default() });

@@ -76,7 +76,7 @@ fn once() -> Order {
 
 /// A lease of one process.
 fn leased() -> Order {
-    let lease = LeaseTerms { at: "database/creds/payments".into(), fields: vec![] };
+    let lease = LeaseTerms { at: "database/creds/payments".into(), fields: vec![], unleased: false };
     let terms = Terms { wants: Wants::Lease(lease), ..Terms::default() };
     let instance = Some(Instance { pid: 7, start: 77 });
     Order { instance, terms: Arc::new(terms), ..order("corp", "database") }

@@ -887,7 +887,7 @@ async fn the_keeper_ends_with_the_last_broker() {
 
 /// A lease, for one process or for all of an identity.
 fn leased(instance: Option<Instance>) -> Order {
-    let wants = Wants::Lease(LeaseTerms { at: "database/creds/a".into(), fields: vec![] });
+    let wants = Wants::Lease(LeaseTerms { at: "database/creds/a".into(), fields: vec![], unleased: false });
     let terms = Arc::new(Terms { wants, ..Terms::default() });
     Order { instance, terms, ..order("corp", "database") }
 }

@@ -260,6 +260,7 @@ fn credential(
     let used = binding == Binding::Dpop || forward.is_some();
     let proofs = proofs(&mut reader, resource.as_deref(), kind, used, dev);
     let username = username(&mut reader, binding);
+    let excepted = reader.table("exception").and_then(exception);
     let rule = CredentialRule {
         name: name.as_str().into(),
         issuer,
@@ -273,7 +274,7 @@ fn credential(
             let place = state.join("keys").join(format!("{identity}.{name}.certificate.pem"));
             // One file is for one key: processes that have their own keep them in memory.
             let place = Some(place).filter(|_| per == Per::Identity);
-            let wants = wants(&mut reader, place, key_export);
+            let wants = wants(&mut reader, place, key_export, excepted.is_some());
             Arc::new(terms(&mut reader, wants))
         },
         proofs,
@@ -288,7 +289,7 @@ fn credential(
             Kind::Certificate => reader.duration("max_ttl", policy::CERTIFICATE_TTL),
             Kind::Token | Kind::Lease => reader.duration("max_ttl", assurance.max_ttl()),
         },
-        exception: reader.table("exception").and_then(exception),
+        exception: excepted,
     };
     if rule.require_aud && rule.resource.is_none() {
         reader.wrong("require_aud", "without a resource there is no audience to require");

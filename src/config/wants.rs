@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// Reads what is wanted. The key of a certificate is kept at `place` unless the table says otherwise, and in memory if there is no
-/// place for it.
-pub(super) fn wants(reader: &mut Reader<'_>, place: Option<PathBuf>, export: bool) -> Wants {
+/// place for it. Whether what is leased may turn out to have no lease, its exception says.
+pub(super) fn wants(reader: &mut Reader<'_>, place: Option<PathBuf>, export: bool, exception: bool) -> Wants {
     let certificate = reader.table("certificate");
     let lease = reader.table("lease");
     if certificate.is_some() && lease.is_some() {
@@ -28,7 +28,7 @@ pub(super) fn wants(reader: &mut Reader<'_>, place: Option<PathBuf>, export: boo
     let at = table.required("at", "at = \"database/creds/payments\"").unwrap_or_default();
     let fields = table.strings("fields");
     table.finish();
-    Wants::Lease(LeaseTerms { at, fields })
+    Wants::Lease(LeaseTerms { at, fields, unleased: exception })
 }
 
 fn certificate_terms(reader: &mut Reader<'_>, place: Option<PathBuf>, export: bool) -> CertificateTerms {

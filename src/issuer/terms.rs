@@ -72,6 +72,10 @@ pub struct LeaseTerms {
     pub at: String,
     /// The values to hand out, by their names there; without any, all of them.
     pub fields: Vec<String>,
+    /// Whether it may turn out to have no lease, as an entry of a KV engine has none: that is a static secret, and needs an exception
+    /// (S36).
+    #[serde(default)]
+    pub unleased: bool,
 }
 
 /// A secret that stays as it is until somebody changes it where it is checked.

@@ -173,6 +173,7 @@ bao_op=$(timeout 30 tail -n +1 -f --pid="$!" "$vault/op.out" | head -n 1) || tru
 issuer = "inline"
 client_id = "payments"
 lease = { at = "secret/data/app", fields = ["key"] }
+exception = { owner = "tests@example.com", reason = "a secret that stays as it is", until = "$until" }
 TOML
 } > "$stage/bao.toml"
 chmod 600 "$stage/bao.toml"

@@ -153,6 +153,11 @@ impl Leases {
         facts: &mut IssueFacts,
     ) -> Result<Credential, IssueError> {
         let lease = document.take("/lease_id");
+        if lease.is_none() && !terms.unleased {
+            let what = "what it gives has no lease, so it stays as it is: it needs exception = { owner = \"..\", reason = \"what it takes \
+                        to make it dynamic\", until = \"YYYY-MM-DD\" } (S36)";
+            return Err(missing(&terms.at, what));
+        }
         let given = document.seconds("/lease_duration");
         let renewable = document.flag("/renewable");
         let values = values(document, terms, lease.is_none())?;

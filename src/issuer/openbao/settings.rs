@@ -222,7 +222,8 @@ mod tests {
         let certificate = |at: Option<&str>| {
             Wants::Certificate(CertificateTerms { at: at.map(str::to_owned), ..CertificateTerms::default() })
         };
-        let lease = |at: &str| Wants::Lease(LeaseTerms { at: at.into(), fields: Vec::new() });
+        let lease =
+            |at: &str| Wants::Lease(LeaseTerms { at: at.into(), fields: Vec::new(), unleased: false });
         let own = || ClientAuth::PrivateKeyJwt;
         assert_eq!(told(&with_roots, Wants::Token, own()), Some("issuer"));
         assert_eq!(told(&settings("https://h"), certificate(Some("pki/sign/a")), own()), Some("certificate"));

@@ -411,7 +411,7 @@ async fn what_another_issuer_made_is_not_told_to_this_one() {
     let credential = stage.issue().await.result.unwrap();
     let handle = Secret::new("s.canary lease 300 -");
     let foreign = Credential { payload: Payload::Values { values: vec![], handle }, ..credential };
-    let wants = Wants::Lease(LeaseTerms { at: "database/creds/a".into(), fields: vec![] });
+    let wants = Wants::Lease(LeaseTerms { at: "database/creds/a".into(), fields: vec![], unleased: false });
     let terms = Arc::new(Terms { wants, ..Terms::clone(&stage.order.terms) });
     let order = Order { terms, ..stage.order.clone() };
     let posts = stage.script.posts().len();

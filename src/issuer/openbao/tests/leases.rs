@@ -253,7 +253,7 @@ async fn what_has_no_lease_is_read_again_and_its_login_ended_at_once() {
     // CA-04: KV, versions 1 and 2.
     let wants = |fields: &[&str]| {
         let fields = fields.iter().map(|field| (*field).to_owned()).collect();
-        Wants::Lease(LeaseTerms { at: "secret/data/app".into(), fields })
+        Wants::Lease(LeaseTerms { at: "secret/data/app".into(), fields, unleased: true })
     };
     let kv = |seconds: u64, data: Value| {
         Answer::json(
@@ -290,4 +290,19 @@ async fn what_has_no_lease_is_read_again_and_its_login_ended_at_once() {
         assert!(matches!(error, IssueError::Misconfigured { .. }), "{data}: {error}");
         assert!(!error.to_string().contains("canary"), "{error}");
     }
+}
+
+#[tokio::test]
+async fn what_has_no_lease_is_given_out_under_an_exception_only() {
+    // S36: what comes, nobody can tell from the settings.
+    let answer =
+        json!({"lease_id": "", "lease_duration": 0, "renewable": false, "data": {"username": "canary"}});
+    let stage = Stage::new(database(&[])).await;
+    stage.script.will([login(), Answer::json(200, answer), done()]);
+    let error = stage.get().await.unwrap_err();
+    let IssueError::Misconfigured { reason: Reason::IssuerConfig, detail } = &error else {
+        panic!("{error}")
+    };
+    assert!(detail.contains("exception = {") && !detail.contains("canary"), "{detail}");
+    assert_eq!(stage.lines().last().unwrap(), "POST auth/token/revoke-self");
 }

@@ -95,8 +95,10 @@ async fn the_key_and_the_certificate_before_stand_in_until_the_server_knows_the_
 #[tokio::test]
 async fn a_login_may_go_with_the_request_where_nothing_is_leased() {
     // CA-04: OpenBao's inline auth.
-    let kv = Wants::Lease(LeaseTerms { at: "secret/data/app".into(), fields: vec!["key".into()] });
-    let stage = Stage::with(kv, |settings| {
+    let kv = || {
+        Wants::Lease(LeaseTerms { at: "secret/data/app".into(), fields: vec!["key".into()], unleased: true })
+    };
+    let stage = Stage::with(kv(), |settings| {
         settings.inline_auth = true;
         settings.namespace = Some("team".into());
     })
@@ -139,14 +141,14 @@ async fn a_login_may_go_with_the_request_where_nothing_is_leased() {
     let at = "GET database/creds/payments";
     assert_eq!(stage.lines(), [at, "POST auth/jwt/login", at, "POST auth/jwt/login", at]);
     // With a certificate.
-    let mut stage = Stage::asking(database(&[])).await;
+    let mut stage = Stage::asking(kv()).await;
     let (script, directory) = (stage.script.clone(), tempfile::tempdir().unwrap());
     let root = stage.directory.path().join("localhost.pem");
-    let other = Stage::of(script, directory, database(&[]), |settings| {
+    let other = Stage::of(script, directory, kv(), |settings| {
         (settings.ca_file, settings.inline_auth) = (Some(root), true);
     });
     stage.bao = other.bao;
-    stage.script.will([Answer::json(200, json!({"data": {"a": "b"}, "lease_id": ""}))]);
+    stage.script.will([Answer::json(200, json!({"data": {"key": "b"}, "lease_id": ""}))]);
     stage.get().await.unwrap();
     let seen = stage.last();
     let named = URL_SAFE_NO_PAD.decode(header(&seen, "x-vault-inline-auth-parameter-1").unwrap()).unwrap();

@@ -55,7 +55,7 @@ fn settings(url: &str) -> OpenBaoSettings {
 
 fn database(fields: &[&str]) -> Wants {
     let fields = fields.iter().map(|field| (*field).to_owned()).collect();
-    Wants::Lease(LeaseTerms { at: "database/creds/payments".into(), fields })
+    Wants::Lease(LeaseTerms { at: "database/creds/payments".into(), fields, unleased: false })
 }
 
 fn signed_at(at: &str) -> CertificateTerms {
