@@ -41,6 +41,9 @@ const KEEP_AGAIN: Duration = Duration::from_secs(1);
 const APART: Duration = Duration::from_millis(50);
 const LONGEST_SPREAD: Duration = Duration::from_secs(60);
 
+/// How long what is under way may take to come when the agent stops: what an issuer has made by then is left for the next start.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+
 /// How long an order waits for the certificate that it has to show.
 const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -64,6 +67,8 @@ pub struct Keeper {
     told: mpsc::UnboundedSender<News>,
     pending: Option<PendingFile>,
     stow: Option<StowFile>,
+    /// The agent stops: nothing new is asked for.
+    leaving: Option<Leaving>,
     /// What was left before whose certificate is not on the shelf yet.
     unbound: Vec<StowedLive>,
     dice: Arc<dyn Dice>,
@@ -74,6 +79,14 @@ pub struct Keeper {
     unkept: bool,
     /// Not kept before.
     keep_at: Boot,
+}
+
+/// What is under way is waited for.
+#[derive(Debug)]
+struct Leaving {
+    by: Boot,
+    /// Who waits to hear how much was left; nobody once that is said.
+    done: Option<oneshot::Sender<usize>>,
 }
 
 impl Keeper {
@@ -100,6 +113,7 @@ impl Keeper {
             told,
             pending,
             stow: None,
+            leaving: None,
             unbound: Vec::new(),
             dice,
             next_waiter: 0,
@@ -122,6 +136,7 @@ impl Keeper {
             self.shared.revoking.store(self.revocations.len(), Ordering::Relaxed);
             let now = self.shared.clock.boot();
             self.keep_pending(now);
+            self.leave(now);
             for (id, revocation) in self.revocations.due(now) {
                 let shared = Arc::clone(&self.shared);
                 self.attempts.spawn(async move {
@@ -130,7 +145,7 @@ impl Keeper {
                 });
             }
             let due = [self.shelf.next_due(), self.revocations.next_due()].into_iter().flatten().min();
-            let due = due.into_iter().chain(self.unkept.then_some(self.keep_at)).min();
+            let due = due.into_iter().chain(self.unkept.then_some(self.keep_at)).chain(self.leave_by()).min();
             let nap = due.map_or(LONGEST_SLEEP, |due| due.since(now).min(LONGEST_SLEEP));
             let event = tokio::select! {
                 request = self.receiver.recv() => match request {
@@ -208,11 +223,8 @@ impl Keeper {
                 Event::Kept { keep }
             }
             Request::Leave(done) => {
-                let (now, books) = (self.shared.clock.boot(), self.shared.books.load());
-                let unbound = std::mem::take(&mut self.unbound);
-                let left = self.stow.as_ref().map(|stow| stow.leave(self.shelf.held(), unbound, &books, now));
-                // Whoever asked waits for it to end; how many there are is for the log.
-                let _ = done.send(left.unwrap_or_default());
+                let by = self.shared.clock.boot() + LEAVE_WITHIN;
+                self.leaving = Some(Leaving { by, done: Some(done) });
                 return None;
             }
             Request::Release(order, done) => {
@@ -285,6 +297,8 @@ impl Keeper {
                         Err(_) => {}
                     }
                 }
+                // What another agent will want, it fetches itself.
+                Action::Fetch(_) if self.leaving.is_some() => {}
                 Action::Fetch(order) => self.fetch(order),
                 Action::Advise(order, credential) => {
                     let issuer = self.shared.books.load().issuers.get(&order.issuer).cloned();
@@ -431,6 +445,29 @@ impl Keeper {
             let _ = self.told.send(News::Revoked(over));
         }
         self.unkept = true;
+    }
+
+    /// When what is under way is given up.
+    fn leave_by(&self) -> Option<Boot> {
+        self.leaving.as_ref().filter(|leaving| leaving.done.is_some()).map(|leaving| leaving.by)
+    }
+
+    /// Leaves what is live for the next start, if the agent stops and nothing more is to come.
+    fn leave(&mut self, now: Boot) {
+        let under_way = self.fetches.len();
+        let Some(leaving) = self.leaving.as_mut().filter(|leaving| under_way == 0 || leaving.by <= now)
+        else {
+            return;
+        };
+        let Some(done) = leaving.done.take() else { return };
+        if under_way > 0 {
+            tracing::warn!(under_way, "issuers are silent: what they may still make ends by itself");
+        }
+        let books = self.shared.books.load();
+        let unbound = std::mem::take(&mut self.unbound);
+        let left = self.stow.as_ref().map(|stow| stow.leave(self.shelf.held(), unbound, &books, now));
+        // Whoever asked waits for it to end; how many there are is for the log.
+        let _ = done.send(left.unwrap_or_default());
     }
 
     /// Before anything is tried: what is tried in vain when the agent is killed is tried again. Where many wait, or nothing can

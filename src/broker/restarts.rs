@@ -117,6 +117,33 @@ async fn a_restart_with_the_issuer_down_costs_nobody_a_credential() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_under_way_at_a_stop_is_waited_for_a_moment_and_left() {
+    for (latency, left) in [(50, 1), (900, 1), (1100, 0)] {
+        let stage = Stage::new();
+        *stage.corp.latency.lock().unwrap() = Duration::from_millis(latency);
+        let mut first = stage.agent();
+        // It is asked, and whoever wanted it goes away.
+        let asking = first.broker.fetch_order(order("corp", "a"), Duration::ZERO, Duration::from_secs(10));
+        tokio::time::timeout(Duration::from_millis(1), asking).await.unwrap_err();
+        let began = stage.clock.boot();
+        assert_eq!(first.broker.leave().await, left, "{latency} ms");
+        assert!(stage.clock.boot().since(began) <= Duration::from_millis(1002));
+        if left > 0 {
+            // It is on record although nobody was there to hear of it.
+            assert!(matches!(first.told.try_recv(), Ok(News::Renewed(_))));
+        }
+        // Nothing is asked for any more.
+        let none = first.broker.fetch_order(order("corp", "b"), Duration::ZERO, Duration::from_secs(5));
+        assert!(none.await.is_err());
+        first.keeper.abort();
+        assert_eq!(stage.corp.diary().len(), 1);
+        *stage.corp.latency.lock().unwrap() = Duration::from_millis(50);
+        let source = stage.agent().get(order("corp", "a")).await.unwrap().source;
+        assert_eq!(source == Source::Cache, left > 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lease_goes_on_over_a_restart_as_the_same_one() {
     let stage = Stage::new();
     *stage.corp.same.lock().unwrap() = true;

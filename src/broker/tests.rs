@@ -60,7 +60,8 @@ impl Clock for PausedClock {
 #[derive(Debug)]
 pub(super) struct FakeIssuer {
     clock: Arc<PausedClock>,
-    latency: Duration,
+    /// How long it thinks.
+    pub(super) latency: Mutex<Duration>,
     life: Duration,
     fails: Mutex<Vec<IssueError>>,
     always: Mutex<Option<IssueError>>,
@@ -83,7 +84,7 @@ impl FakeIssuer {
     pub(super) fn new(clock: &Arc<PausedClock>, life: u64) -> Arc<Self> {
         Arc::new(Self {
             clock: Arc::clone(clock),
-            latency: Duration::from_millis(50),
+            latency: Mutex::new(Duration::from_millis(50)),
             life: Duration::from_secs(life),
             fails: Mutex::default(),
             always: Mutex::default(),
@@ -129,7 +130,8 @@ impl Issuer for FakeIssuer {
     ) -> Pending<'a, Issued> {
         self.diary.lock().unwrap().push(self.clock.seconds());
         Box::pin(async move {
-            sleep(self.latency).await;
+            let latency = *self.latency.lock().unwrap();
+            sleep(latency).await;
             let mut fails = self.fails.lock().unwrap();
             let lacks = self.lacks.lock().unwrap().clone();
             let lacks = lacks.filter(|(name, _)| **name == *order.credential).map(|(_, error)| error);
@@ -445,8 +447,8 @@ async fn retry_after_binds_every_order_of_that_issuer_and_no_other() {
 #[tokio::test(start_paused = true)]
 async fn one_issuers_silence_never_delays_anothers_callers() {
     let clock = PausedClock::new();
-    let mut silent = FakeIssuer::new(&clock, 300);
-    Arc::get_mut(&mut silent).unwrap().latency = Duration::from_secs(3600);
+    let silent = FakeIssuer::new(&clock, 300);
+    *silent.latency.lock().unwrap() = Duration::from_secs(3600);
     let quick = FakeIssuer::new(&clock, 300);
     let issuers: HashMap<Arc<str>, Arc<dyn Issuer>> =
         HashMap::from([("corp".into(), silent as Arc<dyn Issuer>), ("other".into(), quick as _)]);
