@@ -23,7 +23,7 @@ pub use challenge::Challenge;
 pub use errand::Errand;
 pub use executable::{Digests, Executable};
 pub use login::{Login, Sign};
-pub use peer::{Hold, Peer, outlived};
+pub use peer::{Hold, Peer, Pinned, outlived};
 pub use process::{Proc, Status};
 pub use turns::Turns;
 pub use unit::{Manager, Sources, Unit};

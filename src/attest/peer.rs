@@ -28,7 +28,57 @@ pub enum Hold {
     Socket,
 }
 
-/// The process at the other end, pinned. Only a live socket makes one.
+/// The process at the other end, held so that it can become nobody else, and not looked at yet. Only a live socket makes one.
+#[derive(Debug)]
+pub struct Pinned {
+    pid: u32,
+    uid: u32,
+    gid: u32,
+    pidfd: OwnedFd,
+    hold: Hold,
+}
+
+impl Pinned {
+    /// Pins the process that connected `socket`: two calls of the kernel.
+    ///
+    /// # Errors
+    /// [`AttestError::PeerInvisible`] for one this agent's namespaces cannot see, [`AttestError::PeerExited`]
+    /// for one that is gone, [`AttestError::Kernel`] where a call fails.
+    pub fn by(socket: impl AsFd) -> Result<Self, AttestError> {
+        let socket = socket.as_fd();
+        let cred = kernel::peer_cred(socket).map_err(|error| AttestError::kernel("SO_PEERCRED", &error))?;
+        if cred.pid == 0 || cred.uid == OVERFLOW_UID {
+            return Err(AttestError::PeerInvisible);
+        }
+        let by_socket =
+            kernel::peer_pidfd(socket).map_err(|error| AttestError::kernel("SO_PEERPIDFD", &error))?;
+        let (pidfd, hold) = match by_socket {
+            Some(pidfd) => (pidfd, Hold::Socket),
+            None => (open(cred.pid)?, Hold::Opened),
+        };
+        Ok(Self { pid: cred.pid, uid: cred.uid, gid: cred.gid, pidfd, hold })
+    }
+
+    /// The uid it connected with.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Looks at it.
+    ///
+    /// # Errors
+    /// [`AttestError::PeerExited`] if it is gone, [`AttestError`] if it cannot be looked at.
+    pub fn look(self) -> Result<Peer, AttestError> {
+        let Self { pid, uid, gid, pidfd, hold } = self;
+        // Opened under the hold: if the pinned process lives afterwards, this directory is its own.
+        let process = Proc::at("/proc").open(pid)?;
+        let Origin { start, session, terminal } = process.origin()?;
+        let peer = Peer { pid, uid, gid, start, session, terminal, process, pidfd, hold };
+        if peer.alive() { Ok(peer) } else { Err(AttestError::PeerExited) }
+    }
+}
+
+/// The process at the other end, pinned and looked at.
 #[derive(Debug)]
 pub struct Peer {
     pid: u32,
@@ -43,29 +93,12 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Pins the process that connected `socket`.
+    /// Pins the process that connected `socket`, and looks at it.
     ///
     /// # Errors
-    /// [`AttestError::PeerInvisible`] for one this agent's namespaces cannot see, [`AttestError::PeerExited`]
-    /// for one that is gone, [`AttestError::Kernel`] where a call fails.
+    /// Those of [`Pinned::by`] and [`Pinned::look`].
     pub fn pin(socket: impl AsFd) -> Result<Self, AttestError> {
-        let socket = socket.as_fd();
-        let cred = kernel::peer_cred(socket).map_err(|error| AttestError::kernel("SO_PEERCRED", &error))?;
-        if cred.pid == 0 || cred.uid == OVERFLOW_UID {
-            return Err(AttestError::PeerInvisible);
-        }
-        let by_socket =
-            kernel::peer_pidfd(socket).map_err(|error| AttestError::kernel("SO_PEERPIDFD", &error))?;
-        let (pidfd, hold) = match by_socket {
-            Some(pidfd) => (pidfd, Hold::Socket),
-            None => (open(cred.pid)?, Hold::Opened),
-        };
-        // Opened under the hold: if the pinned process lives afterwards, this directory is its own.
-        let process = Proc::at("/proc").open(cred.pid)?;
-        let Origin { start, session, terminal } = process.origin()?;
-        let (pid, uid, gid) = (cred.pid, cred.uid, cred.gid);
-        let peer = Self { pid, uid, gid, start, session, terminal, process, pidfd, hold };
-        if peer.alive() { Ok(peer) } else { Err(AttestError::PeerExited) }
+        Pinned::by(socket)?.look()
     }
 
     /// Its process id, valid while [`Peer::alive`].

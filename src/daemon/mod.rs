@@ -44,7 +44,7 @@ use crate::{
     },
     policy::Door,
     serve::{
-        Speaks,
+        Common, Speaks,
         grpc::Workloads,
         http::Face as HttpFace,
         metrics::Metrics,
@@ -52,7 +52,7 @@ use crate::{
         serve_on,
         service_manager::serve_manager,
     },
-    wire::{Inherited, Listener, WireError},
+    wire::{Inherited, Listener, Shares, WireError},
 };
 use books::{books, can_be_had, registrable, rules};
 use facts::facts;
@@ -393,10 +393,16 @@ impl Daemon {
             metrics: Some(Arc::new(metrics)),
         };
         let drain = settings.drain;
+        let common = Common {
+            journey: Arc::clone(&journey),
+            shares: Arc::new(Shares::new(Arc::clone(&clock))),
+            stop: stopped,
+            drain,
+        };
         let workloads = Workloads::new(
             Arc::clone(&journey),
             Arc::clone(&clock),
-            stopped.clone(),
+            common.stop.clone(),
             settings.listen.reflection,
         );
         let operators = Operators::new(operator_face);
@@ -405,17 +411,14 @@ impl Daemon {
         for (listener, door) in [(workload, Door::Own)].into_iter().chain(exports.into_iter().map(exported)) {
             let workloads = workloads.clone();
             let answer = move |session, request| workloads.answer(session, request);
-            let (way, stops) = (Arc::clone(&journey), stopped.clone());
-            faces.spawn(serve_on(listener, door, Speaks::Grpc, way, answer, stops, drain));
+            faces.spawn(serve_on(listener, door, Speaks::Grpc, common.clone(), answer));
         }
         drop(workloads);
         let answer = move |session, request| operators.answer(session, request);
-        let (way, stops) = (Arc::clone(&journey), stopped.clone());
-        faces.spawn(serve_on(operator, Door::Own, Speaks::Grpc, way, answer, stops, drain));
+        faces.spawn(serve_on(operator, Door::Own, Speaks::Grpc, common.clone(), answer));
         let answer = move |session, request| http_face.clone().answer(session, request);
-        let (way, stops) = (Arc::clone(&journey), stopped.clone());
-        faces.spawn(serve_on(http, Door::Own, Speaks::Http, way, answer, stops, drain));
-        faces.spawn(serve_manager(systemd, Arc::clone(&journey), stopped, drain));
+        faces.spawn(serve_on(http, Door::Own, Speaks::Http, common.clone(), answer));
+        faces.spawn(serve_manager(systemd, common));
 
         let rotor = Rotor::new(
             keys,

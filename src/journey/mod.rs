@@ -325,6 +325,7 @@ impl Journey {
         {
             return Err(self.unattested(account, &error).await?);
         }
+        session.note_granted();
         Ok((account, workload, grant))
     }
 

@@ -7,7 +7,7 @@ use std::{
     ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
 };
@@ -36,6 +36,7 @@ pub struct Session {
     all_calls: Arc<AtomicUsize>,
     last: Mutex<Option<(Release, Told)>>,
     noticed: Mutex<Option<Noticed>>,
+    granted: AtomicBool,
 }
 
 /// For whom use was looked at, and when it is again.
@@ -95,6 +96,7 @@ impl Session {
             all_calls,
             last: Mutex::default(),
             noticed: Mutex::default(),
+            granted: AtomicBool::new(false),
         }
     }
 
@@ -111,6 +113,15 @@ impl Session {
     /// The process at the other end.
     pub fn peer(&self) -> &Arc<Peer> {
         &self.peer
+    }
+
+    /// Whether policy has said yes to anything that was asked for on it.
+    pub fn was_granted(&self) -> bool {
+        self.granted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_granted(&self) {
+        self.granted.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn attested(&self) -> Option<Attested> {

@@ -27,7 +27,7 @@ use crate::{
     journey::{Journey, Proving, Session},
     policy::Door,
     proof::{Nonce, Target},
-    wire::{Accepted, Arrival, Ended, Fate, Limits, Listener, Protocol, Users, serve},
+    wire::{Accepted, Arrival, Ended, Fate, Knock, Listener, Protocol, Shares, Users, Voucher, serve},
 };
 
 /// What is spoken on a listener.
@@ -39,50 +39,65 @@ pub enum Speaks {
     Http,
 }
 
-/// Serves on `listener`, which is this door, until `stop`, then lets calls under way finish for as long as `drain`.
+/// What all faces have in common.
+#[derive(Clone)]
+pub struct Common {
+    /// The way that every call walks.
+    pub journey: Arc<Journey>,
+    /// How much of the agent each user takes, on all sockets together.
+    pub shares: Arc<Shares>,
+    /// Until when there is an answer.
+    pub stop: watch::Receiver<bool>,
+    /// How long calls under way may take to finish then.
+    pub drain: Duration,
+}
+
+/// Serves on `listener`, which is this door, until it is time to stop.
 pub async fn serve_on<F, B>(
     listener: Listener,
     door: Door,
     speaks: Speaks,
-    journey: Arc<Journey>,
+    common: Common,
     answer: impl Fn(Arc<Session>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-    stop: watch::Receiver<bool>,
-    drain: Duration,
 ) where
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let door = move |_: &Accepted| Ok(door.clone());
-    accept_all(listener, door, journey, stop, drain, move |accepted, session, limits, stop| {
-        let answer = answer.clone();
-        async move {
-            let protocol = match speaks {
-                Speaks::Grpc => Protocol::Http2(Arc::clone(session.challenge())),
-                Speaks::Http => Protocol::Http1,
-            };
-            let service = service_fn(move |request| {
-                let answered = answer(Arc::clone(&session), request);
-                async move { Ok::<_, Infallible>(answered.await) }
-            });
-            serve(protocol, accepted.socket, accepted.peer, service, limits, stop).await
-        }
+    let (limits, stop) = (listener.limits(), common.stop.clone());
+    accept_all(listener, door, common, move |accepted, session, voucher| async move {
+        let protocol = match speaks {
+            Speaks::Grpc => Protocol::Http2(Arc::clone(session.challenge())),
+            Speaks::Http => Protocol::Http1,
+        };
+        let voucher = Arc::new(voucher);
+        let service = service_fn(move |request| {
+            let (session, voucher) = (Arc::clone(&session), Arc::clone(&voucher));
+            let answered = answer(Arc::clone(&session), request);
+            async move {
+                let answer = answered.await;
+                if session.was_granted() {
+                    voucher.vouch();
+                }
+                Ok::<_, Infallible>(answer)
+            }
+        });
+        serve(protocol, accepted.socket, accepted.peer, service, limits, stop).await
     })
     .await;
 }
 
 async fn accept_all<F>(
     listener: Listener,
-    door: impl Fn(&Accepted) -> Result<Door, AttestError>,
-    journey: Arc<Journey>,
-    mut stop: watch::Receiver<bool>,
-    drain: Duration,
-    serve: impl FnOnce(Accepted, Arc<Session>, Limits, watch::Receiver<bool>) -> F + Clone + Send + 'static,
+    door: impl Fn(&Accepted) -> Result<Door, AttestError> + Clone + Send + 'static,
+    common: Common,
+    serve: impl FnOnce(Accepted, Arc<Session>, Voucher) -> F + Clone + Send + 'static,
 ) where
     F: Future<Output = Ended> + Send + 'static,
 {
+    let Common { journey, shares, mut stop, drain } = common;
     let socket: Arc<str> = listener.settings().path.to_string_lossy().into();
-    let limits = listener.limits();
-    let mut users = Users::default();
+    let mut users = Users::new(shares);
     loop {
         // One at a time: whoever knocks without end has no more than others of the thread that serves all.
         yield_now().await;
@@ -92,25 +107,14 @@ async fn accept_all<F>(
             _ = stop.wait_for(|stop| *stop) => break,
         };
         match arrival {
-            Ok(Arrival::Accepted(accepted, permit)) => {
-                let door = match door(&accepted) {
-                    Ok(door) => door,
-                    Err(error) => {
-                        journey.cut(Some(&accepted.peer), &socket, error.reason(), &error.to_string()).await;
-                        continue;
-                    }
-                };
+            Ok(Arrival::Accepted(knock, permit)) => {
+                let uid = knock.uid();
+                let voucher = Voucher::new(users.share(uid));
                 let (journey, socket) = (Arc::clone(&journey), Arc::clone(&socket));
-                let (serve, stop) = (serve.clone(), stop.clone());
-                users.admit(accepted.peer.uid(), async move {
-                    let peer = Arc::clone(&accepted.peer);
-                    // Begun before anything is read: what the process is now is what counts. A program that has to be hashed
-                    // first keeps nobody else waiting.
-                    let session = Arc::new(journey.begin(Arc::clone(&peer), Arc::clone(&socket), door).await);
-                    if let Ended::Cut(fate) = serve(accepted, session, limits, stop).await {
-                        let (reason, detail) = told(&fate);
-                        journey.cut(Some(&peer), &socket, reason, &detail).await;
-                    }
+                let (door, serve) = (door.clone(), serve.clone());
+                users.admit(uid, async move {
+                    let serve = |accepted, session| serve(accepted, session, voucher);
+                    receive(knock, &journey, socket, door, serve).await;
                     drop(permit);
                 });
             }
@@ -129,6 +133,36 @@ async fn accept_all<F>(
     if timeout(drain, finished).await.is_err() {
         tracing::warn!(%socket, left = users.connections(), "calls that did not finish in time are dropped");
         users.abort();
+    }
+}
+
+/// One connection, from the knock to its end.
+async fn receive<F: Future<Output = Ended>>(
+    knock: Knock,
+    journey: &Journey,
+    socket: Arc<str>,
+    door: impl FnOnce(&Accepted) -> Result<Door, AttestError>,
+    serve: impl FnOnce(Accepted, Arc<Session>) -> F,
+) {
+    if knock.is_over() {
+        return;
+    }
+    let accepted = match knock.look() {
+        Ok(accepted) => accepted,
+        Err(AttestError::PeerExited) => return,
+        Err(error) => return journey.cut(None, &socket, error.reason(), &error.to_string()).await,
+    };
+    let peer = Arc::clone(&accepted.peer);
+    let door = match door(&accepted) {
+        Ok(door) => door,
+        Err(error) => return journey.cut(Some(&peer), &socket, error.reason(), &error.to_string()).await,
+    };
+    // Begun before anything is read: what the process is now is what counts. A program that has to be hashed first keeps nobody
+    // else waiting.
+    let session = Arc::new(journey.begin(Arc::clone(&peer), Arc::clone(&socket), door).await);
+    if let Ended::Cut(fate) = serve(accepted, session).await {
+        let (reason, detail) = told(&fate);
+        journey.cut(Some(&peer), &socket, reason, &detail).await;
     }
 }
 

@@ -6,10 +6,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{io::AsyncWriteExt as _, net::UnixStream, sync::watch, time::timeout};
+use tokio::{io::AsyncWriteExt as _, net::UnixStream, time::timeout};
 use zeroize::Zeroize as _;
 
-use super::{accept_all, grpc, status::told};
+use super::{Common, accept_all, grpc, status::told};
 use crate::{
     attest::{AttestError, Errand},
     deliver::Source,
@@ -29,18 +29,10 @@ const READ_WITHIN: Duration = Duration::from_secs(5);
 /// The most that systemd takes for all the credentials of a unit (CREDENTIALS_TOTAL_SIZE_MAX).
 const MOST: usize = 1 << 20;
 
-/// Serves the service manager on `listener` until `stop`, then lets those who are being served finish for as long as `drain`.
-pub async fn serve_manager(
-    listener: Listener,
-    journey: Arc<Journey>,
-    stop: watch::Receiver<bool>,
-    drain: Duration,
-) {
-    let face = Arc::clone(&journey);
-    accept_all(listener, door, journey, stop, drain, move |accepted, session, _, _| {
-        serve_one(face, accepted, session)
-    })
-    .await;
+/// Serves the service manager on `listener` until it is time to stop, then lets those who are being served finish.
+pub async fn serve_manager(listener: Listener, common: Common) {
+    let journey = Arc::clone(&common.journey);
+    accept_all(listener, door, common, |accepted, session, _| serve_one(journey, accepted, session)).await;
 }
 
 /// Who comes here, and for what; nobody else is heard.

@@ -16,13 +16,17 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, recv, socket_with,
+        sockopt,
+    },
 };
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{Inherited, Limits, ListenSettings, WireError, descriptors};
-use crate::attest::{AttestError, Peer};
+use crate::attest::{AttestError, Peer, Pinned};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -41,14 +45,44 @@ pub struct Listener {
 #[derive(Debug)]
 pub enum Arrival {
     /// And is let in, for as long as the permit is held.
-    Accepted(Accepted, Permit),
+    Accepted(Knock, Permit),
     /// And cannot be pinned: a matter for the ledger.
     Nobody(AttestError),
     /// And is turned away at the limits.
     TurnedAway,
 }
 
-/// A connection within the limits.
+/// A connection within the limits, whose process has not been looked at yet: that costs more than to accept it, and is for a turn of
+/// its user's ([`super::Users`]).
+#[derive(Debug)]
+pub struct Knock {
+    socket: UnixStream,
+    process: Pinned,
+}
+
+impl Knock {
+    /// The user who connected.
+    pub fn uid(&self) -> u32 {
+        self.process.uid()
+    }
+
+    /// Whether whoever connected has hung up again, and said nothing.
+    pub fn is_over(&self) -> bool {
+        let mut byte = [0; 1];
+        let said = recv(&self.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        matches!(said, Ok((0, _)) | Err(Errno::CONNRESET))
+    }
+
+    /// Looks at who it is.
+    ///
+    /// # Errors
+    /// Those of [`Pinned::look`].
+    pub fn look(self) -> Result<Accepted, AttestError> {
+        Ok(Accepted { peer: Arc::new(self.process.look()?), socket: self.socket })
+    }
+}
+
+/// A connection, and who is at its other end.
 #[derive(Debug)]
 pub struct Accepted {
     /// The connection.
@@ -148,12 +182,10 @@ impl Listener {
             descriptors::enough().await;
             match self.inner.accept().await {
                 Ok((socket, _)) => {
-                    return Ok(match Peer::pin(&socket) {
+                    return Ok(match Pinned::by(&socket) {
                         Err(error) => Arrival::Nobody(error),
-                        Ok(peer) => match self.admission.admit(peer.uid(), &self.settings) {
-                            Some(permit) => {
-                                Arrival::Accepted(Accepted { socket, peer: Arc::new(peer) }, permit)
-                            }
+                        Ok(process) => match self.admission.admit(process.uid(), &self.settings) {
+                            Some(permit) => Arrival::Accepted(Knock { socket, process }, permit),
                             None => Arrival::TurnedAway,
                         },
                     });

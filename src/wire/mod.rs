@@ -11,6 +11,7 @@ mod inherited;
 mod listener;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
+mod share;
 mod stream;
 mod users;
 
@@ -19,7 +20,8 @@ use std::{path::PathBuf, time::Duration};
 pub use connection::{Ended, Limits, Protocol, serve};
 pub use frames::FrameError;
 pub use inherited::Inherited;
-pub use listener::{Accepted, Admission, Arrival, Listener, Permit};
+pub use listener::{Accepted, Admission, Arrival, Knock, Listener, Permit};
+pub use share::{Share, Shares, Voucher};
 pub use stream::{Corked, Fate, Stamped, stamped};
 pub use users::Users;
 
