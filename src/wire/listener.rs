@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fs, io,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::Path,
@@ -19,11 +19,15 @@ use std::{
 use rustix::{
     io::Errno,
     net::{
-        AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, bind, listen, recv, socket_with,
-        sockopt,
+        AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recv,
+        socket_with, sockopt,
     },
 };
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::UnixStream,
+    task::yield_now,
+};
 
 use super::{Inherited, Limits, ListenSettings, WireError, descriptors};
 use crate::attest::{AttestError, Peer, Pinned};
@@ -31,10 +35,13 @@ use crate::attest::{AttestError, Peer, Pinned};
 /// How many connections may wait to be accepted.
 const BACKLOG: i32 = 1024;
 
+/// So many of those who have hung up again are let go at a time, before others have their turn.
+const GONE_AT_A_TIME: u32 = 16;
+
 /// A socket that listens.
 #[derive(Debug)]
 pub struct Listener {
-    inner: UnixListener,
+    inner: AsyncFd<OwnedFd>,
     settings: ListenSettings,
     admission: Arc<Admission>,
     /// Device and inode of the socket file, if it is ours to take away.
@@ -56,7 +63,7 @@ pub enum Arrival {
 /// its user's ([`super::Users`]).
 #[derive(Debug)]
 pub struct Knock {
-    socket: UnixStream,
+    socket: OwnedFd,
     process: Pinned,
 }
 
@@ -68,17 +75,17 @@ impl Knock {
 
     /// Whether whoever connected has hung up again, and said nothing.
     pub fn is_over(&self) -> bool {
-        let mut byte = [0; 1];
-        let said = recv(&self.socket, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
-        matches!(said, Ok((0, _)) | Err(Errno::CONNRESET))
+        is_over(&self.socket)
     }
 
     /// Looks at who it is.
     ///
     /// # Errors
-    /// Those of [`Pinned::look`].
+    /// Those of [`Pinned::look`], and [`AttestError::Kernel`] if the connection cannot be waited on.
     pub fn look(self) -> Result<Accepted, AttestError> {
-        Ok(Accepted { peer: Arc::new(self.process.look()?), socket: self.socket })
+        let peer = Arc::new(self.process.look()?);
+        let socket = UnixStream::from_std(self.socket.into());
+        Ok(Accepted { socket: socket.map_err(|error| AttestError::kernel("epoll_ctl", &error))?, peer })
     }
 }
 
@@ -146,8 +153,11 @@ impl Listener {
         settings: ListenSettings,
         file: Option<(u64, u64)>,
     ) -> Result<Self, WireError> {
-        let listener = std::os::unix::net::UnixListener::from(socket);
-        let inner = UnixListener::from_std(listener).map_err(|error| WireError::Io {
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; here the descriptor is owned by what waits on it"
+        )]
+        let inner = AsyncFd::with_interest(socket, Interest::READABLE).map_err(|error| WireError::Io {
             path: settings.path.clone(),
             doing: "register the socket",
             error,
@@ -173,15 +183,24 @@ impl Listener {
         &self.admission
     }
 
-    /// The next to connect.
+    /// The next to connect. Whoever has hung up again and said nothing is let go at once: nothing of it costs more than to accept it.
     ///
     /// # Errors
     /// What `accept(2)` says, if it is no passing trouble.
     pub async fn accept(&self) -> io::Result<Arrival> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let mut gone = 0_u32;
         loop {
             descriptors::enough().await;
-            match self.inner.accept().await {
-                Ok((socket, _)) => {
+            let next = |listener: &OwnedFd| Ok(accept_with(listener, flags)?);
+            match self.inner.async_io(Interest::READABLE, next).await {
+                Ok(socket) if is_over(&socket) => {
+                    gone += 1;
+                    if gone.is_multiple_of(GONE_AT_A_TIME) {
+                        yield_now().await;
+                    }
+                }
+                Ok(socket) => {
                     return Ok(match Pinned::by(&socket) {
                         Err(error) => Arrival::Nobody(error),
                         Ok(process) => match self.admission.admit(process.uid(), &self.settings) {
@@ -214,6 +233,12 @@ impl Drop for Listener {
             tracing::warn!(path = %path.display(), %error, "the socket file stays");
         }
     }
+}
+
+/// Whether whoever connected has hung up again, and said nothing.
+fn is_over(socket: impl AsFd) -> bool {
+    let said = recv(socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    matches!(said, Ok((_, 0)) | Err(Errno::CONNRESET))
 }
 
 /// How many are connected, in all and by user.
@@ -318,7 +343,7 @@ fn make_room(path: &Path) -> Result<(), WireError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{io::Write as _, os::unix::fs::symlink};
 
     use super::*;
 
@@ -395,6 +420,33 @@ mod tests {
         }
         let relative = Listener::bind(settings(Path::new("a.sock"))).unwrap_err();
         assert!(matches!(relative, WireError::Directory { .. }));
+    }
+
+    #[tokio::test]
+    async fn whoever_has_hung_up_again_is_let_go_and_whoever_has_said_something_is_not() {
+        // ATT-26, TM-20
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.sock");
+        let listener = Listener::bind(settings(&path)).unwrap();
+        for _ in 0..3 * GONE_AT_A_TIME {
+            drop(std::os::unix::net::UnixStream::connect(&path).unwrap());
+        }
+        let mut speaks = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        speaks.write_all(b"x").unwrap();
+        drop(speaks);
+        let Arrival::Accepted(knock, _permit) = listener.accept().await.unwrap() else {
+            panic!("turned away")
+        };
+        assert!(!knock.is_over());
+        assert_eq!(listener.admission().connected(), 1);
+        // And one that goes later.
+        let goes = UnixStream::connect(&path).await.unwrap();
+        let Arrival::Accepted(knock, _permit) = listener.accept().await.unwrap() else {
+            panic!("turned away")
+        };
+        assert!(!knock.is_over());
+        drop(goes);
+        assert!(knock.is_over());
     }
 
     #[tokio::test]
