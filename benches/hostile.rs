@@ -365,8 +365,9 @@ fn headers(stream: u32) -> Vec<u8> {
     frame(1, 4, stream, &block)
 }
 
-/// A way to harass, and how many do it at once.
-const ATTACKS: [(&str, usize); 10] = [
+/// A way to harass, and how many do it at once. The last is the control: a client that has work of its own, takes a core for it, and
+/// leaves the agent alone. It counts only when it is asked for by name.
+const ATTACKS: [(&str, usize); 11] = [
     ("knock", 6),
     ("silent", 12),
     ("half", 8),
@@ -377,12 +378,14 @@ const ATTACKS: [(&str, usize); 10] = [
     ("settings", 3),
     ("nobody", 4),
     ("nobody-http", 4),
+    ("control", 1),
 ];
 
 /// All of it at once, or one kind.
 async fn hostile(socket: &Path, only: &str) {
     let counts = Rc::new(RefCell::new(BTreeMap::<&str, u64>::new()));
-    for (name, many) in ATTACKS.into_iter().filter(|(name, _)| only == "all" || only == *name) {
+    let wanted = |name: &str| if only == "all" { name != "control" } else { name == only };
+    for (name, many) in ATTACKS.into_iter().filter(|(name, _)| wanted(name)) {
         for _ in 0..many {
             let (socket, counts) = (socket.to_owned(), Rc::clone(&counts));
             spawn_local(async move {
@@ -477,6 +480,12 @@ async fn attack(name: &'static str, socket: &Path, counts: &Rc<RefCell<BTreeMap<
             count();
             let asks = b"GET /v1/credentials/orders HTTP/1.1\r\nhost: x\r\nkeybearer: v1\r\nconnection: close\r\n\r\n";
             pour(&http, asks.to_vec(), |_| None).await;
+        }
+        "control" => {
+            count();
+            // A millisecond of work between two looks at whether it is to stop.
+            let until = now() + 1_000_000;
+            while now() < until {}
         }
         other => panic!("{other} is no attack"),
     }

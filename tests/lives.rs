@@ -6,7 +6,7 @@
 mod puppet;
 mod support;
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
 use keybearer::{
     audit::{Entry, EventType, Outcome},
@@ -177,4 +177,42 @@ async fn what_a_killed_agent_could_not_revoke_the_next_one_does() {
         (Outcome::Success, Some("process_exited"))
     );
     agent.verify().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_to_be_revoked_outlives_the_host_where_keys_are_sealed() {
+    // OA-43, KEY-11: beside a key that lies open it would be a token on the disk.
+    for sealed in [false, true] {
+        let issuer = issuer(300);
+        let api = demo_api(&issuer);
+        let mut setup = per_process(&issuer, &api);
+        if sealed {
+            let key = setup.dir.path().join("sealing-key");
+            fs::write(&key, "a sealing key that is kept elsewhere").unwrap();
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o400)).unwrap();
+            setup = setup.and(&format!("\n[keys]\nsealing_key = \"{}\"\n", key.display()));
+        }
+        let agent = setup.start(Some(&issuer.handle));
+        let dir = Arc::clone(&agent.dir);
+        let at = |place: &str| dir.path().join(place).join("revocations");
+        let mut goes = Puppet::start(&agent);
+        let (token, _) = goes.get();
+        issuer.handle.set_fault(Fault::Unavailable, None);
+        goes.kill();
+        until("tried", || issuer.handle.diary().requests("/revoke") > 0).await;
+        agent.stop();
+        assert_eq!((at("state").exists(), at("run").exists()), (sealed, !sealed));
+        let left = fs::read(at(if sealed { "state" } else { "run" })).unwrap();
+        assert!(!left.windows(token.len()).any(|window| window == token.as_bytes()));
+        // What a host that starts has of it.
+        fs::remove_dir_all(dir.path().join("run")).unwrap();
+        issuer.handle.set_fault(Fault::None, None);
+        let agent = TestAgent::start(Arc::clone(&dir));
+        if sealed {
+            until("revoked", || is_revoked(&issuer, &token)).await;
+            assert_eq!(revocations(&agent, 1).await.len(), 1);
+            until("taken away", || !at("state").exists()).await;
+        }
+        agent.verify().unwrap();
+    }
 }

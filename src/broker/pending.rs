@@ -25,7 +25,11 @@ const PURPOSE: &str = "pending revocations";
 
 /// Where they are kept.
 #[derive(Debug)]
-pub struct PendingFile(SealedFile);
+pub struct PendingFile {
+    file: SealedFile,
+    /// Where an agent kept them that kept its keys in another way.
+    before: Option<SealedFile>,
+}
 
 /// A revocation that an agent before this one could not finish.
 #[derive(Debug)]
@@ -83,7 +87,13 @@ impl Drop for Kept {
 impl PendingFile {
     /// A file at `path`, sealed with `key`.
     pub fn new(path: PathBuf, key: SealingKey, dice: Arc<dyn Dice>) -> Self {
-        Self(SealedFile::new(path, key, PURPOSE, dice))
+        Self { file: SealedFile::new(path, key, PURPOSE, dice), before: None }
+    }
+
+    /// What an agent before this one kept at `path` counts too, and moves here.
+    #[must_use]
+    pub fn moved_from(self, path: PathBuf) -> Self {
+        Self { before: Some(self.file.elsewhere(path)), ..self }
     }
 
     /// Writes down all that wait, or takes the file away if none does. False if that failed, which is told.
@@ -114,32 +124,34 @@ impl PendingFile {
         let kept: Vec<Kept> = waiting.filter_map(kept).collect();
         let written = self.write(&kept);
         if let Err(error) = &written {
-            let path = self.0.path().display();
+            let path = self.file.path().display();
             tracing::error!(%error, %path, "revocations that wait are not kept for the next start: make room");
         }
         written.is_ok()
     }
 
     fn write(&self, kept: &[Kept]) -> io::Result<()> {
-        if kept.is_empty() {
-            return self.0.remove();
+        match kept {
+            [] => self.file.remove()?,
+            _ => self.file.write(&kept)?,
         }
-        self.0.write(&kept)
+        self.before.as_ref().map_or(Ok(()), SealedFile::remove)
     }
 
     /// What an agent before this one left behind, as far as it still lives.
     pub(super) fn left_behind(&self, clock: &dyn Clock) -> Vec<Left> {
-        let kept: Vec<Kept> = match self.0.read() {
-            Ok(kept) => kept.unwrap_or_default(),
-            Err(error) => {
-                let path = self.0.path().display();
-                tracing::error!(%error, %path, "revocations left behind cannot be read: their credentials end by themselves");
-                return vec![];
-            }
-        };
         let (wall, boot) = (clock.wall(), clock.boot());
-        kept.iter().filter_map(|kept| revived(kept, wall, boot)).collect()
+        let files = [Some(&self.file), self.before.as_ref()].into_iter().flatten();
+        files.flat_map(read).filter_map(|kept| revived(&kept, wall, boot)).collect()
     }
+}
+
+fn read(file: &SealedFile) -> Vec<Kept> {
+    file.read().map(Option::unwrap_or_default).unwrap_or_else(|error| {
+        let path = file.path().display();
+        tracing::error!(%error, %path, "revocations left behind cannot be read: their credentials end by themselves");
+        vec![]
+    })
 }
 
 fn revived(kept: &Kept, wall: Timestamp, boot: Boot) -> Option<Left> {
@@ -195,31 +207,61 @@ mod tests {
         issuer::{IssueError, Reason, conditions::Conditions, token_file::TokenFile},
     };
 
+    fn clock() -> Arc<ManualClock> {
+        ManualClock::at(Timestamp::from_second(1_700_000_000).unwrap())
+    }
+
+    /// One that waits.
+    fn waiting(clock: &ManualClock, terms: Terms) -> Revocation {
+        let mut waits = credential(clock.boot(), Duration::from_secs(300));
+        waits.window = Window::opening(clock.boot(), clock.wall(), Duration::from_secs(300));
+        let error = IssueError::Refused { reason: Reason::IssuerConfig, detail: "none here".into() };
+        Revocation {
+            order: Order { terms: Arc::new(terms), ..order("corp", "ledger") },
+            credential: Arc::new(waits),
+            cause: Cause::Operator,
+            placed: Err(error),
+            who: String::new(),
+            since: clock.boot(),
+        }
+    }
+
     #[test]
     fn who_asked_is_remembered_by_how_it_was_proved() {
         // OA-43: an identity without a key of its own has to be able to revoke after a restart too.
         let dir = tempfile::tempdir().unwrap();
         let key = SealingKey::of(&Secret::new("seed"));
         let file = PendingFile::new(dir.path().join("revocations"), key, SeededDice::from_seed(1));
-        let clock = ManualClock::at(Timestamp::from_second(1_700_000_000).unwrap());
+        let clock = clock();
         let client_auth =
             ClientAuth::FederatedJwt(TokenFile { path: "/token".into(), conditions: Conditions::default() });
-        let terms = Arc::new(Terms { client_auth: client_auth.clone(), ..Terms::default() });
-        let mut waits = credential(clock.boot(), Duration::from_secs(300));
-        waits.window = Window::opening(clock.boot(), clock.wall(), Duration::from_secs(300));
-        let error = IssueError::Refused { reason: Reason::IssuerConfig, detail: "none here".into() };
-        let revocation = Revocation {
-            order: Order { terms, ..order("corp", "ledger") },
-            credential: Arc::new(waits),
-            cause: Cause::Operator,
-            placed: Err(error),
-            who: String::new(),
-            since: clock.boot(),
-        };
-        file.keep([&revocation].into_iter());
+        let terms = Terms { client_auth: client_auth.clone(), ..Terms::default() };
+        file.keep([&waiting(&clock, terms)].into_iter());
         let left = file.left_behind(&*clock);
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].order.terms.client_auth, client_auth);
+    }
+
+    #[test]
+    fn what_was_kept_elsewhere_counts_until_it_is_kept_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = SealingKey::of(&Secret::new("seed"));
+        let (there, here) = (dir.path().join("there"), dir.path().join("here"));
+        let file = |path: &PathBuf| PendingFile::new(path.clone(), key.clone(), SeededDice::from_seed(1));
+        let clock = clock();
+        let waits = waiting(&clock, Terms::default());
+        assert!(file(&there).keep([&waits].into_iter()));
+        let moved = file(&here).moved_from(there.clone());
+        assert_eq!(moved.left_behind(&*clock).len(), 1);
+        assert!(there.exists(), "it is not taken away before it is kept");
+        assert!(moved.keep([&waits].into_iter()));
+        assert!(here.exists() && !there.exists());
+        assert_eq!(moved.left_behind(&*clock).len(), 1);
+        // One of the two that does not open takes nothing from the other.
+        std::fs::write(&there, "x").unwrap();
+        assert_eq!(moved.left_behind(&*clock).len(), 1);
+        assert!(moved.keep([].into_iter()));
+        assert!(!here.exists() && !there.exists());
     }
 
     #[test]
@@ -228,7 +270,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let key = SealingKey::of(&Secret::new("seed"));
         let file = PendingFile::new(dir.path().join("revocations"), key, SeededDice::from_seed(1));
-        let clock = ManualClock::at(Timestamp::from_second(1_700_000_000).unwrap());
+        let clock = clock();
         let lease = Wants::Lease(LeaseTerms {
             at: "database/creds/a".into(),
             fields: vec!["username".into()],
@@ -237,29 +279,21 @@ mod tests {
         let at = Some("pki/sign/a".to_owned());
         let path = Some("/state/keys/a.pem".into());
         let certificate = Wants::Certificate(CertificateTerms { at, path, ..CertificateTerms::default() });
-        let waiting: Vec<Revocation> = [lease.clone(), certificate.clone()]
+        let all: Vec<Revocation> = [lease.clone(), certificate.clone()]
             .into_iter()
             .map(|wants| {
                 let mut waits = credential(clock.boot(), Duration::from_secs(300));
-                waits.window = Window::opening(clock.boot(), clock.wall(), Duration::from_secs(300));
                 waits.fingerprint = crate::secret::Fingerprint::of(b"values");
                 if let Wants::Lease(_) = wants {
                     let values = vec![("username".to_owned(), Secret::new("canary"))];
                     waits.payload = Payload::Values { values, handle: Secret::new("token lease 300 -") };
                 }
-                let terms = Arc::new(Terms { wants, ..Terms::default() });
-                let error = IssueError::Refused { reason: Reason::IssuerConfig, detail: "none here".into() };
-                Revocation {
-                    order: Order { terms, ..order("bao", "database") },
-                    credential: Arc::new(waits),
-                    cause: Cause::Exited,
-                    placed: Err(error),
-                    who: String::new(),
-                    since: clock.boot(),
-                }
+                let of = waiting(&clock, Terms { wants, ..Terms::default() });
+                waits.window = of.credential.window;
+                Revocation { credential: Arc::new(waits), cause: Cause::Exited, ..of }
             })
             .collect();
-        file.keep(waiting.iter());
+        file.keep(all.iter());
         let [leased, signed] = &file.left_behind(&*clock)[..] else { panic!("both") };
         let ((leased, one), (signed, two)) =
             ((&leased.order, &leased.credential), (&signed.order, &signed.credential));

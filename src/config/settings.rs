@@ -62,8 +62,11 @@ pub struct Settings {
 /// Where what has to survive a restart is kept.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Kept {
-    /// Revocations that wait, sealed; in the runtime directory, so gone with the host's power.
+    /// Revocations that wait, sealed; in the runtime directory, so gone with the host's power: the key that opens them lies in the
+    /// state directory.
     pub revocations: PathBuf,
+    /// The same in the state directory, where that key is sealed itself: they outlive the host's power.
+    pub revocations_at_rest: PathBuf,
     /// What is live when the agent stops, sealed; there too.
     pub live: PathBuf,
     /// The keys that it is bound to, sealed; there too.
@@ -186,6 +189,7 @@ pub(super) fn mean(
             drain,
             kept: Kept {
                 revocations: runtime.join("revocations"),
+                revocations_at_rest: state.join("revocations"),
                 live: runtime.join("live"),
                 proofs: runtime.join("proofs"),
                 sealing_key: state.join("keys/sealing.pem"),

@@ -221,7 +221,13 @@ impl Daemon {
         let (told, news) = mpsc::unbounded_channel();
         registrable(&settings).map_err(BuildError::Registrations)?;
         let registrar = Registrar::new(Rights::new(sealing.clone(), Arc::clone(&dice)), Arc::clone(&dice));
-        let pending = PendingFile::new(settings.kept.revocations.clone(), sealing.clone(), Arc::clone(&dice));
+        // Beside a key that anybody could read who has the disk, they would be nothing but tokens.
+        let (at, before) = match vault.sealed_by() {
+            Some(_) => (&kept.revocations_at_rest, &kept.revocations),
+            None => (&kept.revocations, &kept.revocations_at_rest),
+        };
+        let pending =
+            PendingFile::new(at.clone(), sealing.clone(), Arc::clone(&dice)).moved_from(before.clone());
         let stow = StowFile::new(settings.kept.live.clone(), sealing, boot, Arc::clone(&dice));
         let (broker, keeper) = broker::new(books, Arc::clone(&clock), Arc::clone(&dice), told, Some(pending));
         let keeper = keeper.stowing(stow);

@@ -103,6 +103,12 @@ impl SealedFile {
         Self { path, key, purpose, dice }
     }
 
+    /// One for the same at another place.
+    #[must_use]
+    pub fn elsewhere(&self, path: PathBuf) -> Self {
+        Self { path, key: self.key.clone(), purpose: self.purpose, dice: Arc::clone(&self.dice) }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
