@@ -131,7 +131,8 @@ pub fn receive(socket: impl AsFd, space: &mut [MaybeUninit<u8>]) -> io::Result<C
     message.msg_iov = &raw mut io;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = mem::size_of_val(&control);
+    // A size_t to glibc, a socklen_t to musl; so is the length below.
+    message.msg_controllen = mem::size_of_val(&control) as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: message points at live buffers with their true lengths; the kernel writes within them.
     let len = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut message, flags) };
@@ -146,8 +147,9 @@ pub fn receive(socket: impl AsFd, space: &mut [MaybeUninit<u8>]) -> io::Result<C
         let header = unsafe { ptr::read_unaligned(cmsg) };
         // SAFETY: as above; the data lies behind the header.
         let data = unsafe { libc::CMSG_DATA(cmsg) };
+        let length: usize = header.cmsg_len as _;
         // SAFETY: pure arithmetic on a constant.
-        let payload = header.cmsg_len.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
+        let payload = length.saturating_sub(unsafe { libc::CMSG_LEN(0) } as usize);
         match (header.cmsg_level, header.cmsg_type) {
             (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if payload >= mem::size_of::<libc::ucred>() => {
                 // SAFETY: the payload holds at least a ucred.
