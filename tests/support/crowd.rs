@@ -25,7 +25,7 @@ fn call(socket: &str, path: &str) -> Result<(), String> {
     stream.read_to_string(&mut answer).map_err(|error| format!("read: {:?}", error.kind()))?;
     match answer.split(' ').nth(1) {
         Some("200") if answer.contains("access_token") => Ok(()),
-        _ => Err(format!("answered: {:.200}", answer.replace("\r\n", " "))),
+        _ => Err(format!("answered: {:.600}", answer.replace("\r\n", " "))),
     }
 }
 
