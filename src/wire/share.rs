@@ -4,7 +4,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -40,6 +39,7 @@ pub struct Shares {
 }
 
 /// The share of one user.
+#[derive(Debug)]
 pub struct Share {
     uid: u32,
     clock: Arc<dyn Clock>,
@@ -114,15 +114,6 @@ impl Share {
     pub(super) fn took(&self, from: Boot) {
         let now = self.clock.boot();
         lock(&self.account).take(now.since(from), now);
-    }
-}
-
-impl fmt::Debug for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Share")
-            .field("uid", &self.uid)
-            .field("account", &self.account)
-            .finish_non_exhaustive()
     }
 }
 
